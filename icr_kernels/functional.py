@@ -1,0 +1,236 @@
+"""The door: the public functions. Each checks its arguments, chooses a backend and calls it."""
+
+import torch
+from torch import Tensor
+
+from . import autograd, checks, reference
+from .backends import choose
+from .reference import ICRTerms
+from .variants import REDUCTION_IDS
+
+_ARGUMENTS = """
+    Args:
+        pred: predictions, boxes of shape (..., 4), float16, bfloat16, float32 or float64.
+        target: their ground truth, of the same shape."""
+
+_ANCHORS = """
+        anchors: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``; or None:
+            no penalty. A plate's anchor object is its car.
+        anchor_index: (...) int64 or int32, the row of ``anchors`` that belongs to each pair. -1 (and any number outside
+            the table): no anchor object, penalty 0."""
+
+_LOSS = """
+        loss: "iou", "giou", "diou", "ciou", "eiou" or "siou"."""
+
+_PENALTY = """
+        penalty: "containment", "inverse", "log", "pull" or "containment+pull".
+        penalty_weight: what the penalty is multiplied by before it is added to the box loss.
+        relative: penalise only what exceeds the target's own penalty, relu(pen(P, A) - pen(G, A)), so that a label that
+            sticks out of its anchor object stays the optimum."""
+
+_REDUCTION = """
+        weight: (...) floating, multiplies each pair. No gradient flows to it.
+        mask: (...) bool. A pair whose mask is False contributes exactly 0 to loss and gradient, whatever it holds.
+        normalizer: what "mean" divides the sum by, a number or a 0-dim tensor that stays on its device; None: the
+            number of unmasked pairs. A normalizer below eps counts as eps.
+        reduction: "none" (one loss a pair), "sum" or "mean". The mean of no pair is 0, with a gradient of zeros."""
+
+_MASK = """
+        mask: (...) bool. A pair whose mask is False has 0 in every term and in every gradient, whatever it holds."""
+
+_REST = """
+        eps: every denominator is max(denominator, eps), in the square of the boxes' unit (pixels or normalised).
+        box_format: "xyxy", "cxcywh" or "xywh", of all boxes of the call; gradients come back in it.
+        backend: name of a backend, or None: the first of `available_backends` that can run these tensors.
+
+    Boxes may be in any unit, the same for all boxes of the call. An inverted side (x2 < x1) counts as length 0, and
+    coordinates beyond 1e18 as 1e18: every finite box has a finite loss and gradient, and NaN stays NaN. The arithmetic
+    is float32, or float64 if any box is float64, under autocast too; tensors may differ in dtype."""
+
+_GRADIENT = """ Gradients
+    reach ``pred``, ``target`` and ``anchors``, as far as they require grad, in their own dtypes; in half precision they
+    saturate at the largest finite value. A second derivative is not defined."""
+
+_RAISES = """
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device or name.
+        RuntimeError: the backend that was asked for cannot run here.
+"""
+
+
+def _documented(*parts: str):
+    def decorate(function):
+        function.__doc__ += "".join(parts)
+        return function
+
+    return decorate
+
+
+@_documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, _GRADIENT, _RAISES)
+def icr_loss(
+    pred: Tensor,
+    target: Tensor,
+    anchors: Tensor | None,
+    *,
+    anchor_index: Tensor | None = None,
+    loss: str = "ciou",
+    penalty: str = "containment",
+    penalty_weight: float = 1.0,
+    relative: bool = False,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+    eps: float = 1e-7,
+    box_format: str = "xyxy",
+    backend: str | None = None,
+) -> Tensor:
+    """Box-regression loss plus inter-class relational penalty: loss(pred, target) + penalty_weight * penalty(pred, anchor).
+
+    The penalty is 0 while the prediction lies inside its anchor object (after the idea of Ning and Han 2025,
+    arXiv 2508.14343; the losses' papers are in `icr_kernels.variants`). The result is float32, or float64 for float64
+    boxes: a 0-dim tensor, or one loss a pair with reduction="none".
+    """
+    pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
+    formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
+    checks.reduction(reduction, normalizer, pred)
+    chosen = choose(backend, pred.device.type)
+    if chosen.operators is None:
+        return reference.icr_loss(
+            *pairs[:3],
+            anchor_index=anchor_index,
+            weight=weight,
+            mask=mask,
+            normalizer=normalizer,
+            reduction=reduction,
+            **formula._asdict(),
+        )
+    arguments = _loss_arguments(pairs, formula, normalizer, reduction)
+    if autograd.needs_gradient(pairs):
+        return autograd.Loss.apply(*arguments[:7], chosen.name, *arguments[7:])
+    return chosen.operators.loss(*arguments)[0]
+
+
+@_documented(_ARGUMENTS, _LOSS, _REDUCTION, _REST, _GRADIENT, _RAISES)
+def box_iou_loss(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    loss: str = "ciou",
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+    eps: float = 1e-7,
+    box_format: str = "xyxy",
+    backend: str | None = None,
+) -> Tensor:
+    """Aligned box-regression loss of each (prediction, target) pair, without anchor objects.
+
+    The result is float32, or float64 for float64 boxes: a 0-dim tensor, or one loss a pair with reduction="none".
+    """
+    return icr_loss(
+        pred,
+        target,
+        None,
+        loss=loss,
+        weight=weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
+        eps=eps,
+        box_format=box_format,
+        backend=backend,
+    )
+
+
+@_documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _MASK, _REST, _GRADIENT, _RAISES)
+def icr_terms(
+    pred: Tensor,
+    target: Tensor,
+    anchors: Tensor | None,
+    *,
+    anchor_index: Tensor | None = None,
+    loss: str = "ciou",
+    penalty: str = "containment",
+    penalty_weight: float = 1.0,
+    relative: bool = False,
+    mask: Tensor | None = None,
+    eps: float = 1e-7,
+    box_format: str = "xyxy",
+    backend: str | None = None,
+) -> ICRTerms:
+    """The terms of every pair in one pass: `ICRTerms` (loss, iou, containment, penalty), each (...).
+
+    ``loss`` is box loss + penalty_weight * penalty, ``iou`` the plain IoU of prediction and target, ``containment`` the
+    share of the prediction inside its anchor object (1 without one), ``penalty`` the penalty before weighting. Every
+    term is differentiable.
+    """
+    pairs = checks.pairs(pred, target, anchors, anchor_index, None, mask)
+    formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
+    chosen = choose(backend, pred.device.type)
+    if chosen.operators is None:
+        return reference.icr_terms(*pairs[:3], anchor_index=anchor_index, mask=mask, **formula._asdict())
+    tensors, options = (*pairs[:4], mask), autograd.numbers(formula)
+    if autograd.needs_gradient(pairs):
+        return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, *options))
+    return ICRTerms(*chosen.operators.terms(*tensors, *options))
+
+
+@_documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, _RAISES)
+def icr_loss_and_grad(
+    pred: Tensor,
+    target: Tensor,
+    anchors: Tensor | None = None,
+    *,
+    anchor_index: Tensor | None = None,
+    loss: str = "ciou",
+    penalty: str = "containment",
+    penalty_weight: float = 1.0,
+    relative: bool = False,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+    eps: float = 1e-7,
+    box_format: str = "xyxy",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient with respect to pred, in one pass and without autograd.
+
+    Returns the loss of `icr_loss` and the gradient, of shape and dtype of pred; with reduction="none" the gradient of
+    each pair's own loss. Neither requires grad.
+    """
+    with torch.no_grad():
+        pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
+        formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
+        checks.reduction(reduction, normalizer, pred)
+        chosen = choose(backend, pred.device.type)
+        if chosen.operators is not None:
+            return chosen.operators.loss_and_grad(*_loss_arguments(pairs, formula, normalizer, reduction))
+    with torch.enable_grad():
+        leaf = pred.detach().requires_grad_()
+        value = reference.icr_loss(
+            leaf,
+            target.detach(),
+            None if anchors is None else anchors.detach(),
+            anchor_index=anchor_index,
+            weight=weight,
+            mask=mask,
+            normalizer=normalizer,
+            reduction=reduction,
+            **formula._asdict(),
+        )
+        return value.detach(), reference.saturated(torch.autograd.grad(value.sum(), leaf)[0])
+
+
+def _loss_arguments(
+    pairs: checks.Pairs, formula: checks.Formula, normalizer: float | Tensor | None, reduction: str
+) -> tuple:
+    """The arguments of the loss operators: six tensors, normalizer, scale, reduction, formula."""
+    scale = 1.0
+    if normalizer is not None and not isinstance(normalizer, Tensor):
+        scale, normalizer, reduction = 1.0 / max(normalizer, formula.eps), None, "sum"
+    return (*pairs, normalizer, scale, REDUCTION_IDS[reduction], *autograd.numbers(formula))

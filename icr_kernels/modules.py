@@ -1,0 +1,99 @@
+"""The losses as modules: they hold the options and call the functions."""
+
+from torch import Tensor, nn
+
+from . import checks
+from .functional import box_iou_loss, icr_loss
+
+
+class _Options(nn.Module):
+    """Keeps keyword options, checks their names at once, and shows them."""
+
+    def __init__(self, reduction: str, **options) -> None:
+        super().__init__()
+        checks.names(reduction=reduction, **options)
+        self.options = {**options, "reduction": reduction}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class BoxIoULoss(_Options):
+    """`box_iou_loss` with its options held: ``BoxIoULoss(loss="giou")(pred, target, mask=mask)``.
+
+    The tensors weight, mask and normalizer are given at the call.
+    """
+
+    def __init__(
+        self,
+        loss: str = "ciou",
+        *,
+        reduction: str = "mean",
+        eps: float = 1e-7,
+        box_format: str = "xyxy",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(loss=loss, reduction=reduction, eps=eps, box_format=box_format, backend=backend)
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        *,
+        weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        return box_iou_loss(pred, target, weight=weight, mask=mask, normalizer=normalizer, **self.options)
+
+
+class ICRLoss(_Options):
+    """`icr_loss` with its options held: ``ICRLoss("giou", penalty_weight=0.5)(pred, target, cars, anchor_index=index)``.
+
+    The tensors anchor_index, weight, mask and normalizer are given at the call.
+    """
+
+    def __init__(
+        self,
+        loss: str = "ciou",
+        penalty: str = "containment",
+        *,
+        penalty_weight: float = 1.0,
+        relative: bool = False,
+        reduction: str = "mean",
+        eps: float = 1e-7,
+        box_format: str = "xyxy",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            loss=loss,
+            penalty=penalty,
+            penalty_weight=penalty_weight,
+            relative=relative,
+            reduction=reduction,
+            eps=eps,
+            box_format=box_format,
+            backend=backend,
+        )
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        anchors: Tensor | None,
+        *,
+        anchor_index: Tensor | None = None,
+        weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        return icr_loss(
+            pred,
+            target,
+            anchors,
+            anchor_index=anchor_index,
+            weight=weight,
+            mask=mask,
+            normalizer=normalizer,
+            **self.options,
+        )

@@ -1,0 +1,285 @@
+"""The pure-PyTorch reference: the truth that every kernel is checked against, and the path that always works.
+
+A loss reads here as its formula in the paper, in plain differentiable tensor operations: no host synchronisation, no
+boolean indexing, so it compiles into one graph. Speed is the kernels' business.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .variants import COORDINATE_LIMIT, LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
+
+
+class Box(NamedTuple):
+    """Corners with x1 <= x2 and y1 <= y2, one tensor per coordinate."""
+
+    x1: Tensor
+    y1: Tensor
+    x2: Tensor
+    y2: Tensor
+
+
+def constant(x: Tensor) -> Tensor:
+    """sg() in the formulas: the value, constant under differentiation."""
+    return x.detach()
+
+
+def guard(denominator: Tensor, eps: float) -> Tensor:
+    """max(denominator, eps). Adding eps instead would bias small normalised boxes."""
+    return torch.where(denominator <= eps, eps, denominator)
+
+
+def corners(boxes: Tensor, box_format: str) -> Box:
+    """Split (..., 4) boxes into corners; an inverted side becomes a side of length 0 at its first corner."""
+    a, b, c, d = torch.where(
+        boxes.abs() >= COORDINATE_LIMIT, torch.sign(boxes.detach()) * COORDINATE_LIMIT, boxes
+    ).unbind(-1)
+    if box_format == "cxcywh":
+        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    elif box_format == "xywh":
+        c, d = a + c, b + d
+    return Box(a, b, torch.where(c <= a, a, c), torch.where(d <= b, b, d))
+
+
+def width(box: Box) -> Tensor:
+    return box.x2 - box.x1
+
+
+def height(box: Box) -> Tensor:
+    return box.y2 - box.y1
+
+
+def area(box: Box) -> Tensor:
+    return width(box) * height(box)
+
+
+def center(box: Box) -> tuple[Tensor, Tensor]:
+    return (box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2
+
+
+def intersection(p: Box, q: Box) -> Tensor:
+    overlap_x = torch.minimum(p.x2, q.x2) - torch.maximum(p.x1, q.x1)
+    overlap_y = torch.minimum(p.y2, q.y2) - torch.maximum(p.y1, q.y1)
+    return torch.relu(overlap_x) * torch.relu(overlap_y)
+
+
+def union(p: Box, q: Box) -> Tensor:
+    return area(p) + area(q) - intersection(p, q)
+
+
+def enclosing(p: Box, q: Box) -> Box:
+    return Box(
+        torch.minimum(p.x1, q.x1),
+        torch.minimum(p.y1, q.y1),
+        torch.maximum(p.x2, q.x2),
+        torch.maximum(p.y2, q.y2),
+    )
+
+
+def angle(box: Box, eps: float) -> Tensor:
+    """atan(w/h), the angle of the diagonal, with the derivative (h dw - w dh) / max(w2 + h2, eps): 0 for an empty box,
+    where that of the quotient is as large as 1/eps."""
+    w, h = width(box), height(box)
+    turn = constant(h) * w - constant(w) * h
+    return constant(torch.atan2(w, h)) + (turn - constant(turn)) / guard(constant(w * w + h * h), eps)
+
+
+def iou_similarity(p: Box, q: Box, eps: float) -> Tensor:
+    return intersection(p, q) / guard(union(p, q), eps)
+
+
+def containment(p: Box, a: Box, eps: float) -> Tensor:
+    """|P intersected with A| / |P|: 1 exactly when P lies in A."""
+    return intersection(p, a) / guard(area(p), eps)
+
+
+def iou(p: Box, g: Box, eps: float) -> Tensor:
+    return 1 - iou_similarity(p, g, eps)
+
+
+def giou(p: Box, g: Box, eps: float) -> Tensor:
+    c = area(enclosing(p, g))
+    return iou(p, g, eps) + (c - union(p, g)) / guard(c, eps)
+
+
+def diou(p: Box, g: Box, eps: float) -> Tensor:
+    (px, py), (gx, gy) = center(p), center(g)
+    c = enclosing(p, g)
+    rho2 = (px - gx) ** 2 + (py - gy) ** 2
+    c2 = width(c) ** 2 + height(c) ** 2
+    return iou(p, g, eps) + rho2 / guard(c2, eps)
+
+
+def ciou(p: Box, g: Box, eps: float) -> Tensor:
+    v = (2 / math.pi * (angle(g, eps) - angle(p, eps))) ** 2
+    alpha = v / guard(iou(p, g, eps) + v, eps)
+    return diou(p, g, eps) + constant(alpha) * v
+
+
+def eiou(p: Box, g: Box, eps: float) -> Tensor:
+    c = enclosing(p, g)
+    width_term = (width(p) - width(g)) ** 2 / guard(width(c) ** 2, eps)
+    height_term = (height(p) - height(g)) ** 2 / guard(height(c) ** 2, eps)
+    return diou(p, g, eps) + width_term + height_term
+
+
+def siou(p: Box, g: Box, eps: float) -> Tensor:
+    (px, py), (gx, gy) = center(p), center(g)
+    c = enclosing(p, g)
+    dx, dy = px - gx, py - gy
+    # The paper's Lambda = 1 - 2 sin2(asin(dy/sigma) - pi/4) is sin(2 asin(dy/sigma)), and that is rational.
+    angle_cost = 2 * (dx * dy).abs() / guard(dx**2 + dy**2, eps)
+    gamma = 2 - angle_cost
+    distance_cost = (1 - torch.exp(-gamma * dx**2 / guard(width(c) ** 2, eps))) + (
+        1 - torch.exp(-gamma * dy**2 / guard(height(c) ** 2, eps))
+    )
+    omega_w = (width(p) - width(g)).abs() / guard(torch.maximum(width(p), width(g)), eps)
+    omega_h = (height(p) - height(g)).abs() / guard(torch.maximum(height(p), height(g)), eps)
+    shape_cost = (1 - torch.exp(-omega_w)) ** 4 + (1 - torch.exp(-omega_h)) ** 4
+    return iou(p, g, eps) + (distance_cost + shape_cost) / 2
+
+
+def containment_penalty(p: Box, a: Box, eps: float) -> Tensor:
+    return 1 - containment(p, a, eps)
+
+
+def inverse_penalty(p: Box, a: Box, eps: float) -> Tensor:
+    return 1 / guard(containment(p, a, eps), 0.1) - 1
+
+
+def log_penalty(p: Box, a: Box, eps: float) -> Tensor:
+    return -torch.log(guard(containment(p, a, eps), 0.01))
+
+
+def overhang(p1: Tensor, p2: Tensor, a1: Tensor, a2: Tensor, eps: float) -> Tensor:
+    """How far [p1, p2] reaches out of [a1, a2], in its own lengths: relu(|c_P - c_A| + half_P - half_A) / side_P with
+    half_P at most half_A. Written with edges, so that it is exactly 0 for a box that lies inside; the box moves as a
+    rigid body: its edges follow its centre and its length is constant under differentiation."""
+    middle = (p1 + p2) / 2
+    motion = middle - constant(middle)
+    length = constant(p2 - p1)
+    off_edge = torch.maximum(constant(p2) + motion - a2, a1 - constant(p1) - motion)
+    off_center = (middle - (a1 + a2) / 2).abs()
+    return torch.relu(torch.where(length <= constant(a2 - a1), off_edge, off_center)) / guard(length, eps)
+
+
+def pull_penalty(p: Box, a: Box, eps: float) -> Tensor:
+    t = overhang(p.x1, p.x2, a.x1, a.x2, eps) + overhang(p.y1, p.y2, a.y1, a.y2, eps)
+    return t / (1 + t)
+
+
+def containment_pull_penalty(p: Box, a: Box, eps: float) -> Tensor:
+    return containment_penalty(p, a, eps) + pull_penalty(p, a, eps)
+
+
+LOSSES = dict(zip(LOSS_NAMES, (iou, giou, diou, ciou, eiou, siou), strict=True))
+PENALTIES = dict(
+    zip(
+        PENALTY_NAMES,
+        (containment_penalty, inverse_penalty, log_penalty, pull_penalty, containment_pull_penalty),
+        strict=True,
+    )
+)
+
+
+class ICRTerms(NamedTuple):
+    """What one pass computes for every pair, each of the shape (...).
+
+    ``loss`` is box loss + penalty_weight * penalty, ``iou`` the plain IoU of prediction and target, ``containment`` the
+    share of the prediction that lies in its anchor object (1 without one) and ``penalty`` the penalty before weighting.
+    """
+
+    loss: Tensor
+    iou: Tensor
+    containment: Tensor
+    penalty: Tensor
+
+
+def icr_terms(
+    pred: Tensor,
+    target: Tensor,
+    anchors: Tensor | None = None,
+    *,
+    anchor_index: Tensor | None = None,
+    loss: str = "ciou",
+    penalty: str = "containment",
+    penalty_weight: float = 1.0,
+    relative: bool = False,
+    mask: Tensor | None = None,
+    eps: float = 1e-7,
+    box_format: str = "xyxy",
+) -> ICRTerms:
+    """`icr_kernels.icr_terms` in plain PyTorch, without its checks."""
+    double = any(boxes is not None and boxes.dtype == torch.float64 for boxes in (pred, target, anchors))
+    dtype = torch.float64 if double else torch.float32
+
+    def box(boxes: Tensor) -> Box:
+        # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.
+        boxes = boxes.to(dtype)
+        return corners(boxes if mask is None else torch.where(mask.unsqueeze(-1), boxes, 0), box_format)
+
+    p, g = box(pred), box(target)
+    overlap = iou_similarity(p, g, eps)
+    total = LOSSES[loss](p, g, eps)
+    if anchors is None or penalty == NO_PENALTY:
+        inside, excess = torch.ones_like(total), torch.zeros_like(total)
+    else:
+        anchors, has_anchor = gather_anchors(anchors, anchor_index)
+        a = box(anchors)
+        inside = containment(p, a, eps)
+        excess = PENALTIES[penalty](p, a, eps)
+        if relative:
+            excess = torch.relu(excess - constant(PENALTIES[penalty](g, a, eps)))
+        if has_anchor is not None:
+            inside, excess = torch.where(has_anchor, inside, 1), torch.where(has_anchor, excess, 0)
+        total = total + penalty_weight * excess
+    terms = (total, overlap, inside, excess)
+    return ICRTerms(*(terms if mask is None else (torch.where(mask, term, 0) for term in terms)))
+
+
+def gather_anchors(anchors: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The anchor object of every pair, and which pairs have one: those whose index lies in the table."""
+    if index is None:
+        return anchors, None
+    has_anchor = (index >= 0) & (index < anchors.shape[0])
+    if anchors.shape[0] == 0:
+        return anchors.new_zeros((*index.shape, 4)), has_anchor
+    return anchors[torch.where(has_anchor, index, 0)], has_anchor
+
+
+def icr_loss(
+    pred: Tensor,
+    target: Tensor,
+    anchors: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+    eps: float = 1e-7,
+    **options,
+) -> Tensor:
+    """`icr_kernels.icr_loss` in plain PyTorch, without its checks. ``options`` are those of `icr_terms`."""
+    loss = icr_terms(pred, target, anchors, mask=mask, eps=eps, **options).loss
+    if weight is not None:
+        weight = weight.to(loss.dtype)
+        loss = loss * (weight if mask is None else torch.where(mask, weight, 0))
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if normalizer is None:
+        pairs = max(loss.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+        return loss.sum() / pairs
+    return loss.sum() / torch.as_tensor(normalizer, dtype=loss.dtype, device=loss.device).clamp(min=eps)
+
+
+def saturated(gradient: Tensor) -> Tensor:
+    """Half-precision infinities become the largest finite value."""
+    if gradient.dtype not in (torch.float16, torch.bfloat16):
+        return gradient
+    largest = torch.finfo(gradient.dtype).max
+    return gradient.clamp(-largest, largest)

@@ -1,13 +1,14 @@
 """The autograd boundary: one Function a differentiable result, outside the operators, for every backend that has any.
 
-Nothing is saved but the inputs: the backward pass computes the gradient anew, scaled as it is rounded, so that a second
-backward pass works and a half-precision gradient is rounded once.
+The loss computes its gradient in the forward pass, in the arithmetic's dtype, and the backward pass scales it out of
+place: a second backward pass works, and a half-precision gradient is rounded once, after scaling. On a CPU that costs
+two thirds of computing the gradient anew (docs/performance.md). The terms, which have four upstream gradients, do
+compute theirs anew.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import BY_NAME
@@ -41,30 +42,32 @@ def _wanted(needs_input_grad: tuple[bool, ...]) -> int:
     return WANTED_PRED * pred | WANTED_TARGET * target | WANTED_ANCHORS * anchors
 
 
-def _asked_for(gradients: tuple[Tensor, ...], needs_input_grad: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(
-        gradient if needed else None for gradient, needed in zip(gradients, needs_input_grad, strict=True)
-    )
-
-
 class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, target, anchors, anchor_index, weight, mask, normalizer, backend, *options):
-        loss, denominator = BY_NAME[backend].operators.loss(
-            pred, target, anchors, anchor_index, weight, mask, normalizer, *options
+        needed = ctx.needs_input_grad[:3]
+        loss, *gradients = BY_NAME[backend].operators.loss(
+            pred, target, anchors, anchor_index, weight, mask, normalizer, *options, _wanted(needed), False
         )
-        ctx.save_for_backward(pred, target, anchors, anchor_index, weight, mask, denominator)
-        ctx.backend, ctx.options = backend, options
+        kept = (gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
+        ctx.save_for_backward(*kept, anchor_index if needed[2] else None)
+        ctx.backend, ctx.dtypes = backend, (pred.dtype, target.dtype, None if anchors is None else anchors.dtype)
+        ctx.table = 0 if anchors is None else anchors.shape[0]
+        ctx.nones = (None,) * (5 + len(options))
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
-        needed = ctx.needs_input_grad[:3]
-        gradients = BY_NAME[ctx.backend].operators.loss_backward(
-            grad_loss, *ctx.saved_tensors, *ctx.options, _wanted(needed)
+        scaled = BY_NAME[ctx.backend].operators.scaled
+        pred, target, anchors, anchor_index = ctx.saved_tensors
+        pred_dtype, target_dtype, anchors_dtype = ctx.dtypes
+        return (
+            None if pred is None else scaled(pred, grad_loss, pred_dtype, None, 0),
+            None if target is None else scaled(target, grad_loss, target_dtype, None, 0),
+            None if anchors is None else scaled(anchors, grad_loss, anchors_dtype, anchor_index, ctx.table),
+            *ctx.nones,
         )
-        return *_asked_for(gradients, needed), *(None,) * (5 + len(ctx.options))
 
 
 class Terms(torch.autograd.Function):
@@ -82,4 +85,6 @@ class Terms(torch.autograd.Function):
         gradients = BY_NAME[ctx.backend].operators.terms_backward(
             *grad_terms, *ctx.saved_tensors, *ctx.options, _wanted(needed)
         )
-        return *_asked_for(gradients, needed), *(None,) * (3 + len(ctx.options))
+        return *(
+            gradient if need else None for gradient, need in zip(gradients, needed, strict=True)
+        ), *(None,) * (3 + len(ctx.options))

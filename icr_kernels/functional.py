@@ -5,6 +5,7 @@ from torch import Tensor
 
 from . import autograd, checks, reference
 from .backends import choose
+from .native import WANTED_PRED
 from .reference import ICRTerms
 from .variants import REDUCTION_IDS
 
@@ -110,7 +111,7 @@ def icr_loss(
     arguments = _loss_arguments(pairs, formula, normalizer, reduction)
     if autograd.needs_gradient(pairs):
         return autograd.Loss.apply(*arguments[:7], chosen.name, *arguments[7:])
-    return chosen.operators.loss(*arguments)[0]
+    return chosen.operators.loss(*arguments, 0, False)[0]
 
 
 @_documented(_ARGUMENTS, _LOSS, _REDUCTION, _REST, _GRADIENT, _RAISES)
@@ -209,7 +210,8 @@ def icr_loss_and_grad(
         checks.reduction(reduction, normalizer, pred)
         chosen = choose(backend, pred.device.type)
         if chosen.operators is not None:
-            return chosen.operators.loss_and_grad(*_loss_arguments(pairs, formula, normalizer, reduction))
+            arguments = _loss_arguments(pairs, formula, normalizer, reduction)
+            return chosen.operators.loss(*arguments, WANTED_PRED, True)[:2]
     with torch.enable_grad():
         leaf = pred.detach().requires_grad_()
         value = reference.icr_loss(

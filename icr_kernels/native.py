@@ -24,49 +24,55 @@ except ImportError as error:
 WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS = 1, 2, 4
 
 
-def _compute_dtype(*boxes: Tensor | None) -> torch.dtype:
+def compute_dtype(*boxes: Tensor | None) -> torch.dtype:
+    """What the arithmetic runs in, and the dtype of losses: float32, or float64 if any box is float64."""
     double = any(rows is not None and rows.dtype == torch.float64 for rows in boxes)
     return torch.float64 if double else torch.float32
 
 
-def _loss_like(pred: Tensor, target: Tensor, anchors: Tensor | None, reduction: int) -> Tensor:
-    shape = pred.shape[:-1] if reduction == REDUCTION_IDS["none"] else ()
-    return pred.new_empty(shape, dtype=_compute_dtype(pred, target, anchors))
-
-
-def _gradients_like(
-    pred: Tensor, target: Tensor, anchors: Tensor | None, wanted: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    def gradient(boxes: Tensor | None, bit: int) -> Tensor:
-        return boxes.new_empty(boxes.shape) if boxes is not None and wanted & bit else pred.new_empty(0)
-
-    return gradient(pred, WANTED_PRED), gradient(target, WANTED_TARGET), gradient(anchors, WANTED_ANCHORS)
-
-
 if LOAD_ERROR is None:
     loss = torch.ops.icr_kernels.loss.default
-    loss_backward = torch.ops.icr_kernels.loss_backward.default
-    loss_and_grad = torch.ops.icr_kernels.loss_and_grad.default
+    scaled = torch.ops.icr_kernels.scaled.default
     terms = torch.ops.icr_kernels.terms.default
     terms_backward = torch.ops.icr_kernels.terms_backward.default
 
-    # The arguments stand in the order of the schemas in csrc/ops.cpp.
+    # The fakes: what the operators return, for the compiler. Arguments stand in the order of the schemas in csrc/ops.cpp.
+
     @torch.library.register_fake("icr_kernels::loss")
-    def _(pred, target, anchors, anchor_index, weight, mask, normalizer, scale, reduction, *formula):
-        return _loss_like(pred, target, anchors, reduction), _loss_like(pred, target, anchors, REDUCTION_IDS["sum"])
+    def _(pred, target, anchors, anchor_index, weight, mask, normalizer, scale, reduction, *rest):
+        wanted, in_box_dtype = rest[-2:]
+        dtype = compute_dtype(pred, target, anchors)
 
-    @torch.library.register_fake("icr_kernels::loss_and_grad")
-    def _(pred, target, anchors, anchor_index, weight, mask, normalizer, scale, reduction, *formula):
-        return _loss_like(pred, target, anchors, reduction), pred.new_empty(pred.shape)
+        def gradient(boxes: Tensor | None, bit: int) -> Tensor:
+            if boxes is None or not wanted & bit:
+                return pred.new_empty(0, dtype=dtype)
+            return pred.new_empty(pred.shape, dtype=boxes.dtype if in_box_dtype else dtype)
 
-    @torch.library.register_fake("icr_kernels::loss_backward")
-    def _(grad_loss, pred, target, anchors, anchor_index, weight, mask, denominator, scale, reduction, *rest):
-        return _gradients_like(pred, target, anchors, rest[-1])
+        value = pred.new_empty(pred.shape[:-1] if reduction == REDUCTION_IDS["none"] else (), dtype=dtype)
+        return (
+            value,
+            gradient(pred, WANTED_PRED),
+            gradient(target, WANTED_TARGET),
+            gradient(anchors, WANTED_ANCHORS),
+        )
+
+    @torch.library.register_fake("icr_kernels::scaled")
+    def _(gradient, factor, dtype, anchor_index, anchors):
+        return gradient.new_empty(gradient.shape if anchor_index is None else (anchors, 4), dtype=dtype)
 
     @torch.library.register_fake("icr_kernels::terms")
     def _(pred, target, anchors, anchor_index, mask, *formula):
-        return tuple(_loss_like(pred, target, anchors, REDUCTION_IDS["none"]) for _ in range(4))
+        dtype = compute_dtype(pred, target, anchors)
+        return tuple(pred.new_empty(pred.shape[:-1], dtype=dtype) for _ in range(4))
 
     @torch.library.register_fake("icr_kernels::terms_backward")
     def _(grad_loss, grad_iou, grad_containment, grad_penalty, pred, target, anchors, anchor_index, mask, *rest):
-        return _gradients_like(pred, target, anchors, rest[-1])
+        wanted = rest[-1]
+        dtype = compute_dtype(pred, target, anchors)
+
+        def gradient(boxes: Tensor | None, bit: int) -> Tensor:
+            if boxes is None or not wanted & bit:
+                return pred.new_empty(0, dtype=dtype)
+            return boxes.new_empty(boxes.shape)
+
+        return gradient(pred, WANTED_PRED), gradient(target, WANTED_TARGET), gradient(anchors, WANTED_ANCHORS)

@@ -1,0 +1,126 @@
+// Boxes: corners in any number type, the formats they come in, and the geometry that losses and penalties are made of.
+#pragma once
+
+#include "number.h"
+
+namespace {
+namespace icr {
+
+enum BoxFormat { kXYXY = 0, kCXCYWH = 1, kXYWH = 2 };
+
+// Coordinates beyond this magnitude count as this magnitude: areas then stay finite in float.
+constexpr double kCoordinateLimit = 1e18;
+
+// Corners with x1 <= x2 and y1 <= y2. The coordinates differ in type when they are Duals of different variables.
+template <class X1, class Y1 = X1, class X2 = X1, class Y2 = X1>
+struct Box {
+  X1 x1;
+  Y1 y1;
+  X2 x2;
+  Y2 y2;
+};
+
+// The corners of four coordinates in a format. An inverted side becomes a side of length 0 at its first corner, so that
+// every formula may count on a valid box. NaN stays NaN.
+template <class S>
+ICR_INLINE Box<S> corners(const S (&coordinates)[4], BoxFormat format) {
+  const S limit(kCoordinateLimit), half(0.5);
+  S c[4];
+  for (int i = 0; i < 4; ++i) {
+    c[i] = lesser(limit, greater(-limit, coordinates[i]));
+  }
+  Box<S> box{c[0], c[1], c[2], c[3]};
+  if (format == kCXCYWH) {
+    box = {c[0] - half * c[2], c[1] - half * c[3], c[0] + half * c[2], c[1] + half * c[3]};
+  } else if (format == kXYWH) {
+    box = {c[0], c[1], c[0] + c[2], c[1] + c[3]};
+  }
+  box.x2 = greater(box.x1, box.x2);
+  box.y2 = greater(box.y1, box.y2);
+  return box;
+}
+
+// The gradient with respect to corners() as one with respect to its coordinates: the transpose of its derivative.
+template <class S>
+ICR_INLINE void pull_back(const S (&coordinates)[4], BoxFormat format, S (&gradient)[4]) {
+  const S limit(kCoordinateLimit), half(0.5), zero(0);
+  S g[4] = {gradient[0], gradient[1], gradient[2], gradient[3]};
+  for (int axis = 0; axis < 2; ++axis) {
+    const S first = coordinates[axis], second = coordinates[axis + 2];
+    const auto inverted = second <= (format == kXYXY ? first : zero);
+    g[axis] = select(inverted, g[axis] + g[axis + 2], g[axis]);
+    g[axis + 2] = select(inverted, zero, g[axis + 2]);
+    if (format != kXYXY) {
+      const S side = format == kCXCYWH ? half * (g[axis + 2] - g[axis]) : g[axis + 2];
+      g[axis] = g[axis] + g[axis + 2];
+      g[axis + 2] = side;
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    gradient[i] = select(abs(coordinates[i]) < limit, g[i], zero);
+  }
+}
+
+// The box as variables of differentiation, from variable First on.
+template <int First, class S>
+ICR_INLINE auto variables(const Box<S>& box) {
+  return Box<Dual<S, 1u << First>, Dual<S, 2u << First>, Dual<S, 4u << First>, Dual<S, 8u << First>>{
+      {box.x1, {S(1)}}, {box.y1, {S(1)}}, {box.x2, {S(1)}}, {box.y2, {S(1)}}};
+}
+
+template <class B>
+ICR_INLINE auto width(const B& box) {
+  return box.x2 - box.x1;
+}
+template <class B>
+ICR_INLINE auto height(const B& box) {
+  return box.y2 - box.y1;
+}
+template <class B>
+ICR_INLINE auto area(const B& box) {
+  return area_of(width(box), height(box));
+}
+// Twice the offset between the centres of two intervals.
+template <class A1, class A2, class B1, class B2>
+ICR_INLINE auto twice_offset(const A1& a1, const A2& a2, const B1& b1, const B2& b2) {
+  return (a1 - b1) + (a2 - b2);
+}
+
+// What two boxes share and what encloses both. Nothing that a formula does not use is computed: the compiler drops it.
+template <class P, class Q, class S>
+struct Overlay {
+  P p;
+  Q q;
+  S eps;
+
+  ICR_INLINE auto edges_x1() const { return ordered(p.x1, q.x1); }
+  ICR_INLINE auto edges_y1() const { return ordered(p.y1, q.y1); }
+  ICR_INLINE auto edges_x2() const { return ordered(p.x2, q.x2); }
+  ICR_INLINE auto edges_y2() const { return ordered(p.y2, q.y2); }
+
+  ICR_INLINE auto intersection() const {
+    return overlap_area(edges_x2().low - edges_x1().high, edges_y2().low - edges_y1().high);
+  }
+  ICR_INLINE auto union_() const { return area(p) + area(q) - intersection(); }
+  ICR_INLINE auto enclosing_width() const { return edges_x2().high - edges_x1().low; }
+  ICR_INLINE auto enclosing_height() const { return edges_y2().high - edges_y1().low; }
+
+  ICR_INLINE auto iou() const { return ratio(intersection(), union_(), eps); }
+  // |P intersected with Q| / |P|
+  ICR_INLINE auto containment() const { return ratio(intersection(), area(p), eps); }
+
+  ICR_INLINE auto center_dx() const { return twice_offset(p.x1, p.x2, q.x1, q.x2) * S(0.5); }
+  ICR_INLINE auto center_dy() const { return twice_offset(p.y1, p.y2, q.y1, q.y2) * S(0.5); }
+};
+
+template <class P, class Q, class S>
+ICR_INLINE Overlay<P, Q, S> overlay(const P& p, const Q& q, S eps) {
+  return {p, q, eps};
+}
+
+// A list of losses or penalties; a variant's number is its place.
+template <class...>
+struct List {};
+
+}  // namespace icr
+}  // namespace

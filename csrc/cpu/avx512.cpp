@@ -1,0 +1,18 @@
+#if defined(__x86_64__)
+// GCC lexes a file before it sees the pragma, so the target is also named by a macro.
+#define ICR_AVX512
+#include "system_headers.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")
+#endif
+#include "loops.h"
+
+const icr_cpu::InstructionSet icr_cpu::avx512 = {"avx512", icr::run<16, 8>, icr::scale<16, 8>};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,332 @@
+// The loops: groups of N pairs in SIMD lanes, from rows in memory to losses, sums and gradient rows. Compiled once an
+// instruction set; everything in here has internal linkage, so that no copy runs on a machine that lacks its instructions.
+#pragma once
+
+#include "../pair.h"
+#include "half.h"
+#include "pack.h"
+#include "task.h"
+
+namespace {
+namespace icr {
+
+using icr_cpu::Column;
+using icr_cpu::Rows;
+using icr_cpu::RowsOut;
+using icr_cpu::Scaling;
+using icr_cpu::Task;
+using icr_cpu::Type;
+
+template <class T>
+constexpr Type type_of = sizeof(T) == sizeof(float) ? Type::kFloat : Type::kDouble;
+
+// Elements from memory
+
+template <class T>
+ICR_INLINE T element(const void* data, Type type, int64_t i) {
+  switch (type) {
+    case Type::kFloat: return T(static_cast<const float*>(data)[i]);
+    case Type::kDouble: return T(static_cast<const double*>(data)[i]);
+    case Type::kHalf: return T(half_to_float(static_cast<const uint16_t*>(data)[i]));
+    case Type::kBFloat16: return T(bfloat16_to_float(static_cast<const uint16_t*>(data)[i]));
+    case Type::kInt32: return T(static_cast<const int32_t*>(data)[i]);
+    case Type::kInt64: return T(static_cast<const int64_t*>(data)[i]);
+    case Type::kBool: return T(static_cast<const uint8_t*>(data)[i] != 0);
+  }
+  return T(0);
+}
+
+// `count` elements that lie one after the other. One loop a type, so that each is vectorised.
+template <class T>
+ICR_INLINE void convert(const void* data, Type type, int64_t first, int count, T* to) {
+  if (type == Type::kHalf) {
+    const auto* from = static_cast<const uint16_t*>(data) + first;
+    for (int i = 0; i < count; ++i) to[i] = T(half_to_float(from[i]));
+  } else if (type == Type::kBFloat16) {
+    const auto* from = static_cast<const uint16_t*>(data) + first;
+    for (int i = 0; i < count; ++i) to[i] = T(bfloat16_to_float(from[i]));
+  } else if (type == Type::kFloat) {
+    const auto* from = static_cast<const float*>(data) + first;
+    for (int i = 0; i < count; ++i) to[i] = T(from[i]);
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = element<T>(data, type, first + i);
+  }
+}
+
+ICR_INLINE int64_t row_of(const Rows& rows, int64_t pair) {
+  if (rows.index == nullptr) return pair;
+  const int64_t i = pair * rows.index_stride;
+  const int64_t row = rows.index_type == Type::kInt64 ? static_cast<const int64_t*>(rows.index)[i]
+                                                      : static_cast<const int32_t*>(rows.index)[i];
+  return row >= 0 && row < rows.row_count ? row : -1;
+}
+
+// Rows that lie one after the other, as T.
+template <class T>
+bool direct(const Rows& rows) {
+  return rows.type == type_of<T> && rows.index == nullptr && rows.column_stride == 1 && rows.row_stride == 4;
+}
+
+template <class T, int N>
+ICR_INLINE void load(const T* from, Pack<T, N> (&x)[4]) {
+  x[0] = Pack<T, N>::load(from);
+  x[1] = Pack<T, N>::load(from + N);
+  x[2] = Pack<T, N>::load(from + 2 * N);
+  x[3] = Pack<T, N>::load(from + 3 * N);
+  rows_to_columns(x, std::make_integer_sequence<int, N>{});
+}
+
+// Rows of any kind into `buffer`, zeros beyond `count` and for pairs without a row. Returns which pairs have one.
+template <class T, int N>
+typename Pack<T, N>::Mask collect(const Rows& rows, int64_t first, int count, T* buffer) {
+  if (rows.index == nullptr && rows.column_stride == 1 && rows.row_stride == 4 && count == N) {
+    convert(rows.data, rows.type, 4 * first, 4 * N, buffer);
+    return Pack<T, N>::first_lanes(N);
+  }
+  T found[N];
+  for (int i = 0; i < N; ++i) {
+    const int64_t row = i < count ? row_of(rows, first + i) : -1;
+    found[i] = T(row >= 0);
+    for (int c = 0; c < 4; ++c) {
+      const int64_t at = row * rows.row_stride + c * rows.column_stride;
+      buffer[4 * i + c] = row >= 0 ? element<T>(rows.data, rows.type, at) : T(0);
+    }
+  }
+  return Pack<T, N>::load(found) > Pack<T, N>(T(0));
+}
+
+// The coordinates of the pairs [first, first + count), a column each. Returns which pairs have a row.
+template <class T, int N>
+ICR_INLINE typename Pack<T, N>::Mask load_rows(const Rows& rows, bool is_direct, int64_t first, int count,
+                                               Pack<T, N> (&x)[4]) {
+  if (is_direct && count == N) {
+    load(static_cast<const T*>(rows.data) + 4 * first, x);
+    return Pack<T, N>::first_lanes(N);
+  }
+  T buffer[4 * N];
+  const auto has_row = collect<T, N>(rows, first, count, buffer);
+  load(buffer, x);
+  return has_row;
+}
+
+// One value a pair, or `otherwise` where there are none.
+template <class T, int N>
+ICR_INLINE Pack<T, N> load_column(const Column& column, int64_t first, int count, T otherwise) {
+  using P = Pack<T, N>;
+  if (column.data == nullptr) return P(otherwise);
+  if (column.stride == 0) return P(element<T>(column.data, column.type, 0));
+  if (column.stride == 1 && count == N && column.type == type_of<T>) {
+    return P::load(static_cast<const T*>(column.data) + first);
+  }
+  T buffer[N] = {};
+  for (int i = 0; i < count; ++i) buffer[i] = element<T>(column.data, column.type, (first + i) * column.stride);
+  return P::load(buffer);
+}
+
+// The lanes of the pairs [first, first + count) that the mask keeps.
+template <class T, int N>
+ICR_INLINE typename Pack<T, N>::Mask load_mask(const Column& mask, int64_t first, int count) {
+  const auto lanes = Pack<T, N>::first_lanes(count);
+  if (mask.data == nullptr) return lanes;
+  const auto* from = static_cast<const uint8_t*>(mask.data);
+  T keep[N] = {};
+  if (mask.stride == 1 && count == N) {
+    for (int i = 0; i < N; ++i) keep[i] = T(from[first + i]);
+  } else {
+    for (int i = 0; i < count; ++i) keep[i] = T(from[(first + i) * mask.stride]);
+  }
+  return lanes & (Pack<T, N>::load(keep) > Pack<T, N>(T(0)));
+}
+
+// Elements to memory
+
+// `count` rows from a buffer of T into memory, rounded to its type.
+template <class T>
+void round_to(const RowsOut& rows, int64_t first, int count, const T* buffer) {
+  if (rows.type == Type::kHalf) {
+    auto* to = static_cast<uint16_t*>(rows.data) + 4 * first;
+    for (int i = 0; i < 4 * count; ++i) to[i] = float_to_half(float(buffer[i]));
+  } else if (rows.type == Type::kBFloat16) {
+    auto* to = static_cast<uint16_t*>(rows.data) + 4 * first;
+    for (int i = 0; i < 4 * count; ++i) to[i] = float_to_bfloat16(float(buffer[i]));
+  } else if (rows.type == Type::kFloat) {
+    auto* to = static_cast<float*>(rows.data) + 4 * first;
+    for (int i = 0; i < 4 * count; ++i) to[i] = float(buffer[i]);
+  } else {
+    auto* to = static_cast<double*>(rows.data) + 4 * first;
+    for (int i = 0; i < 4 * count; ++i) to[i] = double(buffer[i]);
+  }
+}
+
+template <class T, int N>
+ICR_INLINE void store(T* to, const Pack<T, N> (&x)[4]) {
+  x[0].store(to);
+  x[1].store(to + N);
+  x[2].store(to + 2 * N);
+  x[3].store(to + 3 * N);
+}
+
+template <class T, int N>
+ICR_INLINE void store_rows(const RowsOut& rows, int64_t first, int count, Pack<T, N> (&x)[4]) {
+  columns_to_rows(x, std::make_integer_sequence<int, N>{});
+  if (rows.type == type_of<T> && count == N) return store(static_cast<T*>(rows.data) + 4 * first, x);
+  T buffer[4 * N];
+  store(buffer, x);
+  round_to(rows, first, count, buffer);
+}
+
+template <class T, int N>
+ICR_INLINE void store_column(void* to, int64_t first, int count, Pack<T, N> x) {
+  if (to == nullptr) return;
+  T buffer[N];
+  T* target = static_cast<T*>(to) + first;
+  x.store(count == N ? target : buffer);
+  if (count != N) memcpy(target, buffer, count * sizeof(T));
+}
+
+// One group of pairs
+
+template <class T, int N, class M>
+ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, int box_format, M keep, Pack<T, N> factor,
+                               const Pack<T, N> (&coordinates)[4], Pack<T, N> (&gradient)[4]) {
+  if (rows.data == nullptr) return;
+  const Pack<T, N> zero(T(0));
+  gradient[0] = select(keep, gradient[0] * factor, zero);
+  gradient[1] = select(keep, gradient[1] * factor, zero);
+  gradient[2] = select(keep, gradient[2] * factor, zero);
+  gradient[3] = select(keep, gradient[3] * factor, zero);
+  pull_back(coordinates, BoxFormat(box_format), gradient);
+  store_rows(rows, first, count, gradient);
+}
+
+// The chunks [begin, end): N pairs at a time, with the gradients in Want. An instruction set has one of these a set of
+// wanted gradients; loss and penalty are chosen inside, by branches that never change within a task.
+template <class T, int N, unsigned Want, bool AllTerms>
+void run_chunks(const Task& task, int64_t begin, int64_t end) {
+  using P = Pack<T, N>;
+  const Formula<P> formula{task.loss, task.penalty, task.relative, P(T(task.penalty_weight)), P(T(task.eps))};
+  const auto format = BoxFormat(task.box_format);
+  const P zero(T(0)), scale(T(task.scale));
+  const bool direct_pred = direct<T>(task.pred), direct_target = direct<T>(task.target);
+  const bool direct_anchors = direct<T>(task.anchors);
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t chunk_end = chunk * icr_cpu::kChunk + icr_cpu::kChunk < task.pairs
+                                  ? chunk * icr_cpu::kChunk + icr_cpu::kChunk
+                                  : task.pairs;
+    double sum = 0;
+    P lanes = zero;
+    for (int64_t first = chunk * icr_cpu::kChunk; first < chunk_end; first += N) {
+      const int count = chunk_end - first < N ? int(chunk_end - first) : N;
+      P pred[4], target[4], anchor[4];
+      load_rows(task.pred, direct_pred, first, count, pred);
+      load_rows(task.target, direct_target, first, count, target);
+      auto has_anchor = zero < zero;
+      if (task.penalty >= 0) {
+        has_anchor = load_rows(task.anchors, direct_anchors, first, count, anchor);
+      } else {
+        anchor[0] = anchor[1] = anchor[2] = anchor[3] = zero;
+      }
+      const Boxes<P> boxes{corners(pred, format), corners(target, format), corners(anchor, format)};
+      const auto keep = load_mask<T, N>(task.mask, first, count);
+      Gradients<P> gradients;
+      gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = zero;
+      P factor = scale;
+      if constexpr (AllTerms) {
+        const Terms<P> k{load_column<T, N>(task.grad_loss, first, count, T(0)),
+                         load_column<T, N>(task.grad_iou, first, count, T(0)),
+                         load_column<T, N>(task.grad_containment, first, count, T(0)),
+                         load_column<T, N>(task.grad_penalty, first, count, T(0))};
+        const Terms<P> terms = pair_terms<Want>(formula, boxes, has_anchor, k, gradients);
+        store_column(task.loss_out, first, count, select(keep, terms.loss, zero));
+        store_column(task.iou_out, first, count, select(keep, terms.iou, zero));
+        store_column(task.containment_out, first, count, select(keep, terms.containment, zero));
+        store_column(task.penalty_out, first, count, select(keep, terms.penalty, zero));
+      } else {
+        const P weight = load_column<T, N>(task.weight, first, count, T(1));
+        const P loss = weight * pair_loss<Want>(formula, boxes, has_anchor, gradients);
+        const P kept = select(keep, loss, zero);
+        store_column(task.loss_out, first, count, kept * scale);
+        lanes = lanes + kept;
+        factor = factor * weight * load_column<T, N>(task.grad_loss, first, count, T(1));
+      }
+      if constexpr (Want & kPred)
+        store_gradient(task.grad_pred, first, count, format, keep, factor, pred, gradients.pred);
+      if constexpr (Want & kTarget)
+        store_gradient(task.grad_target, first, count, format, keep, factor, target, gradients.target);
+      if constexpr (Want & kAnchor)
+        store_gradient(task.grad_anchors, first, count, format, keep, factor, anchor, gradients.anchor);
+      // Few enough additions in float, then double.
+      if (((first / N) & 15) == 15 || first + N >= chunk_end) {
+        for (int i = 0; i < N; ++i) sum += double(lanes.v[i]);
+        lanes = zero;
+      }
+    }
+    if (task.chunk_sums != nullptr) task.chunk_sums[chunk] = sum;
+  }
+}
+
+// The pairs' gradient rows times an upstream factor, rounded to the type of the boxes. Where a gradient is 0 (a masked
+// pair) it stays 0, whatever the factor.
+template <class T, int N>
+void scale_rows(const Scaling& scaling, int64_t begin, int64_t end) {
+  using P = Pack<T, N>;
+  const T* gradient = static_cast<const T*>(scaling.gradient);
+  for (int64_t first = begin; first < end; first += N / 4) {
+    const int count = end - first < N / 4 ? int(end - first) : N / 4;
+    T rows[N] = {}, factors[N] = {};
+    P g, factor;
+    if (count == N / 4) {
+      g = P::load(gradient + 4 * first);
+    } else {
+      memcpy(rows, gradient + 4 * first, 4 * count * sizeof(T));
+      g = P::load(rows);
+    }
+    if (scaling.factor.stride == 0) {
+      factor = P(element<T>(scaling.factor.data, scaling.factor.type, 0));
+    } else {
+      for (int i = 0; i < 4 * count; ++i) {
+        factors[i] = element<T>(scaling.factor.data, scaling.factor.type, (first + i / 4) * scaling.factor.stride);
+      }
+      factor = P::load(factors);
+    }
+    const P scaled = select(g == P(T(0)), P(T(0)), g * factor);
+    if (scaling.out.type == type_of<T> && count == N / 4) {
+      scaled.store(static_cast<T*>(scaling.out.data) + 4 * first);
+    } else {
+      scaled.store(rows);
+      round_to(scaling.out, first, count, rows);
+    }
+  }
+}
+
+// Gradients for more boxes than are wanted are computed only where that saves a copy of the loop that few would use.
+template <class T, int N>
+void run(const Task& task, int64_t begin, int64_t end) {
+  constexpr bool rare = sizeof(T) == sizeof(double);
+  const bool pred = task.grad_pred.data != nullptr;
+  const bool target = task.grad_target.data != nullptr, anchor = task.grad_anchors.data != nullptr;
+  const bool any = pred || target || anchor;
+  if (task.terms) {
+    if (any) return run_chunks<T, N, kPred | kTarget | kAnchor, true>(task, begin, end);
+    return run_chunks<T, N, 0, true>(task, begin, end);
+  }
+  if (!any) return run_chunks<T, N, 0, false>(task, begin, end);
+  if constexpr (!rare) {
+    if (!anchor && !target) return run_chunks<T, N, kPred, false>(task, begin, end);
+    if (!anchor) return run_chunks<T, N, kPred | kTarget, false>(task, begin, end);
+  }
+  return run_chunks<T, N, kPred | kTarget | kAnchor, false>(task, begin, end);
+}
+
+template <int Floats, int Doubles>
+void run(const Task& task, int64_t begin, int64_t end) {
+  task.in_double ? run<double, Doubles>(task, begin, end) : run<float, Floats>(task, begin, end);
+}
+
+template <int Floats, int Doubles>
+void scale(const Scaling& scaling, int64_t begin, int64_t end) {
+  scaling.in_double ? scale_rows<double, Doubles>(scaling, begin, end) : scale_rows<float, Floats>(scaling, begin, end);
+}
+
+}  // namespace icr
+}  // namespace

@@ -1,0 +1,96 @@
+// The operators' schemas, their CPU implementations, and the Python module: what Python asks the build, and the math of
+// a single pair.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/operators.h"
+#include "pair.h"
+
+#define ICR_FORMULA \
+  "int loss, int penalty, float penalty_weight, bool relative, float eps, int box_format"
+
+STABLE_TORCH_LIBRARY(icr_kernels, m) {
+  m.def(
+      "loss(Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? weight, Tensor? mask, "
+      "Tensor? normalizer, float scale, int reduction, " ICR_FORMULA
+      ", int wanted, bool in_box_dtype) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("scaled(Tensor gradient, Tensor factor, ScalarType dtype, Tensor? anchor_index, int anchors) -> Tensor");
+  m.def(
+      "terms(Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? mask, " ICR_FORMULA
+      ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "terms_backward(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment, Tensor grad_penalty, Tensor pred, "
+      "Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? mask, " ICR_FORMULA
+      ", int wanted) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) {
+  m.impl("loss", TORCH_BOX(&icr_cpu::loss));
+  m.impl("scaled", TORCH_BOX(&icr_cpu::scaled));
+  m.impl("terms", TORCH_BOX(&icr_cpu::terms));
+  m.impl("terms_backward", TORCH_BOX(&icr_cpu::terms_backward));
+}
+
+namespace {
+
+using Coordinates = std::array<double, 4>;
+
+template <class... Variants>
+std::vector<std::string> names(icr::List<Variants...>) {
+  return {Variants::name...};
+}
+
+template <class... Variants>
+int number(icr::List<Variants...> list, const std::string& argument, const std::string& name) {
+  const auto known = names(list);
+  for (size_t i = 0; i < known.size(); ++i) {
+    if (known[i] == name) return int(i);
+  }
+  throw std::invalid_argument(argument + ": expected a name that this build has, got '" + name + "'");
+}
+
+icr::Box<double> box(const Coordinates& c) { return icr::corners({c[0], c[1], c[2], c[3]}, icr::kXYXY); }
+
+// Value of one pair of boxes in double, and its gradient with respect to prediction, target and anchor object.
+std::pair<double, std::vector<double>> pair(const std::string& loss, const std::string& penalty,
+                                            const Coordinates& pred, const Coordinates& target,
+                                            const std::optional<Coordinates>& anchor, double eps,
+                                            double penalty_weight, bool relative) {
+  const icr::Formula<double> formula{number(icr::Losses{}, "loss", loss),
+                                     anchor ? number(icr::Penalties{}, "penalty", penalty) : -1, relative,
+                                     penalty_weight, eps};
+  const icr::Boxes<double> boxes{box(pred), box(target), box(anchor.value_or(Coordinates{}))};
+  icr::Gradients<double> gradients{};
+  const double value =
+      icr::pair_loss<icr::kPred | icr::kTarget | icr::kAnchor>(formula, boxes, anchor.has_value(), gradients);
+  std::vector<double> gradient(gradients.pred, gradients.pred + 4);
+  gradient.insert(gradient.end(), gradients.target, gradients.target + 4);
+  gradient.insert(gradient.end(), gradients.anchor, gradients.anchor + 4);
+  return {value, gradient};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  namespace py = pybind11;
+  m.def("losses", [] { return names(icr::Losses{}); }, "Names of the compiled losses, in the order of their numbers.");
+  m.def("penalties", [] { return names(icr::Penalties{}); },
+        "Names of the compiled penalties, in the order of their numbers.");
+  m.def("instruction_sets", &icr_cpu::compiled_instruction_sets, "Instruction sets that this build has loops for.");
+  m.def("usable_instruction_sets", &icr_cpu::usable_instruction_sets, "Those that this processor can run.");
+  m.def("instruction_set", &icr_cpu::instruction_set, "The one in use.");
+  m.def("set_instruction_set", &icr_cpu::set_instruction_set, py::arg("name"), "Use another one.");
+  m.def("compiler", [] { return std::string(__VERSION__); }, "The compiler of this build.");
+  m.def("pair", &pair, py::arg("loss"), py::arg("penalty"), py::arg("pred"), py::arg("target"), py::arg("anchor"),
+        py::arg("eps") = 1e-7, py::arg("penalty_weight") = 1.0, py::arg("relative") = false,
+        "Loss of one pair of boxes (x1, y1, x2, y2) in double and its gradient: 12 numbers, for prediction, target and "
+        "anchor object (None: no anchor object).");
+}

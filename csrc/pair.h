@@ -1,0 +1,153 @@
+// The program of one pair: box loss of prediction and target plus weighted penalty of prediction and anchor object, with
+// the gradient with respect to any of the three boxes. CPU lanes, CUDA threads and the single pair of the Python module
+// run this same code.
+#pragma once
+
+#include "iou_losses.h"
+#include "penalties.h"
+
+namespace {
+namespace icr {
+
+// Which boxes a gradient is wanted for.
+enum : unsigned { kPred = 1, kTarget = 2, kAnchor = 4 };
+
+template <class S>
+struct Formula {
+  int loss;
+  int penalty;  // -1: none
+  bool relative;
+  S penalty_weight;
+  S eps;
+};
+
+template <class S>
+struct Boxes {
+  Box<S> pred, target, anchor;
+};
+
+template <class S>
+struct Terms {
+  S loss, iou, containment, penalty;
+};
+
+// Gradients of the pair; those that are not wanted are not touched, nor is that of the anchor object without a penalty.
+template <class S>
+struct Gradients {
+  S pred[4], target[4], anchor[4];
+};
+
+// Calls f with the variant of that number; the last one stands for all beyond.
+template <class First, class... Rest, class F>
+ICR_INLINE void visit(List<First, Rest...>, int number, F f) {
+  if constexpr (sizeof...(Rest) == 0) {
+    f(First{});
+  } else {
+    number == 0 ? f(First{}) : visit(List<Rest...>{}, number - 1, f);
+  }
+}
+
+template <bool Differentiate, int First, class S>
+ICR_INLINE auto maybe_variables(const Box<S>& box) {
+  if constexpr (Differentiate) {
+    return variables<First>(box);
+  } else {
+    return box;
+  }
+}
+
+// The derivative of y with respect to the box at variable First, times k.
+template <int First, class S, class Y>
+ICR_INLINE void set_partials(const Y& y, S k, S (&gradient)[4]) {
+  const S zero(0);
+  gradient[0] = zero + k * partial<First + 0>(y);
+  gradient[1] = zero + k * partial<First + 1>(y);
+  gradient[2] = zero + k * partial<First + 2>(y);
+  gradient[3] = zero + k * partial<First + 3>(y);
+}
+template <int First, class S, class Y>
+ICR_INLINE void add_partials(const Y& y, S k, S (&gradient)[4]) {
+  gradient[0] = gradient[0] + k * partial<First + 0>(y);
+  gradient[1] = gradient[1] + k * partial<First + 1>(y);
+  gradient[2] = gradient[2] + k * partial<First + 2>(y);
+  gradient[3] = gradient[3] + k * partial<First + 3>(y);
+}
+
+// The variant's value over p and q, as a function of those that a gradient is wanted for.
+template <bool WantP, bool WantQ, class Variant, class S>
+ICR_INLINE auto evaluate(Variant, const Box<S>& p, const Box<S>& q, S eps) {
+  return Variant::value(maybe_variables<WantP, 0>(p), maybe_variables<WantQ, 4>(q), eps);
+}
+
+// The box loss; k times its gradient becomes that of prediction and target.
+template <unsigned Want, class S>
+ICR_INLINE S set_box_loss(const Formula<S>& formula, const Boxes<S>& boxes, S k, Gradients<S>& gradients) {
+  S value;
+  visit(Losses{}, formula.loss, [&](auto loss) ICR_INLINE_LAMBDA {
+    const auto y = evaluate<(Want & kPred) != 0, (Want & kTarget) != 0>(loss, boxes.pred, boxes.target, formula.eps);
+    value = value_of(y);
+    if constexpr ((Want & kPred) != 0) set_partials<0>(y, k, gradients.pred);
+    if constexpr ((Want & kTarget) != 0) set_partials<4>(y, k, gradients.target);
+  });
+  return value;
+}
+
+// The penalty before weighting; 0 where there is no anchor object. A relative one is what exceeds the target's own.
+// k times its gradient is added to that of the prediction and becomes that of the anchor object.
+template <unsigned Want, class S, class M>
+ICR_INLINE S add_penalty(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, S k, Gradients<S>& gradients) {
+  S value;
+  visit(Penalties{}, formula.penalty, [&](auto penalty) ICR_INLINE_LAMBDA {
+    const auto y = evaluate<(Want & kPred) != 0, (Want & kAnchor) != 0>(penalty, boxes.pred, boxes.anchor, formula.eps);
+    value = value_of(y);
+    M counts = has_anchor;
+    if (formula.relative) {
+      value = value - evaluate<false, false>(penalty, boxes.target, boxes.anchor, formula.eps);
+      counts = counts & !(value <= S(0));
+    }
+    value = select(counts, value, S(0));
+    const S k_here = select(counts, k, S(0));
+    if constexpr ((Want & kPred) != 0) add_partials<0>(y, k_here, gradients.pred);
+    if constexpr ((Want & kAnchor) != 0) set_partials<4>(y, k_here, gradients.anchor);
+  });
+  return value;
+}
+
+// L(P, G) + penalty_weight * penalty(P, A), and its gradient.
+template <unsigned Want, class S, class M>
+ICR_INLINE S pair_loss(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, Gradients<S>& gradients) {
+  const S loss = set_box_loss<Want>(formula, boxes, S(1), gradients);
+  if (formula.penalty < 0) return loss;
+  const S weight = formula.penalty_weight;
+  return loss + weight * add_penalty<Want>(formula, boxes, has_anchor, weight, gradients);
+}
+
+// All terms of the pair, and the gradient of their sum, each times its coefficient.
+template <unsigned Want, class S, class M>
+ICR_INLINE Terms<S> pair_terms(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, const Terms<S>& k,
+                               Gradients<S>& gradients) {
+  const S eps = formula.eps, weight = formula.penalty_weight;
+  constexpr bool pred = (Want & kPred) != 0, target = (Want & kTarget) != 0, anchor = (Want & kAnchor) != 0;
+  Terms<S> terms;
+  terms.loss = set_box_loss<Want>(formula, boxes, k.loss, gradients);
+  const auto iou = overlay(maybe_variables<pred, 0>(boxes.pred), maybe_variables<target, 4>(boxes.target), eps).iou();
+  terms.iou = value_of(iou);
+  if constexpr (pred) add_partials<0>(iou, k.iou, gradients.pred);
+  if constexpr (target) add_partials<4>(iou, k.iou, gradients.target);
+  terms.containment = S(1);
+  terms.penalty = S(0);
+  if (formula.penalty >= 0) {
+    terms.penalty = add_penalty<Want>(formula, boxes, has_anchor, weight * k.loss + k.penalty, gradients);
+    terms.loss = terms.loss + weight * terms.penalty;
+    const auto inside =
+        overlay(maybe_variables<pred, 0>(boxes.pred), maybe_variables<anchor, 4>(boxes.anchor), eps).containment();
+    terms.containment = select(has_anchor, value_of(inside), S(1));
+    const S k_here = select(has_anchor, k.containment, S(0));
+    if constexpr (pred) add_partials<0>(inside, k_here, gradients.pred);
+    if constexpr (anchor) add_partials<4>(inside, k_here, gradients.anchor);
+  }
+  return terms;
+}
+
+}  // namespace icr
+}  // namespace

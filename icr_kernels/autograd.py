@@ -38,53 +38,75 @@ def needs_gradient(pairs: Pairs) -> bool:
 
 
 def _wanted(needs_input_grad: tuple[bool, ...]) -> int:
-    pred, target, anchors = needs_input_grad
-    return WANTED_PRED * pred | WANTED_TARGET * target | WANTED_ANCHORS * anchors
+    return (
+        (WANTED_PRED if needs_input_grad[0] else 0)
+        | (WANTED_TARGET if needs_input_grad[1] else 0)
+        | (WANTED_ANCHORS if needs_input_grad[2] else 0)
+    )
+
+
+def first_derivative(backward):
+    """A backward pass without a derivative of its own: asking for one raises. `once_differentiable` sees to that; it is
+    entered only where a graph of the backward pass is being made, for it costs as much as the checks of the forward."""
+    guarded = once_differentiable(backward)
+
+    def first(ctx, *gradients):
+        return guarded(ctx, *gradients) if torch.is_grad_enabled() else backward(ctx, *gradients)
+
+    return first
 
 
 class Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred, target, anchors, anchor_index, weight, mask, normalizer, backend, *options):
-        needed = ctx.needs_input_grad[:3]
-        loss, *gradients = BY_NAME[backend].operators.loss(
-            pred, target, anchors, anchor_index, weight, mask, normalizer, *options, _wanted(needed), False
+    def forward(ctx, pred, target, anchors, anchor_index, weight, mask, normalizer, backend, options):
+        operators = BY_NAME[backend].operators
+        wanted = _wanted(ctx.needs_input_grad)
+        loss, grad_pred, grad_target, grad_anchors = operators.loss(
+            pred, target, anchors, anchor_index, weight, mask, normalizer, *options, wanted, False
         )
-        kept = (gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
-        ctx.save_for_backward(*kept, anchor_index if needed[2] else None)
-        ctx.backend, ctx.dtypes = backend, (pred.dtype, target.dtype, None if anchors is None else anchors.dtype)
+        ctx.save_for_backward(
+            grad_pred if wanted & WANTED_PRED else None,
+            grad_target if wanted & WANTED_TARGET else None,
+            grad_anchors if wanted & WANTED_ANCHORS else None,
+            anchor_index if wanted & WANTED_ANCHORS else None,
+        )
+        ctx.scaled = operators.scaled
+        ctx.dtypes = pred.dtype, target.dtype, None if anchors is None else anchors.dtype
         ctx.table = 0 if anchors is None else anchors.shape[0]
-        ctx.nones = (None,) * (5 + len(options))
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad_loss):
-        scaled = BY_NAME[ctx.backend].operators.scaled
         pred, target, anchors, anchor_index = ctx.saved_tensors
-        pred_dtype, target_dtype, anchors_dtype = ctx.dtypes
-        return (
-            None if pred is None else scaled(pred, grad_loss, pred_dtype, None, 0),
-            None if target is None else scaled(target, grad_loss, target_dtype, None, 0),
-            None if anchors is None else scaled(anchors, grad_loss, anchors_dtype, anchor_index, ctx.table),
-            *ctx.nones,
-        )
+        if pred is not None:
+            pred = ctx.scaled(pred, grad_loss, ctx.dtypes[0], None, 0)
+        if target is not None:
+            target = ctx.scaled(target, grad_loss, ctx.dtypes[1], None, 0)
+        if anchors is not None:
+            anchors = ctx.scaled(anchors, grad_loss, ctx.dtypes[2], anchor_index, ctx.table)
+        return pred, target, anchors, None, None, None, None, None, None
 
 
 class Terms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred, target, anchors, anchor_index, mask, backend, *options):
-        terms = BY_NAME[backend].operators.terms(pred, target, anchors, anchor_index, mask, *options)
+    def forward(ctx, pred, target, anchors, anchor_index, mask, backend, options):
+        operators = BY_NAME[backend].operators
         ctx.save_for_backward(pred, target, anchors, anchor_index, mask)
-        ctx.backend, ctx.options = backend, options
-        return terms
+        ctx.terms_backward, ctx.options = operators.terms_backward, options
+        return operators.terms(pred, target, anchors, anchor_index, mask, *options)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, *grad_terms):
-        needed = ctx.needs_input_grad[:3]
-        gradients = BY_NAME[ctx.backend].operators.terms_backward(
-            *grad_terms, *ctx.saved_tensors, *ctx.options, _wanted(needed)
+        wanted = _wanted(ctx.needs_input_grad)
+        pred, target, anchors = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, *ctx.options, wanted)
+        return (
+            pred if wanted & WANTED_PRED else None,
+            target if wanted & WANTED_TARGET else None,
+            anchors if wanted & WANTED_ANCHORS else None,
+            None,
+            None,
+            None,
+            None,
         )
-        return *(
-            gradient if need else None for gradient, need in zip(gradients, needed, strict=True)
-        ), *(None,) * (3 + len(ctx.options))

@@ -110,7 +110,7 @@ def icr_loss(
         )
     arguments = _loss_arguments(pairs, formula, normalizer, reduction)
     if autograd.needs_gradient(pairs):
-        return autograd.Loss.apply(*arguments[:7], chosen.name, *arguments[7:])
+        return autograd.Loss.apply(*arguments[:7], chosen.name, arguments[7:])
     return chosen.operators.loss(*arguments, 0, False)[0]
 
 
@@ -176,7 +176,7 @@ def icr_terms(
         return reference.icr_terms(*pairs[:3], anchor_index=anchor_index, mask=mask, **formula._asdict())
     tensors, options = (*pairs[:4], mask), autograd.numbers(formula)
     if autograd.needs_gradient(pairs):
-        return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, *options))
+        return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, options))
     return ICRTerms(*chosen.operators.terms(*tensors, *options))
 
 

@@ -1,6 +1,7 @@
 // From tensors to the loops: views, allocations, threads, reductions.
 #include "operators.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -147,8 +148,19 @@ int64_t count_true(const Column& mask, int64_t pairs) {
   return count;
 }
 
-Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, {shape.data(), shape.size()}, dtype);
+// A contiguous tensor on the CPU, allocated without going through the dispatcher.
+Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(shape[d], 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
+                                                         static_cast<int32_t>(dtype), aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
 }
 
 std::vector<int64_t> shape_of(const Tensor& tensor, int64_t trailing) {
@@ -157,7 +169,7 @@ std::vector<int64_t> shape_of(const Tensor& tensor, int64_t trailing) {
 }
 
 // Not asked for: a tensor of no elements, because an operator returns as many tensors as its schema says.
-Tensor nothing(const Tensor& like, ScalarType dtype) { return empty(like, {0}, dtype); }
+Tensor nothing(ScalarType dtype) { return empty({0}, dtype); }
 
 RowsOut rows_out(const Tensor& rows) { return {rows.data_ptr(), type_of(rows)}; }
 
@@ -227,8 +239,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, Opti
 
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, RowsOut& out) {
-    if (!boxes.has_value() || !(wanted & bit)) return nothing(pred, dtype);
-    Tensor rows = empty(pred, shape_of(pred, 0), in_box_dtype ? boxes->scalar_type() : dtype);
+    if (!boxes.has_value() || !(wanted & bit)) return nothing(dtype);
+    Tensor rows = empty(shape_of(pred, 0), in_box_dtype ? boxes->scalar_type() : dtype);
     out = rows_out(rows);
     return rows;
   };
@@ -237,7 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, Opti
   Tensor grad_anchors = gradient(anchors, kWantAnchors, task.grad_anchors);
 
   if (reduction == kNone) {
-    Tensor losses = empty(pred, shape_of(pred, 1), dtype);
+    Tensor losses = empty(shape_of(pred, 1), dtype);
     task.loss_out = losses.data_ptr();
     run(task);
     return {losses, grad_pred, grad_target, grad_anchors};
@@ -247,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, Opti
   run(task);
   double total = 0;
   for (const double sum : sums) total += sum;
-  Tensor result = empty(pred, {}, dtype);
+  Tensor result = empty({}, dtype);
   if (task.in_double) {
     *static_cast<double*>(result.data_ptr()) = total * scale;
   } else {
@@ -264,7 +276,7 @@ Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor a
   scaling.gradient = gradient.data_ptr();
   scaling.factor = inputs.column(factor);
   const bool scattered = anchor_index.has_value();
-  Tensor rows = empty(gradient, shape_of(gradient, 0), scattered ? gradient.scalar_type() : dtype);
+  Tensor rows = empty(shape_of(gradient, 0), scattered ? gradient.scalar_type() : dtype);
   scaling.out = rows_out(rows);
   const auto loops = current().scale;
   torch::stable::parallel_for(0, pairs, kChunksPerThread * kChunk,
@@ -284,7 +296,7 @@ Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor a
     scatter(static_cast<const float*>(rows.data_ptr()), pairs, table, static_cast<float*>(sums.data_ptr()));
   }
   if (dtype == gradient.scalar_type()) return sums;
-  Tensor rounded = empty(gradient, {anchors, 4}, dtype);
+  Tensor rounded = empty({anchors, 4}, dtype);
   const double one = 1;
   Scaling rounding;
   rounding.in_double = scaling.in_double;
@@ -305,7 +317,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, Opt
   task.terms = true;
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const auto term = [&](void*& out) {
-    Tensor values = empty(pred, shape_of(pred, 1), dtype);
+    Tensor values = empty(shape_of(pred, 1), dtype);
     out = values.data_ptr();
     return values;
   };
@@ -331,8 +343,8 @@ std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_
   task.grad_penalty = inputs.column(grad_penalty);
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, ScalarType type, RowsOut& out) {
-    if (!boxes.has_value() || !(wanted & bit)) return nothing(pred, dtype);
-    Tensor rows = empty(pred, shape_of(pred, 0), type);
+    if (!boxes.has_value() || !(wanted & bit)) return nothing(dtype);
+    Tensor rows = empty(shape_of(pred, 0), type);
     out = rows_out(rows);
     return rows;
   };

@@ -41,6 +41,12 @@ STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) {
 
 namespace {
 
+#if defined(__clang__)
+constexpr const char* kCompiler = "";  // Clang's version begins with its name.
+#else
+constexpr const char* kCompiler = "GCC ";
+#endif
+
 using Coordinates = std::array<double, 4>;
 
 template <class... Variants>
@@ -88,7 +94,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("usable_instruction_sets", &icr_cpu::usable_instruction_sets, "Those that this processor can run.");
   m.def("instruction_set", &icr_cpu::instruction_set, "The one in use.");
   m.def("set_instruction_set", &icr_cpu::set_instruction_set, py::arg("name"), "Use another one.");
-  m.def("compiler", [] { return std::string(__VERSION__); }, "The compiler of this build.");
+  m.def("compiler", [] { return std::string(kCompiler) + __VERSION__; }, "The compiler of this build.");
   m.def("pair", &pair, py::arg("loss"), py::arg("penalty"), py::arg("pred"), py::arg("target"), py::arg("anchor"),
         py::arg("eps") = 1e-7, py::arg("penalty_weight") = 1.0, py::arg("relative") = false,
         "Loss of one pair of boxes (x1, y1, x2, y2) in double and its gradient: 12 numbers, for prediction, target and "

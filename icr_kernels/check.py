@@ -1,10 +1,205 @@
-"""`python -m icr_kernels check`: does every kernel on this machine compute what the reference computes?"""
+"""`python -m icr_kernels check`: does every kernel on this machine compute what the reference computes?
 
-from collections.abc import Callable
+Values and gradients are held against the reference in float64, and gradients against finite differences, so the
+reference is checked as well.
+"""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from . import reference
+from .backends import BACKENDS, Backend
+from .functional import icr_loss, icr_loss_and_grad, icr_terms
+from .terminal import progress, table
+from .variants import BOX_FORMATS, LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
+
+# The largest error of a value or gradient that passes. Float64: absolute, relative above 1. Else relative, of the whole
+# tensor; a half-precision gradient may be off by its own rounding.
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-5,
+    torch.float16: torch.finfo(torch.float16).eps,
+    torch.bfloat16: torch.finfo(torch.bfloat16).eps,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found for one loss and penalty on one backend. ``errors`` is empty for the reference, the measure."""
+
+    backend: str
+    device: str
+    loss: str
+    penalty: str
+    errors: dict[torch.dtype, float]
+    gradcheck: bool
+
+    @property
+    def ok(self) -> bool:
+        # Written so that NaN fails.
+        return self.gradcheck and all(error <= TOLERANCE[dtype] for dtype, error in self.errors.items())
+
+
+def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: int = 1003) -> list[Row]:
+    """Check each loss with each penalty, and without one, on every backend that can run here, or on one of them.
+
+    ``pairs`` random pairs serve for the comparison with the reference, a few dozen for the finite differences.
+    """
+    jobs = [
+        (record, device, loss, penalty)
+        for record, device in _runnable(backend)
+        for loss in losses
+        for penalty in (NO_PENALTY, *PENALTY_NAMES)
+    ]
+    return [_row(*job, pairs) for job in progress(jobs, "check")]
+
+
+def report(rows: Sequence[Row]) -> str:
+    """One line a row, and how many failed."""
+    dtypes = list(TOLERANCE)
+    head = ["backend", "loss", "penalty", *(str(dtype).removeprefix("torch.") for dtype in dtypes), "gradcheck", ""]
+    lines = [
+        [
+            f"{row.backend} ({row.device})",
+            row.loss,
+            row.penalty,
+            *(f"{row.errors[dtype]:.1e}" if dtype in row.errors else "-" for dtype in dtypes),
+            "ok" if row.gradcheck else "WRONG",
+            "ok" if row.ok else "FAILED",
+        ]
+        for row in rows
+    ]
+    failed = sum(not row.ok for row in rows)
+    allowed = ", ".join(f"{tolerance:.1e}" for tolerance in TOLERANCE.values())
+    return "\n".join(
+        [
+            table(head, lines, "lll" + "r" * len(dtypes) + "ll"),
+            f"largest error against the reference in float64; allowed: {allowed}",
+            f"{failed} of {len(rows)} failed" if failed else f"all {len(rows)} ok",
+        ]
+    )
+
+
+def _runnable(backend: str | None) -> list[tuple[Backend, str]]:
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    return [
+        (record, device)
+        for record in BACKENDS
+        for device in devices
+        if backend in (None, record.name) and record.obstacle(device) is None
+    ]
+
+
+def _row(backend: Backend, device: str, loss: str, penalty: str, pairs: int) -> Row:
+    errors = {}
+    if backend.operators is not None:
+        boxes = scene(pairs, penalty, device)
+        errors = {dtype: parity(backend.name, loss, penalty, boxes, dtype) for dtype in TOLERANCE}
+    correct = gradcheck(backend.name, loss, penalty, scene(32, penalty, device))
+    return Row(backend.name, device, loss, penalty, errors, correct)
+
+
+def scene(pairs: int, penalty: str, device: str = "cpu") -> tuple[Tensor, ...]:
+    """Predictions, targets and, with a penalty, anchor objects: float64 corners (pairs, 4), about 1 in size.
+
+    Predictions and targets overlap, contain each other or lie apart; predictions lie inside, partly or wholly outside
+    their anchor object, or cover it. On an axis no two edges, centres or lengths are closer than 0.01: no kink is near.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int, largest: float) -> Tensor:
+        center, sides = torch.rand(2, count, 2, generator=generator, dtype=torch.float64)
+        sides = largest * (0.1 + 0.9 * sides**2)
+        return torch.stack((center - sides / 2, center + sides / 2), dim=1)
+
+    def apart(values: Tensor) -> Tensor:
+        return values.sort(dim=1).values.diff(dim=1).flatten(1).amin(1) > 0.01
+
+    found = torch.empty(0, 3, 2, 2, dtype=torch.float64)
+    while len(found) < pairs:
+        count = 4 * pairs
+        drawn = torch.stack((draw(count, 1.5), draw(count, 1.5), draw(count, 2.5)), dim=1)
+        low, high = drawn.unbind(2)
+        found = torch.cat((found, drawn[apart(drawn.flatten(1, 2)) & apart(low + high) & apart(high - low)]))
+    boxes = found[:pairs].flatten(2).to(device).unbind(1)
+    return boxes[:2] if penalty == NO_PENALTY else boxes
+
+
+def parity(backend: str, loss: str, penalty: str, boxes: Sequence[Tensor], dtype: torch.dtype) -> float:
+    """The largest error of a backend on ``boxes`` rounded to ``dtype``, over the box formats and both ``relative``."""
+    errors = []
+    for box_format in BOX_FORMATS:
+        rounded = [_in_format(corners, box_format).to(dtype) for corners in boxes]
+        for relative in (False,) if penalty == NO_PENALTY else (False, True):
+            options: dict[str, Any] = {"loss": loss, "box_format": box_format}
+            if penalty != NO_PENALTY:
+                options |= {"penalty": penalty, "penalty_weight": 0.7, "relative": relative}
+            found = _everything(rounded, options, backend)
+            expected = _everything([box.double() for box in rounded], options, "reference")
+            errors += [_error(*pair, dtype) for pair in zip(found, expected, strict=True)]
+    # NaN is the largest.
+    return float(torch.tensor(errors, dtype=torch.float64).amax())
+
+
+def _in_format(corners: Tensor, box_format: str) -> Tensor:
+    low, high = corners.split(2, dim=-1)
+    first = (low + high) / 2 if box_format == "cxcywh" else low
+    return torch.cat((first, high if box_format == "xyxy" else high - low), dim=-1)
+
+
+def _everything(boxes: Sequence[Tensor], options: dict[str, Any], backend: str) -> list[Tensor]:
+    """Every public result for these boxes: loss, terms, their gradients in every input, and the one-pass gradient."""
+    leaves = [box.detach().requires_grad_() for box in boxes]
+    pairs = (*leaves, None) if len(leaves) == 2 else tuple(leaves)
+    loss = icr_loss(*pairs, reduction="none", backend=backend, **options)
+    upstream = torch.linspace(0.5, 1.5, len(loss), dtype=loss.dtype, device=loss.device)
+    gradients = torch.autograd.grad(loss, leaves, upstream)
+    terms = icr_terms(*pairs, backend=backend, **options)
+    # Unlike weights, or loss and IoU would cancel.
+    mixed = sum(weight * term for weight, term in enumerate(terms, start=1))
+    terms_gradients = torch.autograd.grad(mixed, leaves, upstream)
+    one_pass = icr_loss_and_grad(*pairs, reduction="sum", backend=backend, **options)
+    return [tensor.detach() for tensor in (loss, *gradients, *terms, *terms_gradients, *one_pass)]
+
+
+def _error(found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+    difference = found.double() - expected
+    if dtype == torch.float64:
+        return float((difference.abs() / expected.abs().clamp(min=1)).amax())
+    return float(difference.norm() / expected.norm().clamp(min=1e-3))
+
+
+def gradcheck(backend: str, loss: str, penalty: str, boxes: Sequence[Tensor]) -> bool:
+    """`torch.autograd.gradcheck` of the loss of every pair in each of its boxes, float64 corners (pairs, 4).
+
+    A pair depends on its own boxes only, so all pairs are shifted together, by one tensor of four numbers.
+    """
+
+    def losses(name: str, moved: int, shift: Tensor) -> Tensor:
+        shifted = [box + shift if number == moved else box for number, box in enumerate(boxes)]
+        pairs = (*shifted, None) if len(shifted) == 2 else tuple(shifted)
+        options = {} if penalty == NO_PENALTY else {"penalty": penalty}
+        return icr_loss(*pairs, loss=loss, reduction="none", backend=name, **options)
+
+    def correct(moved: int) -> bool:
+        truth = partial(losses, "reference", moved)
+        truth_without_sg = frozen(truth)
+
+        def function(shift: Tensor) -> Tensor:
+            with torch.no_grad():
+                correction = truth_without_sg(shift) - truth(shift)
+            return losses(backend, moved, shift) + correction
+
+        shift = torch.zeros(4, dtype=torch.float64, device=boxes[0].device, requires_grad=True)
+        function(shift)
+        return torch.autograd.gradcheck(function, shift, eps=1e-6, atol=1e-6, rtol=1e-6, raise_exception=False)
+
+    return all(correct(moved) for moved in range(len(boxes)))
 
 
 def frozen(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

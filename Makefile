@@ -1,0 +1,56 @@
+# make demo   set up, then: what is here, does it agree, how fast is it, the regression study (about four minutes)
+# make test   set up, then: linters, type check, the whole test suite
+# make bench  set up, then: the speed table and its CSV
+#
+# Both set up a virtual environment of their own in .venv. An existing one is taken as it is, with its own torch:
+#   make test PYTHON=/path/to/python
+# Another torch than the default, for instance a CPU build from another index: make demo TORCH="torch==2.13.0 -i INDEX"
+
+TORCH ?= torch==2.13.0
+VENV := .venv
+
+ifdef PYTHON
+ENVIRONMENT :=
+else
+PYTHON := $(VENV)/bin/python
+ENVIRONMENT := $(VENV)/complete
+endif
+# Recipes change directories and start Python programs: the path must hold from anywhere.
+override PYTHON := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
+
+.PHONY: demo test bench lint build clean
+
+demo: build
+	$(PYTHON) -m icr_kernels info
+	$(PYTHON) -m icr_kernels check
+	$(PYTHON) -m benchmarks --quick
+	$(PYTHON) -m icr_kernels study --output build/study
+
+test: build lint
+	$(PYTHON) -m pytest
+
+bench: build
+	$(PYTHON) -m benchmarks --output build/benchmarks.csv
+
+lint: build
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+# Without build isolation the extension is built with the torch it will run with; ninja rebuilds only what changed.
+build: $(ENVIRONMENT)
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+
+# torchvision is a peer that tests and benchmarks compare with. Its dependencies are not asked for: they would bring
+# another torch.
+$(VENV)/complete: pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet $(TORCH) numpy
+	$(PYTHON) -m pip install --quiet "setuptools>=77" wheel ninja "pybind11>=2.12" pillow
+	$(PYTHON) -m pip install --quiet --no-deps torchvision==0.28.0
+	$(PYTHON) -m pip install --quiet --group dev
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info icr_kernels/*.so $(VENV)

@@ -1,0 +1,66 @@
+"""`python -m icr_kernels info`: what is installed, what can run, and what keeps the rest from it."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from . import __version__, native
+from .backends import BACKENDS
+
+
+def report() -> str:
+    """Versions, machine, backends and the compiled extension, one fact a line."""
+    facts = [*_versions(), *_machine(), *_extension(), *_backends()]
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "icr_kernels", __version__
+    yield "python", platform.python_version()
+    yield "torch", torch.__version__
+    yield "triton", _installed("triton") or "not installed"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    yield "cpu", f"{_cpu_name()}, {torch.get_num_threads()} threads used by torch"
+    yield "gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _extension() -> Iterator[tuple[str, str]]:
+    build = native.build
+    if build is None:
+        yield "extension", f"none: {native.LOAD_ERROR}"
+        return
+    yield "extension", f"compiled with {build.compiler()}"
+    yield "  instruction sets", f"{', '.join(build.instruction_sets())}; in use here: {build.instruction_set()}"
+    yield "  losses", ", ".join(build.losses())
+    yield "  penalties", ", ".join(build.penalties())
+
+
+def _backends() -> Iterator[tuple[str, str]]:
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for backend in BACKENDS:
+        obstacles = [backend.obstacle(device) for device in devices]
+        runs_on = [device for device, obstacle in zip(devices, obstacles, strict=True) if obstacle is None]
+        state = f"yes, on {' and '.join(runs_on)}" if runs_on else f"no: {obstacles[-1]}"
+        yield f"backend {backend.name}", f"{state} ({backend.what})"

@@ -1,0 +1,76 @@
+"""Fixtures and settings of every test."""
+
+import ctypes
+import platform
+
+import hypothesis
+import pytest
+import torch
+from inputs import REFERENCE_ONLY
+
+import icr_kernels as icr
+from icr_kernels import native
+
+# Where the C library can do it, memory comes poisoned: an element that a kernel forgets to write is this byte, and not
+# the 0 or the right result of an earlier call that it might be by chance. test_determinism.py holds that this reaches
+# torch.
+POISON = 0x7F
+M_PERTURB, M_MMAP_THRESHOLD = -6, -3
+if platform.libc_ver()[0] == "glibc":
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_PERTURB, POISON ^ 0xFF)
+    # Large blocks would come from the kernel as zeros otherwise.
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+
+# The same examples in every run: a failure is a change of the code, never of the dice.
+hypothesis.settings.register_profile("icr_kernels", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.load_profile("icr_kernels")
+
+
+def pytest_report_header() -> list[str]:
+    lines = [
+        f"icr_kernels {icr.__version__}, torch {torch.__version__}, backends: {', '.join(icr.available_backends())}"
+    ]
+    if native.build is not None:
+        lines.append(
+            f"extension: {native.build.compiler()}; instruction sets {', '.join(native.build.instruction_sets())}, "
+            f"in use: {native.build.instruction_set()}"
+        )
+    else:
+        lines.append(f"NO EXTENSION: {native.LOAD_ERROR}")
+        lines.append(
+            "its tests are left out: ICR_KERNELS_TEST_REFERENCE_ONLY=1"
+            if REFERENCE_ONLY
+            else "its tests will fail; ICR_KERNELS_TEST_REFERENCE_ONLY=1 leaves them out"
+        )
+    return lines
+
+
+@pytest.fixture
+def extension():
+    """The compiled extension `icr_kernels._C`."""
+    if native.build is None and REFERENCE_ONLY:
+        pytest.skip(native.LOAD_ERROR)
+    assert native.build is not None, native.LOAD_ERROR
+    return native.build
+
+
+@pytest.fixture
+def instruction_set(request, extension):
+    """Runs the test with one of the compiled instruction sets; the one in use returns afterwards."""
+    name, before = request.param, extension.instruction_set()
+    supported = {"avx2": torch.cpu._is_avx2_supported, "avx512": torch.cpu._is_avx512_supported}
+    if not supported.get(name, lambda: True)():
+        pytest.skip(f"this processor has no {name}")
+    extension.set_instruction_set(name)
+    assert extension.instruction_set() == name
+    yield name
+    extension.set_instruction_set(before)
+
+
+@pytest.fixture
+def restored_threads():
+    """Lets a test choose the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,143 @@
+// Runs the CPU loops of every instruction set that this processor has over exactly sized heap blocks: odd numbers of
+// pairs, rows at every offset from a vector boundary, strided rows, tables with indices far outside, masks, every dtype.
+// Built with AddressSanitizer and UBSan by test_sanitizers.py; it holds against nothing but them, and prints its runs.
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "../../csrc/cpu/task.h"
+
+using namespace icr_cpu;
+
+namespace {
+
+size_t size_of(Type type) {
+  switch (type) {
+    case Type::kDouble:
+    case Type::kInt64: return 8;
+    case Type::kHalf:
+    case Type::kBFloat16: return 2;
+    case Type::kBool: return 1;
+    default: return 4;
+  }
+}
+
+// A heap block whose first element lies `skip` elements after its start and whose last byte is its end.
+struct Block {
+  std::unique_ptr<char[]> bytes;
+  char* data;
+
+  Block(size_t count, size_t skip, Type type) : bytes(new char[(count + skip) * size_of(type)]) {
+    data = bytes.get() + skip * size_of(type);
+    std::memset(bytes.get(), 0, (count + skip) * size_of(type));
+  }
+};
+
+void fill_boxes(Block& block, int64_t rows, int64_t row_stride, Type type) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float box[4] = {float(i % 17), float(i % 13), float(i % 17 + 5), float(i % 13 + 4)};
+    for (int64_t c = 0; c < 4; ++c) {
+      const int64_t at = i * row_stride + c;
+      if (type == Type::kFloat) reinterpret_cast<float*>(block.data)[at] = box[c];
+      if (type == Type::kDouble) reinterpret_cast<double*>(block.data)[at] = box[c];
+      // The upper half of a float is a bfloat16; read as float16 it is another finite number.
+      uint32_t bits;
+      std::memcpy(&bits, &box[c], sizeof(bits));
+      if (size_of(type) == 2) reinterpret_cast<uint16_t*>(block.data)[at] = uint16_t(bits >> 16);
+    }
+  }
+}
+
+int runs = 0;
+
+void run(const InstructionSet& set, int64_t pairs, size_t skip, Type type, int64_t row_stride, int options) {
+  const bool indexed = options & 1, masked = options & 2, weighted = options & 4, terms = options & 8;
+  const bool in_double = type == Type::kDouble;
+  const Type compute = in_double ? Type::kDouble : Type::kFloat;
+  const int64_t span = pairs == 0 ? 0 : (pairs - 1) * row_stride + 4;
+  Block pred(span, skip, type), target(span, skip, type), anchors(indexed ? 12 : span, skip, type);
+  fill_boxes(pred, pairs, row_stride, type);
+  fill_boxes(target, pairs, row_stride, type);
+  fill_boxes(anchors, indexed ? 3 : pairs, indexed ? 4 : row_stride, type);
+  Block index(pairs, skip, Type::kInt64), mask(pairs, skip, Type::kBool), weight(pairs, skip, compute);
+  const int64_t rows[] = {0, 2, -1, 3, 1, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()};
+  for (int64_t i = 0; i < pairs; ++i) {
+    reinterpret_cast<int64_t*>(index.data)[i] = rows[i % 7];
+    mask.data[i] = i % 3 != 0;
+  }
+  Block losses(pairs, skip, compute), iou(pairs, skip, compute), inside(pairs, skip, compute),
+      penalty(pairs, skip, compute);
+  Block grad_pred(4 * pairs, skip, type), grad_target(4 * pairs, skip, type), grad_anchors(4 * pairs, skip, compute);
+  const int64_t chunks = (pairs + kChunk - 1) / kChunk;
+  std::vector<double> sums(chunks);
+
+  Task task;
+  task.pairs = pairs;
+  task.in_double = in_double;
+  task.pred = {pred.data, type, row_stride};
+  task.target = {target.data, type, row_stride};
+  task.anchors = {anchors.data, type, indexed ? 4 : row_stride};
+  if (indexed) {
+    task.anchors.index = index.data;
+    task.anchors.index_stride = 1;
+    task.anchors.row_count = 3;
+  }
+  if (masked) task.mask = {mask.data, Type::kBool, 1};
+  if (weighted) task.weight = {weight.data, compute, 1};
+  task.loss = runs % 6;
+  task.penalty = runs % 5;
+  task.relative = runs % 2;
+  task.box_format = runs % 3;
+  task.terms = terms;
+  task.loss_out = losses.data;
+  if (terms) {
+    task.iou_out = iou.data;
+    task.containment_out = inside.data;
+    task.penalty_out = penalty.data;
+    task.grad_loss = task.grad_iou = task.grad_containment = task.grad_penalty = {weight.data, compute, 1};
+  } else {
+    task.chunk_sums = sums.data();
+  }
+  task.grad_pred = {grad_pred.data, type};
+  if (runs % 4) task.grad_target = {grad_target.data, type};
+  if (runs % 3) task.grad_anchors = {grad_anchors.data, compute};
+  set.run(task, 0, chunks);
+
+  Block scaled(4 * pairs, skip, type), rows_of_gradient(4 * pairs, skip, compute);
+  Scaling scaling;
+  scaling.in_double = in_double;
+  scaling.gradient = rows_of_gradient.data;
+  scaling.factor = {weight.data, compute, weighted ? 1 : 0};
+  scaling.out = {scaled.data, type};
+  if (pairs > 0) set.scale(scaling, 0, pairs);
+  ++runs;
+}
+
+}  // namespace
+
+int main() {
+  std::vector<InstructionSet> sets = {generic};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(avx2);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl")) {
+    sets.push_back(avx512);
+  }
+#endif
+  for (const auto& set : sets) {
+    runs = 0;
+    for (const int64_t pairs : {0, 1, 3, 7, 8, 15, 16, 17, 31, 33, 257, 2047, 2049}) {
+      for (const size_t skip : {0, 1, 3}) {
+        for (const Type type : {Type::kFloat, Type::kDouble, Type::kHalf, Type::kBFloat16}) {
+          for (const int64_t row_stride : {4, 7}) {
+            for (int options = 0; options < 16; ++options) run(set, pairs, skip, type, row_stride, options);
+          }
+        }
+      }
+    }
+    std::printf("%s: %d runs\n", set.name, runs);
+  }
+}

@@ -1,0 +1,132 @@
+"""What the tests run over (backends, losses, penalties, dtypes, formats) and the boxes they run on.
+
+Everything is taken from the registry, so a new loss, penalty or backend is tested without an edit here.
+"""
+
+import os
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+import icr_kernels as icr
+from icr_kernels import native
+from icr_kernels.backends import BY_NAME
+from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
+
+# Without the compiled extension its tests fail, unless this says that only the reference is meant to be tested.
+REFERENCE_ONLY = os.environ.get("ICR_KERNELS_TEST_REFERENCE_ONLY") == "1"
+
+BACKENDS = icr.available_backends()
+if not REFERENCE_ONLY and "cpu" not in BACKENDS:
+    BACKENDS.insert(0, "cpu")
+COMPILED_BACKENDS = [name for name in BACKENDS if BY_NAME[name].operators is not None]
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_compiled_backend = pytest.mark.parametrize("backend", COMPILED_BACKENDS)
+every_loss = pytest.mark.parametrize("loss", LOSS_NAMES)
+every_penalty = pytest.mark.parametrize("penalty", PENALTY_NAMES)
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+every_format = pytest.mark.parametrize("box_format", BOX_FORMATS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+# A loss with its penalty is a sum: where tests are slow, each loss with one penalty and each penalty with one loss.
+every_loss_and_penalty = pytest.mark.parametrize(
+    ("loss", "penalty"),
+    [(loss, "containment+pull") for loss in LOSS_NAMES]
+    + [("iou", penalty) for penalty in PENALTY_NAMES if penalty != "containment+pull"],
+)
+full_precision = pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=dtype_id)
+half_precision = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_id)
+
+# The instruction sets this build holds; "generic" stands for them where there is no build, and fails.
+INSTRUCTION_SETS = ["generic"] if native.build is None else native.build.instruction_sets()
+
+
+def value_range(variants, name: str) -> tuple[float, float]:
+    """The range that the registry states, "[0, 2)"."""
+    text = next(variant.value_range for variant in variants if variant.name == name)
+    low, high = re.fullmatch(r"[\[(](-?[\d.]+), (-?[\d.]+)[\])]", text).groups()
+    return float(low), float(high)
+
+
+def device_of(backend: str) -> str:
+    """A device whose tensors the backend runs: the CPU where it can."""
+    return next((device for device in ("cpu", "cuda") if BY_NAME[backend].obstacle(device) is None), "cpu")
+
+
+def pairs(
+    n: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, box_format: str = "xyxy", device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions of n plates, the plates and their cars: predictions that overlap their plate and predictions that do
+    not; plates inside, half outside and wholly outside their car, larger than it too. No ties, but by rounding."""
+    cars, index = _cars(n, n, seed)
+    return tuple(
+        to_format(boxes, box_format).to(device, dtype) for boxes in (*_plates(cars[index], seed + 1), cars[index])
+    )
+
+
+def pairs_of_a_table(
+    n: int, m: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, box_format: str = "xyxy", device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `pairs`, with the cars as a table of m rows: predictions, plates, table, index. Rows repeat and some are left
+    out; every seventh plate has no car (-1)."""
+    cars, index = _cars(n, m, seed)
+    pred, target = _plates(cars[index], seed + 1)
+    index = torch.where(torch.arange(n) % 7 == 6, -1, index)
+    pred, target, cars = (to_format(boxes, box_format).to(device, dtype) for boxes in (pred, target, cars))
+    return pred, target, cars, index.to(device)
+
+
+def _random(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    return uniform
+
+
+def _cars(n: int, m: int, seed: int) -> tuple[Tensor, Tensor]:
+    uniform = _random(seed)
+    first, size = uniform(0, 60, m, 2), uniform(16, 48, m, 2)
+    return torch.cat((first, first + size), 1), torch.arange(n) if m == n else uniform(0, m, n).long()
+
+
+def _plates(cars: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    n, uniform = len(cars), _random(seed)
+    row = torch.arange(n).unsqueeze(1)
+    car_center, car_size = (cars[:, :2] + cars[:, 2:]) / 2, cars[:, 2:] - cars[:, :2]
+    reach = torch.tensor([0.2, 0.5, 0.9])[row % 3]
+    center = car_center + reach * car_size * uniform(-1, 1, n, 2)
+    size = car_size * uniform(0.2, 0.6, n, 2)
+    target = torch.cat((center - size / 2, center + size / 2), 1)
+    center = center + torch.tensor([0.2, 0.5, 0.5, 2.0])[row % 4] * size * uniform(-1, 1, n, 2)
+    size = size * torch.where(row % 11 == 10, 5, 1) * uniform(0.6, 1.5, n, 2)
+    return torch.cat((center - size / 2, center + size / 2), 1), target
+
+
+def to_format(corners: Tensor, box_format: str) -> Tensor:
+    """Boxes given by their corners, in another format."""
+    first, second = corners[..., :2], corners[..., 2:]
+    if box_format == "cxcywh":
+        return torch.cat(((first + second) / 2, second - first), -1)
+    return torch.cat((first, second - first), -1) if box_format == "xywh" else corners
+
+
+def grid_boxes(n: int, side: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Boxes whose corners are integers from 0 to side: full of ties, touching edges, empty and inverted boxes."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, side + 1, (n, 4), generator=generator).to(dtype)
+
+
+def box(*coordinates: float, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
+    return torch.tensor([coordinates], dtype=dtype, device=device)

@@ -1,0 +1,24 @@
+"""The calls of this package's compiled operators, recorded as the public functions make them."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OperatorCalls(TorchDispatchMode):
+    """``found`` holds operator, arguments and result of each call made inside the with block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[torch._ops.OpOverload, tuple, object]] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if operator.namespace == "icr_kernels":
+            assert not kwargs
+            self.found.append((operator, args, result))
+        return result
+
+
+def operator_names() -> set[str]:
+    """All operators the extension has registered."""
+    return {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("icr_kernels::")}

@@ -1,0 +1,56 @@
+"""Importing the package is cheap and drags nothing in."""
+
+import re
+import subprocess
+import sys
+
+# What plots, compiles kernels or trains detectors is imported by those who ask for it.
+HEAVY = ("triton", "matplotlib", "torchvision", "ultralytics", "transformers", "PIL", "pandas", "scipy")
+
+# Seconds beyond those of torch itself.
+LIMIT = 0.2
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+
+
+def test_import_drags_nothing_heavy_in():
+    """What torch imports by itself does not count."""
+    script = f"""
+import sys, torch
+before = set(sys.modules)
+import icr_kernels
+added = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(sorted(added & set({HEAVY!r})))
+"""
+    assert run("-c", script).stdout.strip() == "[]"
+
+
+def test_import_takes_little_longer_than_that_of_torch():
+    """The one test that looks at a clock, because the requirement is one: the best of three."""
+
+    def seconds() -> float:
+        report = run("-X", "importtime", "-c", "import torch; import icr_kernels").stderr
+        return int(re.search(r"\|\s*(\d+) \| icr_kernels$", report, re.MULTILINE).group(1)) / 1e6
+
+    fastest = min(seconds() for _ in range(3))
+    assert fastest < LIMIT, f"importing icr_kernels takes {fastest:.3f} s on top of torch"
+
+
+def test_import_starts_no_threads_and_touches_no_random_state():
+    script = """
+import threading, torch
+state, threads = torch.get_rng_state(), torch.get_num_threads()
+import icr_kernels
+assert torch.equal(state, torch.get_rng_state())
+assert threading.active_count() == 1
+assert torch.get_num_threads() == threads
+assert torch.get_default_dtype() == torch.float32
+"""
+    run("-c", script)
+
+
+def test_import_prints_nothing():
+    result = run("-W", "error::DeprecationWarning:icr_kernels", "-c", "import icr_kernels")
+    assert result.stdout == "" and "icr_kernels" not in result.stderr

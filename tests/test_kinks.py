@@ -1,0 +1,396 @@
+"""Where box losses break: ties, touching edges, boxes at rest, and empty, inverted, huge and tiny boxes."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from inputs import (
+    box,
+    device_of,
+    every_backend,
+    every_compiled_backend,
+    every_dtype,
+    every_format,
+    every_loss,
+    every_penalty,
+    full_precision,
+    grid_boxes,
+    to_format,
+    value_range,
+)
+from oracle import BOXES, evaluate, expected
+from tolerances import assert_result, relative_l2, same_bits
+from torch import Tensor
+
+import icr_kernels as icr
+from icr_kernels.variants import COORDINATE_LIMIT, LOSSES, PENALTIES
+
+# Boxes at rest.
+
+AWKWARD = torch.tensor(
+    [
+        [0.1, 0.2, 0.3, 0.7],
+        [1 / 3, 1 / 7, 2 / 3, 5 / 7],
+        [-17.3, -0.01, -17.2, 0.013],
+        [123.456, 654.321, 123.556, 655.111],
+        [4095.9, 2047.3, 4096.2, 2049.9],
+        [1e-3, 1e-3, 2.1e-3, 1.7e-3],
+        [-1e6, -1e6, 1e6, 1.1e6],
+        [3e8, 1e9, 3.3e8, 7e9],
+        [0.0, 0.0, 1e15, 1e16],
+        [-0.0, 0.0, 1920.0, 1080.0],
+        [-1e17, -3e17, 2e17, 1e16],
+    ],
+    dtype=torch.float64,
+)
+
+
+def boxes_at_rest(dtype: torch.dtype, device: str) -> Tensor:
+    """The awkward boxes, and as many of random size and place as it takes to meet every rounding; all of an area above
+    eps in this dtype."""
+    generator = torch.Generator().manual_seed(5)
+    center = torch.empty(2000, 2, dtype=torch.float64).uniform_(-500, 500, generator=generator)
+    size = torch.empty(2000, 2, dtype=torch.float64).uniform_(-6, 7, generator=generator).exp()
+    limit = min(torch.finfo(dtype).max, 1e30)
+    boxes = torch.cat((AWKWARD.clamp(-limit, limit), torch.cat((center - size / 2, center + size / 2), 1)))
+    boxes = boxes.to(dtype)
+    sides = boxes[:, 2:].double() - boxes[:, :2].double()
+    return boxes[(sides > 0).all(1) & (sides.prod(1) > 1e-6)].to(device)
+
+
+def assert_at_rest(boxes: Tensor, **options) -> None:
+    """Loss exactly 0 and gradient exactly 0 by either box: a perfect prediction is not pushed by rounding errors."""
+    assert len(boxes) > 500
+    values = icr.box_iou_loss(boxes, boxes.clone(), reduction="none", **options)
+    result = evaluate(icr.icr_loss, boxes, boxes.clone(), None, reduction="sum", **options)
+    moved = (values != 0) | (result.pred != 0).any(1) | (result.target != 0).any(1)
+    assert not moved.any(), (
+        f"{int(moved.sum())} boxes of {len(boxes)} do not rest, the first {boxes[moved][0].tolist()}"
+    )
+
+
+@every_backend
+@every_dtype
+@every_loss
+def test_identical_boxes_rest(loss, dtype, backend):
+    assert_at_rest(boxes_at_rest(dtype, device_of(backend)), loss=loss, backend=backend)
+
+
+@every_backend
+@full_precision
+@pytest.mark.parametrize("box_format", ["cxcywh", "xywh"])
+@every_loss
+def test_identical_boxes_rest_in_other_formats(loss, box_format, dtype, backend):
+    boxes = to_format(boxes_at_rest(torch.float64, device_of(backend)), box_format).to(dtype)
+    # A side must survive the rounding of its own corners.
+    boxes = boxes[(boxes[:, :2].abs() < 1e4 * boxes[:, 2:]).all(1)]
+    assert_at_rest(boxes, loss=loss, box_format=box_format, backend=backend)
+
+
+@every_compiled_backend
+@every_dtype
+@every_loss
+def test_identical_boxes_rest_whatever_the_gradient_is_scaled_with(loss, dtype, backend):
+    """A mean, weights and a gradient from above. (In the reference autograd rounds what cancels piece by piece.)"""
+    boxes = boxes_at_rest(dtype, device_of(backend))
+    weight = torch.linspace(0.1, 3, len(boxes), device=boxes.device)
+    for reduction in ("none", "mean"):
+        options = {"loss": loss, "weight": weight, "reduction": reduction, "backend": backend}
+        result = evaluate(icr.icr_loss, boxes, boxes.clone(), None, **options)
+        assert not result.value.any() and not result.pred.any() and not result.target.any()
+
+
+@every_backend
+@every_loss
+def test_identical_tiny_boxes_rest_when_eps_is_smaller_than_their_area(loss, backend):
+    boxes = torch.tensor([[0.5, 0.5, 0.50001, 0.50002], [1e-6, 2e-6, 3e-6, 5e-6]], dtype=torch.float64)
+    boxes = boxes.to(device_of(backend))
+    result = evaluate(icr.icr_loss, boxes, boxes.clone(), None, loss=loss, eps=1e-16, reduction="sum", backend=backend)
+    assert result.value.item() == 0
+    assert not result.pred.any() and not result.target.any()
+
+
+@every_backend
+@every_dtype
+@every_penalty
+def test_plates_inside_their_cars_are_not_penalised(penalty, dtype, backend):
+    """Exactly 0 and a gradient of exactly 0, with awkward coordinates and an ulp of room; containment exactly 1."""
+    plates = boxes_at_rest(dtype, device_of(backend))
+    infinity = torch.tensor(float("inf"), dtype=dtype, device=plates.device)
+    cars = torch.cat((plates[:, :2].nextafter(-infinity), plates[:, 2:].nextafter(infinity)), 1)
+    assert (cars[:, :2] < plates[:, :2]).all() and (cars[:, 2:] > plates[:, 2:]).all()
+    leaves = [plates.detach().requires_grad_(), plates, cars.requires_grad_()]
+    terms = icr.icr_terms(*leaves, penalty=penalty, backend=backend)
+    assert (terms.penalty == 0).all() and (terms.containment == 1).all()
+    for gradient in torch.autograd.grad(terms.penalty.sum(), (leaves[0], leaves[2])):
+        assert (gradient == 0).all()
+
+
+@every_backend
+@every_dtype
+@every_penalty
+def test_plates_flush_with_an_edge_of_their_car_are_inside(penalty, dtype, backend):
+    """Which edges are shared is every subset of the four. The penalty is exactly 0; a tie gives the overlap's gradient
+    half its one-sided value, and pull none (`test_golden.py`)."""
+    plates = boxes_at_rest(dtype, device_of(backend))[:200]
+    sides = plates[:, 2:].double() - plates[:, :2].double()
+    loose = (plates.double() + 3 * torch.cat((-sides, sides), 1)).clamp(-6e4, 6e4).to(dtype)
+    contained = (loose[:, :2] < plates[:, :2]).all(1) & (loose[:, 2:] > plates[:, 2:]).all(1)
+    plates, loose = plates[contained], loose[contained]
+    assert len(plates) > 150
+    for shared in itertools.product((True, False), repeat=4):
+        cars = torch.where(torch.tensor(shared, device=plates.device), plates, loose)
+        leaf = plates.detach().requires_grad_()
+        terms = icr.icr_terms(leaf, plates, cars, penalty=penalty, backend=backend)
+        assert (terms.penalty == 0).all() and (terms.containment == 1).all(), shared
+        gradient = torch.autograd.grad(terms.penalty.sum(), leaf)[0]
+        if penalty == "pull":
+            assert (gradient == 0).all(), shared
+        # A side whose two edges are free has no gradient.
+        if not shared[0] and not shared[2]:
+            assert (gradient[:, 0::2] == 0).all(), shared
+        if not shared[1] and not shared[3]:
+            assert (gradient[:, 1::2] == 0).all(), shared
+
+
+# Ties. That every backend splits them as the reference does is held on integer grids in test_parity.py.
+
+
+@every_backend
+@every_loss
+def test_touching_edges_have_the_gradient_of_disjoint_boxes(loss, backend):
+    """max(x, 0) has gradient 0 at 0: an overlap of exactly 0 pulls on no edge, so that edge's gradient is the limit
+    from the disjoint side."""
+    device = device_of(backend)
+    target = box(0, 0, 2, 2, device=device)
+    touching = evaluate(icr.box_iou_loss, box(2, 0.5, 3, 1.5, device=device), target, loss=loss, backend=backend)
+    apart = evaluate(
+        icr.box_iou_loss, box(2 + 1e-9, 0.5, 3 + 1e-9, 1.5, device=device), target, loss=loss, backend=backend
+    )
+    assert touching.value.item() == pytest.approx(apart.value.item(), abs=1e-7)
+    assert touching.pred[0].tolist() == pytest.approx(apart.pred[0].tolist(), abs=1e-7)
+
+
+@every_backend
+@every_loss
+def test_shared_edge_has_the_mean_of_both_one_sided_gradients(loss, backend):
+    """min and max split a tie in half: x2 of both boxes is 4, the gradient lies halfway between those at 4 -+ 1e-7."""
+    device, target = device_of(backend), box(1, 1, 4, 4, device=device_of(backend))
+
+    def gradient(x2: float) -> Tensor:
+        return evaluate(icr.box_iou_loss, box(0, 0.5, x2, 3, device=device), target, loss=loss, backend=backend).pred
+
+    inner, outer = gradient(4 - 1e-7), gradient(4 + 1e-7)
+    assert relative_l2(inner[0, 2], outer[0, 2]) > 1e-2, "there is a kink to speak of"
+    assert relative_l2(gradient(4), (inner + outer) / 2) < 1e-6
+
+
+# Empty and inverted boxes.
+
+
+@every_backend
+@every_dtype
+@every_penalty
+@every_loss
+def test_inverted_side_is_a_side_of_length_0_at_its_first_corner(loss, penalty, dtype, backend):
+    """x2 < x1 counts as x2 = x1, whichever box it is: same value, and the gradient of both corners goes to x1."""
+    device = device_of(backend)
+    inverted = torch.tensor([[4, 1, 2, 3], [1, 5, 3, 2], [6, 6, 2, 1]], dtype=dtype, device=device)
+    empty = torch.cat((inverted[:, :2], torch.maximum(inverted[:, :2], inverted[:, 2:])), 1)
+    ordinary = torch.tensor([[0, 0, 5, 4], [2, 2, 3, 7], [1, 0, 9, 5]], dtype=dtype, device=device)
+    options = {"loss": loss, "penalty": penalty, "reduction": "none", "backend": backend}
+    for place in range(3):
+        boxes, same = [ordinary, ordinary + 1, ordinary - 1], [ordinary, ordinary + 1, ordinary - 1]
+        boxes[place], same[place] = inverted, empty
+        result, truth = evaluate(icr.icr_loss, *boxes, **options), evaluate(icr.icr_loss, *same, **options)
+        assert same_bits(result.value, truth.value)
+        gradient = getattr(result, BOXES[place])
+        is_inverted = inverted[:, 2:] < inverted[:, :2]
+        assert (gradient[:, 2:][is_inverted] == 0).all(), "the second corner of an inverted side has no gradient"
+        for name in BOXES:
+            assert same_bits(getattr(result, name), getattr(truth, name)), name
+
+
+@every_backend
+@pytest.mark.parametrize("box_format", ["cxcywh", "xywh"])
+def test_negative_sides_count_as_0(box_format, backend):
+    """The first corner stays: of a cxcywh box that is the centre minus half of the negative side."""
+    device = device_of(backend)
+    target = to_format(box(0, 0, 5, 4, device=device), box_format)
+    pred = box(3, 2, -2, 1, device=device)
+    first = (3 + 1, 2 - 0.5) if box_format == "cxcywh" else (3, 2)
+    empty = box(*first, first[0], first[1] + 1, device=device)
+    options = {"loss": "diou", "reduction": "none", "backend": backend}
+    value = icr.box_iou_loss(pred, target, box_format=box_format, **options)
+    assert value.item() == pytest.approx(
+        icr.box_iou_loss(empty, box(0, 0, 5, 4, device=device), **options).item(), abs=1e-12
+    )
+
+
+@every_backend
+@full_precision
+@every_loss
+def test_empty_prediction_has_a_bounded_gradient(loss, dtype, backend):
+    """A prediction of no width inside a target of 10: every gradient is of the order of the target's 1/10, not of 1/eps
+    (a quotient w/h guarded in one place only gives 10**6 here)."""
+    device = device_of(backend)
+    preds = torch.tensor([[5, 5, 5, 5], [5, 3, 5, 8], [3, 5, 8, 5]], dtype=dtype, device=device)
+    target = box(0, 0, 10, 10, dtype=dtype, device=device).expand(3, 4)
+    result = evaluate(icr.box_iou_loss, preds, target, loss=loss, reduction="none", backend=backend)
+    assert (result.value >= 0.99).all()
+    assert result.pred.abs().max() < 1
+    assert result.target.abs().max() < 1
+
+
+@every_backend
+@every_dtype
+@every_loss
+def test_two_empty_boxes_in_one_place(loss, dtype, backend):
+    """0/0: no overlap to speak of, so the loss is 1, and at rest."""
+    point = box(3, 4, 3, 4, dtype=dtype, device=device_of(backend))
+    result = evaluate(icr.box_iou_loss, point, point.clone(), loss=loss, backend=backend)
+    assert result.value.item() == 1
+    assert result.pred.tolist() == [[0, 0, 0, 0]] and result.target.tolist() == [[0, 0, 0, 0]]
+
+
+@every_backend
+@every_dtype
+@every_penalty
+def test_empty_prediction_has_the_penalty_of_no_overlap(penalty, dtype, backend):
+    point, car = (box(*corners, dtype=dtype, device=device_of(backend)) for corners in ((3, 4, 3, 4), (0, 0, 9, 9)))
+    terms = icr.icr_terms(point, point, car, penalty=penalty, backend=backend)
+    assert terms.containment.item() == 0
+    largest = {"containment": 1, "inverse": 9, "log": 4.605170185988092, "pull": 0, "containment+pull": 1}
+    if penalty in largest:
+        assert terms.penalty.item() == pytest.approx(largest[penalty], abs=1e-5)
+
+
+# Far out.
+
+
+@every_backend
+@full_precision
+@every_loss
+def test_coordinates_beyond_the_limit_count_as_the_limit(loss, dtype, backend):
+    device = device_of(backend)
+    far = torch.tensor([[-3e30, -2e18, 1e19, 5e37], [0, 0, 2e18, 4e30]], dtype=dtype, device=device)
+    near = far.clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT)
+    target = torch.tensor([[0, 0, 1e18, 1e17], [1e17, -1e17, 5e17, 2e17]], dtype=dtype, device=device)
+    options = {"loss": loss, "penalty": "containment+pull", "reduction": "none", "backend": backend}
+    for boxes, same in (((far, target, target), (near, target, target)), ((target, far, far), (target, near, near))):
+        result = evaluate(icr.icr_loss, *boxes, **options)
+        assert same_bits(result.value, evaluate(icr.icr_loss, *same, **options).value)
+        for name, rows in zip(BOXES, boxes, strict=True):
+            assert (getattr(result, name)[rows.abs() >= COORDINATE_LIMIT] == 0).all(), name
+
+
+@every_backend
+@full_precision
+@every_loss
+@pytest.mark.parametrize("power", [-20, -3, 20, 50], ids=lambda power: f"scale_2**{power}")
+def test_huge_and_tiny_boxes_have_the_loss_of_ordinary_ones(power, loss, dtype, backend):
+    """Scaled by a power of two nothing is rounded differently: the same loss, the gradient scaled the other way."""
+    boxes = [grid_boxes(200, 6, seed, dtype).to(device_of(backend)) for seed in range(2)]
+    # Not empty: the guard of an empty denominator is what a scale is measured against.
+    boxes = [torch.cat((rows[:, :2], rows[:, :2] + rows[:, 2:] + 1), 1) for rows in boxes]
+    options = {"loss": loss, "reduction": "none", "backend": backend}
+    truth = evaluate(icr.box_iou_loss, *boxes, **options, eps=1e-25)
+    scaled = evaluate(icr.box_iou_loss, *(rows * 2.0**power for rows in boxes), **options, eps=1e-25)
+    assert relative_l2(scaled.value, truth.value) < 1e-6
+    assert relative_l2(scaled.pred * 2.0**power, truth.pred) < 1e-6
+
+
+def extreme_numbers(dtype: torch.dtype) -> list[float]:
+    info = torch.finfo(dtype)
+    ordinary = [0.0, -0.0, 1.0, -1.0, 0.1, 3.0, 100.5, -77.0]
+    tiny = [1e-30, -1e-30, 2e-20, 1e-7, info.tiny, -info.tiny, info.smallest_normal / 2, info.eps, 1 + info.eps]
+    huge = [1e18, -1e18, 0.9e18, -0.7e18, 1e17, 6e4, -6e4, 1e30, -1e30, info.max, -info.max]
+    return ordinary + tiny + [x for x in huge if abs(x) <= info.max]
+
+
+def assert_finite_and_in_range(boxes: list[Tensor], loss: str, penalty: str, backend: str, **options) -> None:
+    terms = icr.icr_terms(*boxes, loss=loss, penalty=penalty, backend=backend, **options)
+    low, high = value_range(LOSSES, loss)
+    penalty_low, penalty_high = value_range(PENALTIES, penalty)
+    slack = 1e-4
+    for name, term, least, most in (
+        ("loss", terms.loss - terms.penalty, low, high),
+        ("iou", terms.iou, 0, 1),
+        ("containment", terms.containment, 0, 1),
+        ("penalty", terms.penalty, penalty_low, penalty_high),
+    ):
+        bad = ~((term >= least - slack) & (term <= most + slack))
+        assert not bad.any(), (
+            f"{name} = {term[bad][0]} outside [{least}, {most}] for {[rows[bad][0].tolist() for rows in boxes]}"
+        )
+    result = evaluate(icr.icr_loss, *boxes, loss=loss, penalty=penalty, reduction="none", backend=backend, **options)
+    for name in BOXES:
+        gradient = getattr(result, name)
+        bad = ~gradient.isfinite().all(1)
+        assert not bad.any(), (
+            f"gradient of {name} = {gradient[bad][0].tolist()} for {[rows[bad][0].tolist() for rows in boxes]}"
+        )
+
+
+@every_backend
+@every_format
+@every_dtype
+@every_penalty
+@every_loss
+def test_every_finite_box_has_a_finite_loss_and_gradient(loss, penalty, dtype, box_format, backend):
+    numbers = torch.tensor(extreme_numbers(dtype), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(11)
+    boxes = [numbers[torch.randint(len(numbers), (1200, 4), generator=generator)] for _ in range(3)]
+    # Half of the rows from few numbers: equal coordinates and equal boxes.
+    few = numbers[torch.randint(len(numbers), (1200, 1, 2), generator=generator)]
+    for rows in boxes:
+        choice = torch.randint(2, (600, 4), generator=generator)
+        rows[:600] = few[:600].expand(600, 4, 2).gather(2, choice.unsqueeze(-1)).squeeze(-1)
+    boxes = [rows.to(device_of(backend)) for rows in boxes]
+    assert_finite_and_in_range(boxes, loss, penalty, backend, box_format=box_format)
+
+
+@every_backend
+@every_dtype
+@every_loss
+def test_any_finite_numbers_have_a_finite_loss_and_gradient(loss, dtype, backend):
+    limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    number = st.floats(-limit, limit, width=64 if dtype == torch.float64 else 32)
+
+    @given(st.lists(st.lists(number, min_size=12, max_size=12), min_size=1, max_size=6))
+    def holds(rows):
+        boxes = torch.tensor(rows, dtype=torch.float64).to(dtype).view(-1, 3, 4).to(device_of(backend))
+        assert_finite_and_in_range(list(boxes.unbind(1)), loss, "containment+pull", backend)
+
+    holds()
+
+
+@every_backend
+def test_gradient_in_half_precision_saturates(backend):
+    """A normalised prediction of side 0.0002 inside a target of side 0.0004: d(1 - |P|/|G|) by an edge is about
+    0.0002/0.0004**2 = 1250, times a weight of 1000 beyond 65504."""
+    device, largest = device_of(backend), torch.finfo(torch.float16).max
+    pred = box(0, 0, 2e-4, 2e-4, dtype=torch.float16, device=device)
+    target = box(-1e-4, -1e-4, 3e-4, 3e-4, dtype=torch.float16, device=device)
+    for sign in (1, -1):
+        weights = torch.tensor([sign * 1e3], device=device)
+        options = {"loss": "iou", "weight": weights, "reduction": "sum", "backend": backend}
+        saturated = [[sign * largest, sign * largest, -sign * largest, -sign * largest]]
+        assert icr.icr_loss_and_grad(pred, target, **options)[1].tolist() == saturated
+        assert evaluate(icr.icr_loss, pred, target, None, **options).pred.tolist() == saturated
+
+
+@every_backend
+@every_loss
+@every_penalty
+def test_values_of_degenerate_boxes_are_the_reference_s(loss, penalty, backend):
+    """In double precision, all of them in one call: empty, inverted, equal, touching, long and thin. From numbers whose
+    sums are exact, and with an eps below all that are not 0: a division by 1e-7 would magnify their rounding errors."""
+    numbers = torch.tensor([0, 1, 2.5, -3, 1024, 0.125], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(13)
+    boxes = [numbers[torch.randint(len(numbers), (800, 4), generator=generator)] for _ in range(3)]
+    options = {"loss": loss, "penalty": penalty, "eps": 0.01, "reduction": "none"}
+    boxes = [rows.to(device_of(backend)) for rows in boxes]
+    assert_result(evaluate(icr.icr_loss, *boxes, backend=backend, **options), expected(*boxes, **options))

@@ -1,9 +1,9 @@
 """The autograd boundary: one Function a differentiable result, outside the operators, for every backend that has any.
 
 The loss computes its gradient in the forward pass, in the arithmetic's dtype, and the backward pass scales it out of
-place: a second backward pass works, and a half-precision gradient is rounded once, after scaling. On a CPU that costs
-two thirds of computing the gradient anew (docs/performance.md). The terms, which have four upstream gradients, do
-compute theirs anew.
+place: a second backward pass works, and a half-precision gradient is rounded once, after scaling. On a CPU, where the
+arithmetic and not memory is the bound, that is faster than computing the gradient anew. The terms, which have four
+upstream gradients, do compute theirs anew.
 """
 
 from typing import Any

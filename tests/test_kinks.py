@@ -257,6 +257,21 @@ def test_two_empty_boxes_in_one_place(loss, dtype, backend):
 
 @every_backend
 @every_dtype
+@every_format
+@every_loss
+def test_sign_of_a_zero_makes_no_difference(loss, box_format, dtype, backend):
+    """A side of -0 is a side of 0: atan2(0, -0) would be pi."""
+    device = device_of(backend)
+    zeros = torch.tensor(list(itertools.product((0.0, -0.0), repeat=4)), dtype=dtype, device=device)
+    other = box(1, 1, 3, 3, dtype=dtype, device=device).expand(16, 4)
+    options = {"loss": loss, "box_format": box_format, "reduction": "none", "backend": backend}
+    for boxes in ((zeros, other), (other, zeros), (zeros, zeros.flip(0))):
+        values = icr.box_iou_loss(*boxes, **options)
+        assert (values == values[0]).all(), values.tolist()
+
+
+@every_backend
+@every_dtype
 @every_penalty
 def test_empty_prediction_has_the_penalty_of_no_overlap(penalty, dtype, backend):
     point, car = (box(*corners, dtype=dtype, device=device_of(backend)) for corners in ((3, 4, 3, 4), (0, 0, 9, 9)))

@@ -245,6 +245,22 @@ def test_terms_of_masked_pairs_are_0(backend):
         assert (gradient[~mask] == 0).all() and gradient[mask].isfinite().all() and gradient[mask].any(), name
 
 
+@every_backend
+@every_dtype
+def test_masked_pairs_take_no_gradient_from_above(dtype, backend):
+    """Nor an infinity or NaN that a later step of the graph makes of their 0."""
+    boxes = [rows.requires_grad_() for rows in pairs(23, dtype=dtype, device=device_of(backend))]
+    mask = torch.arange(23, device=boxes[0].device) % 3 != 1
+    for value in (NAN, INF):
+        loss = icr.icr_loss(*boxes, mask=mask, reduction="none", backend=backend)
+        terms = icr.icr_terms(*boxes, mask=mask, backend=backend)
+        above = torch.where(mask, 1.0, value).to(loss.dtype)
+        for outputs in ((loss,), terms):
+            gradients = torch.autograd.grad(outputs, boxes, [above] * len(outputs))
+            for name, gradient in zip(BOXES, gradients, strict=True):
+                assert (gradient[~mask] == 0).all() and gradient[mask].isfinite().all(), name
+
+
 # NaN in a pair that counts.
 
 

@@ -443,12 +443,61 @@ def test_strides_of_weight_mask_index_and_table(backend):
     weight = torch.linspace(0.5, 2, 3 * n, dtype=torch.float64, device=pred.device)[1::3]
     mask = torch.stack((row % 3 != 0, row % 3 == 0), 1)[:, 0]
     index = torch.stack((index, index + 1000), 1)[:, 0]
-    options = {"anchor_index": index, "weight": weight, "mask": mask, "reduction": "none"}
+    options = {"anchor_index": index, "weight": weight, "mask": mask, "backend": backend}
     assert not (weight.is_contiguous() or mask.is_contiguous() or index.is_contiguous())
     for rows in (table, _transposed(table), _columns_of_a_wider_row(table)):
-        assert_matches_reference(pred, target, rows, backend=backend, **options)
+        for reduction in ("none", "mean"):
+            assert_matches_reference(pred, target, rows, reduction=reduction, **options)
     one = {"weight": weight[:1].expand(n), "mask": mask[1:2].expand(n), "anchor_index": index[:1].expand(n)}
-    assert_matches_reference(pred, target, table, reduction="none", backend=backend, **one)
+    for reduction in ("none", "mean"):
+        assert_matches_reference(pred, target, table, reduction=reduction, backend=backend, **one)
+
+
+def _part_of_each_batch(x: Tensor) -> Tensor:
+    return torch.cat((x[:, :2], x, x[:, :3]), 1)[:, 2:-3]
+
+
+def _batches_last(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _one_batch_for_all(x: Tensor) -> Tensor:
+    return x[:1].expand_as(x)
+
+
+def _one_row_for_each_batch(x: Tensor) -> Tensor:
+    return x[:, :1].expand_as(x)
+
+
+@every_backend
+@full_precision
+@pytest.mark.parametrize(
+    "layout",
+    [_part_of_each_batch, _batches_last, _one_batch_for_all, _one_row_for_each_batch],
+    ids=lambda layout: layout.__name__.removeprefix("_"),
+)
+@pytest.mark.parametrize("argument", [*BOXES, "anchor_index", "weight", "mask"])
+def test_strides_of_batches(argument, layout, dtype, backend):
+    """Leading dimensions whose rows lie at no common distance."""
+    pred, target, table, index = pairs_of_a_table(5 * 7, 9, dtype=dtype, device=device_of(backend))
+    row = torch.arange(35, device=pred.device).view(5, 7)
+    tensors = {
+        "pred": pred.view(5, 7, 4),
+        "target": target.view(5, 7, 4),
+        "anchors": table[index.clamp(min=0)].view(5, 7, 4),
+        "anchor_index": index.view(5, 7),
+        "weight": 0.5 + row / 10,
+        "mask": row % 3 != 1,
+    }
+    tensors[argument] = layout(tensors[argument])
+    assert not tensors[argument].is_contiguous()
+    boxes, index = [tensors.pop(name) for name in BOXES], tensors.pop("anchor_index")
+    for reduction in ("none", "mean"):
+        options = {**tensors, "reduction": reduction, "backend": backend}
+        if argument == "anchor_index":
+            assert_matches_reference(*boxes[:2], table, anchor_index=index, **options)
+        else:
+            assert_matches_reference(*boxes, **options)
 
 
 @every_backend

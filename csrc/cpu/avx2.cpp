@@ -10,7 +10,7 @@
 #endif
 #include "loops.h"
 
-const icr_cpu::InstructionSet icr_cpu::avx2 = {"avx2", icr::run<8, 4>, icr::scale<8, 4>};
+const icr_cpu::InstructionSet icr_cpu::avx2 = {"avx2", icr::run<8, 4>, icr::scale};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -10,7 +10,7 @@
 #endif
 #include "loops.h"
 
-const icr_cpu::InstructionSet icr_cpu::avx512 = {"avx512", icr::run<16, 8>, icr::scale<16, 8>};
+const icr_cpu::InstructionSet icr_cpu::avx512 = {"avx512", icr::run<16, 8>, icr::scale};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -61,6 +61,9 @@ ICR_INLINE int64_t row_of(const Rows& rows, int64_t pair) {
   return row >= 0 && row < rows.row_count ? row : -1;
 }
 
+// How many bytes ahead of its use a row is asked for.
+constexpr int64_t kPrefetch = 2048;
+
 // Rows that lie one after the other, as T.
 template <class T>
 bool direct(const Rows& rows) {
@@ -100,7 +103,12 @@ template <class T, int N>
 ICR_INLINE typename Pack<T, N>::Mask load_rows(const Rows& rows, bool is_direct, int64_t first, int count,
                                                Pack<T, N> (&x)[4]) {
   if (is_direct && count == N) {
-    load(static_cast<const T*>(rows.data) + 4 * first, x);
+    const T* from = static_cast<const T*>(rows.data) + 4 * first;
+    // The processor's own prefetching stops at the end of every page.
+    for (int64_t byte = 0; byte < int64_t(4 * N * sizeof(T)); byte += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(from) + kPrefetch + byte);
+    }
+    load(from, x);
     return Pack<T, N>::first_lanes(N);
   }
   T buffer[4 * N];
@@ -187,15 +195,21 @@ ICR_INLINE void store_column(void* to, int64_t first, int count, Pack<T, N> x) {
 // One group of pairs
 
 template <class T, int N, class M>
-ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, int box_format, M keep, Pack<T, N> factor,
-                               const Pack<T, N> (&coordinates)[4], Pack<T, N> (&gradient)[4]) {
+ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, BoxFormat format, bool keep_all, M keep,
+                               Pack<T, N> factor, const Pack<T, N> (&coordinates)[4], Pack<T, N> (&gradient)[4]) {
   if (rows.data == nullptr) return;
-  const Pack<T, N> zero(T(0));
-  gradient[0] = select(keep, gradient[0] * factor, zero);
-  gradient[1] = select(keep, gradient[1] * factor, zero);
-  gradient[2] = select(keep, gradient[2] * factor, zero);
-  gradient[3] = select(keep, gradient[3] * factor, zero);
-  pull_back(coordinates, BoxFormat(box_format), gradient);
+  gradient[0] = gradient[0] * factor;
+  gradient[1] = gradient[1] * factor;
+  gradient[2] = gradient[2] * factor;
+  gradient[3] = gradient[3] * factor;
+  if (!keep_all) {
+    const Pack<T, N> zero(T(0));
+    gradient[0] = select(keep, gradient[0], zero);
+    gradient[1] = select(keep, gradient[1], zero);
+    gradient[2] = select(keep, gradient[2], zero);
+    gradient[3] = select(keep, gradient[3], zero);
+  }
+  pull_back(coordinates, format, gradient);
   store_rows(rows, first, count, gradient);
 }
 
@@ -227,6 +241,7 @@ void run_chunks(const Task& task, int64_t begin, int64_t end) {
         anchor[0] = anchor[1] = anchor[2] = anchor[3] = zero;
       }
       const Boxes<P> boxes{corners(pred, format), corners(target, format), corners(anchor, format)};
+      const bool keep_all = task.mask.data == nullptr && count == N;
       const auto keep = load_mask<T, N>(task.mask, first, count);
       Gradients<P> gradients;
       gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = zero;
@@ -244,17 +259,17 @@ void run_chunks(const Task& task, int64_t begin, int64_t end) {
       } else {
         const P weight = load_column<T, N>(task.weight, first, count, T(1));
         const P loss = weight * pair_loss<Want>(formula, boxes, has_anchor, gradients);
-        const P kept = select(keep, loss, zero);
+        const P kept = keep_all ? loss : select(keep, loss, zero);
         store_column(task.loss_out, first, count, kept * scale);
         lanes = lanes + kept;
         factor = factor * weight * load_column<T, N>(task.grad_loss, first, count, T(1));
       }
       if constexpr (Want & kPred)
-        store_gradient(task.grad_pred, first, count, format, keep, factor, pred, gradients.pred);
+        store_gradient(task.grad_pred, first, count, format, keep_all, keep, factor, pred, gradients.pred);
       if constexpr (Want & kTarget)
-        store_gradient(task.grad_target, first, count, format, keep, factor, target, gradients.target);
+        store_gradient(task.grad_target, first, count, format, keep_all, keep, factor, target, gradients.target);
       if constexpr (Want & kAnchor)
-        store_gradient(task.grad_anchors, first, count, format, keep, factor, anchor, gradients.anchor);
+        store_gradient(task.grad_anchors, first, count, format, keep_all, keep, factor, anchor, gradients.anchor);
       // Few enough additions in float, then double.
       if (((first / N) & 15) == 15 || first + N >= chunk_end) {
         for (int i = 0; i < N; ++i) sum += double(lanes.v[i]);
@@ -267,35 +282,31 @@ void run_chunks(const Task& task, int64_t begin, int64_t end) {
 
 // The pairs' gradient rows times an upstream factor, rounded to the type of the boxes. Where a gradient is 0 (a masked
 // pair) it stays 0, whatever the factor.
-template <class T, int N>
+template <class T>
+ICR_INLINE T scaled(T gradient, T factor) {
+  return gradient == T(0) ? T(0) : gradient * factor;
+}
+
+template <class T>
 void scale_rows(const Scaling& scaling, int64_t begin, int64_t end) {
-  using P = Pack<T, N>;
   const T* gradient = static_cast<const T*>(scaling.gradient);
-  for (int64_t first = begin; first < end; first += N / 4) {
-    const int count = end - first < N / 4 ? int(end - first) : N / 4;
-    T rows[N] = {}, factors[N] = {};
-    P g, factor;
-    if (count == N / 4) {
-      g = P::load(gradient + 4 * first);
-    } else {
-      memcpy(rows, gradient + 4 * first, 4 * count * sizeof(T));
-      g = P::load(rows);
+  const bool same_factor = scaling.factor.stride == 0;
+  const T factor = same_factor && begin < end ? element<T>(scaling.factor.data, scaling.factor.type, 0) : T(0);
+  if (same_factor && scaling.out.type == type_of<T>) {
+    T* out = static_cast<T*>(scaling.out.data);
+    for (int64_t i = 4 * begin; i < 4 * end; ++i) out[i] = scaled(gradient[i], factor);
+    return;
+  }
+  constexpr int kRows = 64;
+  T rows[4 * kRows];
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int count = end - first < kRows ? int(end - first) : kRows;
+    for (int i = 0; i < count; ++i) {
+      const T f = same_factor ? factor
+                              : element<T>(scaling.factor.data, scaling.factor.type, (first + i) * scaling.factor.stride);
+      for (int c = 0; c < 4; ++c) rows[4 * i + c] = scaled(gradient[4 * (first + i) + c], f);
     }
-    if (scaling.factor.stride == 0) {
-      factor = P(element<T>(scaling.factor.data, scaling.factor.type, 0));
-    } else {
-      for (int i = 0; i < 4 * count; ++i) {
-        factors[i] = element<T>(scaling.factor.data, scaling.factor.type, (first + i / 4) * scaling.factor.stride);
-      }
-      factor = P::load(factors);
-    }
-    const P scaled = select(g == P(T(0)), P(T(0)), g * factor);
-    if (scaling.out.type == type_of<T> && count == N / 4) {
-      scaled.store(static_cast<T*>(scaling.out.data) + 4 * first);
-    } else {
-      scaled.store(rows);
-      round_to(scaling.out, first, count, rows);
-    }
+    round_to(scaling.out, first, count, rows);
   }
 }
 
@@ -323,9 +334,8 @@ void run(const Task& task, int64_t begin, int64_t end) {
   task.in_double ? run<double, Doubles>(task, begin, end) : run<float, Floats>(task, begin, end);
 }
 
-template <int Floats, int Doubles>
 void scale(const Scaling& scaling, int64_t begin, int64_t end) {
-  scaling.in_double ? scale_rows<double, Doubles>(scaling, begin, end) : scale_rows<float, Floats>(scaling, begin, end);
+  scaling.in_double ? scale_rows<double>(scaling, begin, end) : scale_rows<float>(scaling, begin, end);
 }
 
 }  // namespace icr

@@ -1,11 +1,11 @@
-"""Builds the extension icr_kernels._C where there is a C++ compiler; installs without it, and says so, where there is none."""
+"""Builds the extension icr_kernels._C; where there is no C++ compiler it installs without, and says so."""
 
 import os
 import shutil
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 # The oldest torch whose stable ABI the extension is built against, whatever torch builds it.
@@ -23,7 +23,7 @@ def compiler() -> str | None:
     return None
 
 
-def extensions() -> list[CppExtension]:
+def extensions() -> list[Extension]:
     if compiler() is None:
         print("icr_kernels: no C++ compiler (CXX, c++, g++, clang++) found; installing without the compiled kernels.")
         return []

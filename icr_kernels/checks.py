@@ -96,7 +96,9 @@ def formula(
     return Formula(loss, NO_PENALTY if anchors is None else penalty, penalty_weight, relative, eps, box_format)
 
 
-def names(*, reduction: str, loss: str, eps: float, box_format: str, penalty: str = PENALTY_NAMES[0], **_: object) -> None:
+def names(
+    *, reduction: str, loss: str, eps: float, box_format: str, penalty: str = PENALTY_NAMES[0], **_: object
+) -> None:
     """The names that a module holds, checked when it is made."""
     _name("reduction", reduction, REDUCTIONS)
     formula(loss, penalty, 1.0, False, eps, box_format, None)

@@ -88,7 +88,7 @@ def icr_loss(
     box_format: str = "xyxy",
     backend: str | None = None,
 ) -> Tensor:
-    """Box-regression loss plus inter-class relational penalty: loss(pred, target) + penalty_weight * penalty(pred, anchor).
+    """Box-regression loss plus inter-class relational penalty: loss(pred, target) + penalty_weight * penalty(pred, A).
 
     The penalty is 0 while the prediction lies inside its anchor object (after the idea of Ning and Han 2025,
     arXiv 2508.14343; the losses' papers are in `icr_kernels.variants`). The result is float32, or float64 for float64

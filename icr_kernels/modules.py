@@ -48,7 +48,7 @@ class BoxIoULoss(_Options):
 
 
 class ICRLoss(_Options):
-    """`icr_loss` with its options held: ``ICRLoss("giou", penalty_weight=0.5)(pred, target, cars, anchor_index=index)``.
+    """`icr_loss` with its options held: ``ICRLoss("giou", penalty_weight=0.5)(pred, target, cars)``.
 
     The tensors anchor_index, weight, mask and normalizer are given at the call.
     """

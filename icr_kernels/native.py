@@ -36,7 +36,7 @@ if LOAD_ERROR is None:
     terms = torch.ops.icr_kernels.terms.default
     terms_backward = torch.ops.icr_kernels.terms_backward.default
 
-    # The fakes: what the operators return, for the compiler. Arguments stand in the order of the schemas in csrc/ops.cpp.
+    # The fakes: what the operators return, for the compiler. Arguments stand as in the schemas of csrc/ops.cpp.
 
     @torch.library.register_fake("icr_kernels::loss")
     def _(pred, target, anchors, anchor_index, weight, mask, normalizer, scale, reduction, *rest):

@@ -35,9 +35,9 @@ ICR_INLINE float exp(float x) { return ::expf(x); }
 ICR_INLINE double exp(double x) { return ::exp(x); }
 ICR_INLINE float log(float x) { return ::logf(x); }
 ICR_INLINE double log(double x) { return ::log(x); }
-// The angle of the point (x, y) of the first quadrant.
-ICR_INLINE float atan2(float y, float x) { return ::atan2f(y, x); }
-ICR_INLINE double atan2(double y, double x) { return ::atan2(y, x); }
+// The angle of the point (x, y) of the first quadrant, where a side of -0 is a side of 0.
+ICR_INLINE float atan2(float y, float x) { return ::atan2f(y, x + 0.0f); }
+ICR_INLINE double atan2(double y, double x) { return ::atan2(y, x + 0.0); }
 ICR_INLINE float reciprocal(float x) { return 1.0f / x; }
 ICR_INLINE double reciprocal(double x) { return 1.0 / x; }
 // a / b, given 1 / b.
@@ -207,12 +207,12 @@ ICR_INLINE auto area_of(const A& a, const B& b) {
   return chain(rounded_product(value_of(a), value_of(b)), value_of(b), a, value_of(a), b);
 }
 
-// relu(a) * relu(b), rounded. Nothing flows where either side is empty.
+// relu(a) * relu(b), rounded. Nothing flows where either side is empty; NaN stays NaN.
 template <class A, class B>
 ICR_INLINE auto overlap_area(const A& a, const B& b) {
   const auto av = value_of(a), bv = value_of(b);
   using S = decltype(value_of(a));
-  const auto both = (av > S(0)) & (bv > S(0));
+  const auto both = !(av <= S(0)) & !(bv <= S(0));
   const S a_side = select(both, av, S(0)), b_side = select(both, bv, S(0));
   return chain(rounded_product(a_side, b_side), b_side, a, a_side, b);
 }

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <stdexcept>
@@ -22,7 +23,7 @@ STABLE_TORCH_LIBRARY(icr_kernels, m) {
       "loss(Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? weight, Tensor? mask, "
       "Tensor? normalizer, float scale, int reduction, " ICR_FORMULA
       ", int wanted, bool in_box_dtype) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("scaled(Tensor gradient, Tensor factor, ScalarType dtype, Tensor? anchor_index, int anchors) -> Tensor");
+  m.def("scaled(Tensor gradient, Tensor factor, ScalarType dtype, Tensor? anchors, Tensor? anchor_index) -> Tensor");
   m.def(
       "terms(Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? mask, " ICR_FORMULA
       ") -> (Tensor, Tensor, Tensor, Tensor)");
@@ -63,7 +64,6 @@ int number(icr::List<Variants...> list, const std::string& argument, const std::
   throw std::invalid_argument(argument + ": expected a name that this build has, got '" + name + "'");
 }
 
-icr::Box<double> box(const Coordinates& c) { return icr::corners({c[0], c[1], c[2], c[3]}, icr::kXYXY); }
 
 // Value of one pair of boxes in double, and its gradient with respect to prediction, target and anchor object.
 std::pair<double, std::vector<double>> pair(const std::string& loss, const std::string& penalty,
@@ -73,10 +73,17 @@ std::pair<double, std::vector<double>> pair(const std::string& loss, const std::
   const icr::Formula<double> formula{number(icr::Losses{}, "loss", loss),
                                      anchor ? number(icr::Penalties{}, "penalty", penalty) : -1, relative,
                                      penalty_weight, eps};
-  const icr::Boxes<double> boxes{box(pred), box(target), box(anchor.value_or(Coordinates{}))};
+  double p[4], g[4], a[4] = {};
+  std::copy(pred.begin(), pred.end(), p);
+  std::copy(target.begin(), target.end(), g);
+  if (anchor) std::copy(anchor->begin(), anchor->end(), a);
+  const icr::Boxes<double> boxes{icr::corners(p, icr::kXYXY), icr::corners(g, icr::kXYXY), icr::corners(a, icr::kXYXY)};
   icr::Gradients<double> gradients{};
   const double value =
       icr::pair_loss<icr::kPred | icr::kTarget | icr::kAnchor>(formula, boxes, anchor.has_value(), gradients);
+  icr::pull_back(p, icr::kXYXY, gradients.pred);
+  icr::pull_back(g, icr::kXYXY, gradients.target);
+  icr::pull_back(a, icr::kXYXY, gradients.anchor);
   std::vector<double> gradient(gradients.pred, gradients.pred + 4);
   gradient.insert(gradient.end(), gradients.target, gradients.target + 4);
   gradient.insert(gradient.end(), gradients.anchor, gradients.anchor + 4);

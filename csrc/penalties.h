@@ -38,7 +38,7 @@ struct Pull {
   template <class P, class A, class S>
   ICR_INLINE static auto value(const P& p, const A& a, S eps) {
     const auto t = overhang(p.x1, p.x2, a.x1, a.x2, eps) + overhang(p.y1, p.y2, a.y1, a.y2, eps);
-    return ratio(t, S(1) + t, eps);
+    return ratio(t, S(1) + t, S(0));
   }
 
  private:

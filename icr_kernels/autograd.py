@@ -46,12 +46,17 @@ def _wanted(needs_input_grad: tuple[bool, ...]) -> int:
 
 
 def first_derivative(backward):
-    """A backward pass without a derivative of its own: asking for one raises. `once_differentiable` sees to that; it is
-    entered only where a graph of the backward pass is being made, for it costs as much as the checks of the forward."""
+    """A backward pass without a derivative of its own: differentiating its result raises.
+
+    `once_differentiable` sees to that where an upstream gradient requires grad. The result also depends on the boxes,
+    so where a graph of the backward pass is being made (create_graph=True) every upstream gradient is made to.
+    """
     guarded = once_differentiable(backward)
 
     def first(ctx, *gradients):
-        return guarded(ctx, *gradients) if torch.is_grad_enabled() else backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        return guarded(ctx, *(gradient.detach().requires_grad_() for gradient in gradients))
 
     return first
 
@@ -68,23 +73,22 @@ class Loss(torch.autograd.Function):
             grad_pred if wanted & WANTED_PRED else None,
             grad_target if wanted & WANTED_TARGET else None,
             grad_anchors if wanted & WANTED_ANCHORS else None,
-            anchor_index if wanted & WANTED_ANCHORS else None,
+            *((anchors, anchor_index) if anchor_index is not None and wanted & WANTED_ANCHORS else (None, None)),
         )
         ctx.scaled = operators.scaled
         ctx.dtypes = pred.dtype, target.dtype, None if anchors is None else anchors.dtype
-        ctx.table = 0 if anchors is None else anchors.shape[0]
         return loss
 
     @staticmethod
     @first_derivative
     def backward(ctx, grad_loss):
-        pred, target, anchors, anchor_index = ctx.saved_tensors
+        pred, target, anchors, *table = ctx.saved_tensors
         if pred is not None:
-            pred = ctx.scaled(pred, grad_loss, ctx.dtypes[0], None, 0)
+            pred = ctx.scaled(pred, grad_loss, ctx.dtypes[0], None, None)
         if target is not None:
-            target = ctx.scaled(target, grad_loss, ctx.dtypes[1], None, 0)
+            target = ctx.scaled(target, grad_loss, ctx.dtypes[1], None, None)
         if anchors is not None:
-            anchors = ctx.scaled(anchors, grad_loss, ctx.dtypes[2], anchor_index, ctx.table)
+            anchors = ctx.scaled(anchors, grad_loss, ctx.dtypes[2], *table)
         return pred, target, anchors, None, None, None, None, None, None
 
 

@@ -212,12 +212,17 @@ def icr_loss_and_grad(
         if chosen.operators is not None:
             arguments = _loss_arguments(pairs, formula, normalizer, reduction)
             return chosen.operators.loss(*arguments, WANTED_PRED, True)[:2]
-    with torch.enable_grad():
-        leaf = pred.detach().requires_grad_()
+    # The reference needs a graph for its gradient, and inference tensors cannot be part of one.
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf, *constants = (
+            each if each is None else each.clone() if each.is_inference() else each.detach() for each in pairs
+        )
+        leaf.requires_grad_()
+        target, anchors, anchor_index, weight, mask = constants
         value = reference.icr_loss(
             leaf,
-            target.detach(),
-            None if anchors is None else anchors.detach(),
+            target,
+            anchors,
             anchor_index=anchor_index,
             weight=weight,
             mask=mask,
@@ -225,7 +230,7 @@ def icr_loss_and_grad(
             reduction=reduction,
             **formula._asdict(),
         )
-        return value.detach(), reference.saturated(torch.autograd.grad(value.sum(), leaf)[0])
+        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
 def _loss_arguments(

@@ -57,8 +57,8 @@ if LOAD_ERROR is None:
         )
 
     @torch.library.register_fake("icr_kernels::scaled")
-    def _(gradient, factor, dtype, anchor_index, anchors):
-        return gradient.new_empty(gradient.shape if anchor_index is None else (anchors, 4), dtype=dtype)
+    def _(gradient, factor, dtype, anchors, anchor_index):
+        return gradient.new_empty(gradient.shape if anchor_index is None else anchors.shape, dtype=dtype)
 
     @torch.library.register_fake("icr_kernels::terms")
     def _(pred, target, anchors, anchor_index, mask, *formula):

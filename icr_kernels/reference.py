@@ -168,7 +168,7 @@ def overhang(p1: Tensor, p2: Tensor, a1: Tensor, a2: Tensor, eps: float) -> Tens
 
 def pull_penalty(p: Box, a: Box, eps: float) -> Tensor:
     t = overhang(p.x1, p.x2, a.x1, a.x2, eps) + overhang(p.y1, p.y2, a.y1, a.y2, eps)
-    return t / (1 + t)
+    return 1 - 1 / (1 + t)  # t / (1 + t), whose derivative cancels for a large t
 
 
 def containment_pull_penalty(p: Box, a: Box, eps: float) -> Tensor:
@@ -183,6 +183,22 @@ PENALTIES = dict(
         strict=True,
     )
 )
+
+
+class _Upcast(torch.autograd.Function):
+    """``boxes.to(dtype)`` whose gradient saturates instead of overflowing on its way back to half precision."""
+
+    @staticmethod
+    def forward(ctx, boxes, dtype):
+        ctx.dtype = boxes.dtype
+        return boxes.to(dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.dtype in (torch.float16, torch.bfloat16):
+            largest = torch.finfo(ctx.dtype).max
+            gradient = gradient.clamp(-largest, largest)
+        return gradient.to(ctx.dtype), None
 
 
 class ICRTerms(NamedTuple):
@@ -218,7 +234,7 @@ def icr_terms(
 
     def box(boxes: Tensor) -> Box:
         # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.
-        boxes = boxes.to(dtype)
+        boxes = boxes if boxes.dtype == dtype else _Upcast.apply(boxes, dtype)
         return corners(boxes if mask is None else torch.where(mask.unsqueeze(-1), boxes, 0), box_format)
 
     p, g = box(pred), box(target)
@@ -227,6 +243,8 @@ def icr_terms(
     if anchors is None or penalty == NO_PENALTY:
         inside, excess = torch.ones_like(total), torch.zeros_like(total)
     else:
+        # Converted before it is gathered: the gradient of a table adds up in the arithmetic's dtype.
+        anchors = anchors if anchors.dtype == dtype else _Upcast.apply(anchors, dtype)
         anchors, has_anchor = gather_anchors(anchors, anchor_index)
         a = box(anchors)
         inside = containment(p, a, eps)
@@ -245,9 +263,8 @@ def gather_anchors(anchors: Tensor, index: Tensor | None) -> tuple[Tensor, Tenso
     if index is None:
         return anchors, None
     has_anchor = (index >= 0) & (index < anchors.shape[0])
-    if anchors.shape[0] == 0:
-        return anchors.new_zeros((*index.shape, 4)), has_anchor
-    return anchors[torch.where(has_anchor, index, 0)], has_anchor
+    table = torch.cat([anchors, anchors.new_zeros(1, 4)])  # the last row is of those without
+    return table[torch.where(has_anchor, index, anchors.shape[0])], has_anchor
 
 
 def icr_loss(
@@ -275,11 +292,3 @@ def icr_loss(
         pairs = max(loss.numel(), 1) if mask is None else mask.sum().clamp(min=1)
         return loss.sum() / pairs
     return loss.sum() / torch.as_tensor(normalizer, dtype=loss.dtype, device=loss.device).clamp(min=eps)
-
-
-def saturated(gradient: Tensor) -> Tensor:
-    """Half-precision infinities become the largest finite value."""
-    if gradient.dtype not in (torch.float16, torch.bfloat16):
-        return gradient
-    largest = torch.finfo(gradient.dtype).max
-    return gradient.clamp(-largest, largest)

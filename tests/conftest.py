@@ -6,10 +6,10 @@ import platform
 import hypothesis
 import pytest
 import torch
-from inputs import REFERENCE_ONLY
 
 import icr_kernels as icr
 from icr_kernels import native
+from inputs import REFERENCE_ONLY
 
 # Where the C library can do it, memory comes poisoned: an element that a kernel forgets to write is this byte, and not
 # the 0 or the right result of an earlier call that it might be by chance. test_determinism.py holds that this reaches

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+
+import icr_kernels as icr
+from icr_kernels import reference
 from inputs import (
     COMPILED_BACKENDS,
     device_of,
@@ -17,9 +20,6 @@ from inputs import (
 from operator_calls import OperatorCalls
 from oracle import BOXES, evaluate, expected
 from tolerances import assert_close, same_bits
-
-import icr_kernels as icr
-from icr_kernels import reference
 
 
 def leaves(backend: str, n: int = 33, dtype=torch.float32, wanted=BOXES) -> list[torch.Tensor]:

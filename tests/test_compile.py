@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
+
+import icr_kernels as icr
 from inputs import (
     REFERENCE_ONLY,
     device_of,
@@ -14,9 +17,6 @@ from inputs import (
 from operator_calls import OperatorCalls, operator_names
 from oracle import BOXES, evaluate
 from tolerances import same_bits
-from torch import Tensor
-
-import icr_kernels as icr
 
 needs_extension = pytest.mark.skipif(REFERENCE_ONLY, reason="ICR_KERNELS_TEST_REFERENCE_ONLY=1")
 

@@ -5,6 +5,8 @@ import platform
 
 import pytest
 import torch
+
+import icr_kernels as icr
 from conftest import POISON
 from inputs import (
     device_of,
@@ -18,8 +20,6 @@ from inputs import (
 )
 from oracle import evaluate
 from tolerances import same_bits
-
-import icr_kernels as icr
 
 # Small, around powers of two where work is cut into chunks, and primes that no chunk divides.
 SIZES = (1, 37, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 16384, 32769, 65537, 100_003)

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from inputs import device_of, every_backend, pairs, pairs_of_a_table
-from oracle import evaluate
-from tolerances import same_bits
 
 import icr_kernels as icr
 from icr_kernels import checks
 from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
+from inputs import device_of, every_backend, pairs, pairs_of_a_table
+from oracle import evaluate
+from tolerances import same_bits
 
 N = 6
 

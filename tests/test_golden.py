@@ -10,11 +10,11 @@ from math import atan, exp, log, pi
 
 import pytest
 import torch
-from inputs import box, device_of, every_backend, every_dtype, every_loss, every_penalty, full_precision, to_format
-from tolerances import GOLDEN
 
 import icr_kernels as icr
 from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
+from inputs import box, device_of, every_backend, every_dtype, every_loss, every_penalty, full_precision, to_format
+from tolerances import GOLDEN
 
 
 @dataclass(frozen=True)

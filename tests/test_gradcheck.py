@@ -8,13 +8,13 @@ has the kernel's gradient, and the frozen formula's value as long as kernel and 
 
 import pytest
 import torch
-from inputs import device_of, every_backend, every_format, every_loss, every_penalty, pairs, pairs_of_a_table
-from oracle import BOXES
 from torch import Tensor
 
 import icr_kernels as icr
 from icr_kernels import reference
 from icr_kernels.check import frozen
+from inputs import device_of, every_backend, every_format, every_loss, every_penalty, pairs, pairs_of_a_table
+from oracle import BOXES
 
 every_input = pytest.mark.parametrize("argument", BOXES)
 

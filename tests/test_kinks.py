@@ -6,6 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+
+import icr_kernels as icr
+from icr_kernels.variants import COORDINATE_LIMIT, LOSSES, PENALTIES
 from inputs import (
     box,
     device_of,
@@ -22,10 +26,6 @@ from inputs import (
 )
 from oracle import BOXES, evaluate, expected
 from tolerances import assert_result, relative_l2, same_bits
-from torch import Tensor
-
-import icr_kernels as icr
-from icr_kernels.variants import COORDINATE_LIMIT, LOSSES, PENALTIES
 
 # Boxes at rest.
 

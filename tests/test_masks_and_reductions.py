@@ -8,6 +8,8 @@ import math
 
 import pytest
 import torch
+
+import icr_kernels as icr
 from inputs import (
     box,
     device_of,
@@ -21,8 +23,6 @@ from inputs import (
 )
 from oracle import BOXES, evaluate
 from tolerances import same_bits
-
-import icr_kernels as icr
 
 NAN, INF = float("nan"), float("inf")
 

@@ -29,7 +29,9 @@ print(icr.native.LOAD_ERROR)
 
 
 def run(*command: str, **options) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, **options)
+    environment = options.pop("env", dict(os.environ))
+    environment.pop("PYTHONPATH", None)  # it would lead back to this checkout
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, **options)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

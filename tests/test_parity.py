@@ -4,6 +4,11 @@ import re
 
 import pytest
 import torch
+from torch import Tensor
+
+import icr_kernels as icr
+from icr_kernels import reference
+from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 from inputs import (
     HALF_DTYPES,
     INSTRUCTION_SETS,
@@ -25,11 +30,6 @@ from inputs import (
 )
 from oracle import BOXES, evaluate, expected, upstream
 from tolerances import assert_close, assert_result, relative_l2, same_bits
-from torch import Tensor
-
-import icr_kernels as icr
-from icr_kernels import reference
-from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 
 # Empty, one pair, both sides of a SIMD register and of two, of a block and of a chunk of blocks, and primes.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 61, 127, 255, 256, 257, 1021, 2047, 2048, 2049, 4099, 10007)

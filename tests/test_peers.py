@@ -8,13 +8,13 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
+import icr_kernels as icr
 from inputs import device_of, every_backend, full_precision, pairs
 from oracle import evaluate
 from tolerances import relative_l2
-from torch import Tensor
 from torchvision_without_extension import make_importable
-
-import icr_kernels as icr
 
 make_importable()
 

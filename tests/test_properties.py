@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from inputs import device_of, every_backend, every_loss, every_loss_and_penalty, every_penalty, value_range
-from oracle import BOXES, Result, evaluate
 from torch import Tensor
 
 import icr_kernels as icr
 from icr_kernels.variants import LOSS_NAMES, LOSSES, PENALTIES
+from inputs import device_of, every_backend, every_loss, every_loss_and_penalty, every_penalty, value_range
+from oracle import BOXES, Result, evaluate
 
 # Losses in which prediction and target are interchangeable.
 SYMMETRIC = ("iou", "giou", "diou", "ciou", "eiou", "siou")

@@ -3,8 +3,9 @@
 import math
 
 import torch
-from oracle import BOXES, Result
 from torch import Tensor
+
+from oracle import BOXES, Result
 
 # Relative L2 error of a result of this dtype. Half precision: the arithmetic is float32, so all that is lost is one
 # rounding, of at most half a unit in the last place.

@@ -268,8 +268,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, Opti
   return {result, grad_pred, grad_target, grad_anchors};
 }
 
-Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor anchor_index, int64_t anchors) {
-  Inputs inputs(2);
+Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor anchors, OptionalTensor anchor_index) {
+  Inputs inputs(3);
   const int64_t pairs = gradient.numel() / 4;
   Scaling scaling;
   scaling.in_double = gradient.scalar_type() == ScalarType::Double;
@@ -283,27 +283,22 @@ Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor a
                               [&](int64_t begin, int64_t end) { loops(scaling, begin, end); });
   if (!scattered) return rows;
 
-  Rows table;
-  const Column index = inputs.column(anchor_index);
-  table.index = index.data;
-  table.index_type = index.type;
-  table.index_stride = index.stride;
-  table.row_count = anchors;
-  Tensor sums = torch::stable::new_zeros(gradient, {anchors, 4}, gradient.scalar_type());
+  const Rows table = inputs.anchors(anchors, anchor_index);
+  Tensor sums = torch::stable::new_zeros(gradient, {table.row_count, 4}, gradient.scalar_type());
   if (scaling.in_double) {
     scatter(static_cast<const double*>(rows.data_ptr()), pairs, table, static_cast<double*>(sums.data_ptr()));
   } else {
     scatter(static_cast<const float*>(rows.data_ptr()), pairs, table, static_cast<float*>(sums.data_ptr()));
   }
   if (dtype == gradient.scalar_type()) return sums;
-  Tensor rounded = empty({anchors, 4}, dtype);
+  Tensor rounded = empty({table.row_count, 4}, dtype);
   const double one = 1;
   Scaling rounding;
   rounding.in_double = scaling.in_double;
   rounding.gradient = sums.data_ptr();
   rounding.factor = {&one, Type::kDouble, 0};
   rounding.out = rows_out(rounded);
-  loops(rounding, 0, anchors);
+  loops(rounding, 0, table.row_count);
   return rounded;
 }
 
@@ -357,7 +352,7 @@ std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_
   if (scattered && (wanted & kWantAnchors)) {
     Tensor one = torch::stable::new_zeros(pred, {}, dtype);
     one = torch::stable::fill_(one, 1.0);
-    grad_anchors = scaled(grad_anchors, one, anchors->scalar_type(), anchor_index, anchors->size(0));
+    grad_anchors = scaled(grad_anchors, one, anchors->scalar_type(), anchors, anchor_index);
   }
   return {grad_pred, grad_target, grad_anchors};
 }

@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, Opti
                                                 int64_t loss, int64_t penalty, double penalty_weight, bool relative,
                                                 double eps, int64_t box_format, int64_t wanted, bool in_box_dtype);
 
-Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor anchor_index, int64_t anchors);
+Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor anchors, OptionalTensor anchor_index);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchors,
                                                  OptionalTensor anchor_index, OptionalTensor mask, int64_t loss,

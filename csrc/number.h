@@ -212,8 +212,8 @@ template <class A, class B>
 ICR_INLINE auto overlap_area(const A& a, const B& b) {
   const auto av = value_of(a), bv = value_of(b);
   using S = decltype(value_of(a));
-  const auto both = !(av <= S(0)) & !(bv <= S(0));
-  const S a_side = select(both, av, S(0)), b_side = select(both, bv, S(0));
+  const auto empty = (av <= S(0)) | (bv <= S(0));
+  const S a_side = select(empty, S(0), av), b_side = select(empty, S(0), bv);
   return chain(rounded_product(a_side, b_side), b_side, a, a_side, b);
 }
 

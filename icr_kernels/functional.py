@@ -214,14 +214,13 @@ def icr_loss_and_grad(
             return chosen.operators.loss(*arguments, WANTED_PRED, True)[:2]
     # The reference needs a graph for its gradient, and inference tensors cannot be part of one.
     with torch.inference_mode(False), torch.enable_grad():
-        leaf, *constants = (
-            each if each is None else each.clone() if each.is_inference() else each.detach() for each in pairs
+        leaf = _outside_inference(pred).requires_grad_()
+        anchors, anchor_index, weight, mask = (
+            None if each is None else _outside_inference(each) for each in (anchors, anchor_index, weight, mask)
         )
-        leaf.requires_grad_()
-        target, anchors, anchor_index, weight, mask = constants
         value = reference.icr_loss(
             leaf,
-            target,
+            _outside_inference(target),
             anchors,
             anchor_index=anchor_index,
             weight=weight,
@@ -231,6 +230,10 @@ def icr_loss_and_grad(
             **formula._asdict(),
         )
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+
+def _outside_inference(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _loss_arguments(

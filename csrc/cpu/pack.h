@@ -45,6 +45,7 @@ struct Pack {
   struct Mask {
     Integers m;
     ICR_INLINE friend Mask operator&(Mask a, Mask b) { return {a.m & b.m}; }
+    ICR_INLINE friend Mask operator|(Mask a, Mask b) { return {a.m | b.m}; }
     ICR_INLINE friend Mask operator!(Mask a) { return {~a.m}; }
   };
 

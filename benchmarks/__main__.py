@@ -106,7 +106,7 @@ def main() -> int:
     options = parser.parse_args()
 
     own = torch.get_num_threads()
-    sizes, budget = ((1_000, 100_000), 0.5) if options.quick else ((1_000, 10_000, 100_000, 1_000_000), 4.0)
+    sizes, budget = ((1_000, 100_000), 0.5) if options.quick else ((1_000, 10_000, 100_000, 1_000_000), 2.0)
     threads = options.threads or ([own] if options.quick else sorted({1, own}))
     measured: list[tuple[str, aligned.Loss | str | None]] = [*aligned.implementations().items(), (COPY, None)]
     jobs = [(*job, budget) for job in product(threads, sizes, measured)]

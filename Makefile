@@ -1,4 +1,4 @@
-# make demo   set up, then: what is here, does it agree, how fast is it, the regression study (about four minutes)
+# make demo   set up, then: what is here, does it agree, how fast is it, the regression study (about two minutes once set up)
 # make test   set up, then: linters, type check, the whole test suite
 # make bench  set up, then: the speed table and its CSV
 #

@@ -109,8 +109,8 @@ def main() -> int:
     sizes, budget = ((1_000, 100_000), 0.5) if options.quick else ((1_000, 10_000, 100_000, 1_000_000), 2.0)
     threads = options.threads or ([own] if options.quick else sorted({1, own}))
     measured: list[tuple[str, aligned.Loss | str | None]] = [*aligned.implementations().items(), (COPY, None)]
-    jobs = [(*job, budget) for job in product(threads, sizes, measured)]
-    rows = [row(name, loss, pairs, count, limit) for count, pairs, (name, loss), limit in progress(jobs, "measuring")]
+    jobs = list(product(threads, sizes, measured))
+    rows = [row(name, loss, pairs, count, budget) for count, pairs, (name, loss) in progress(jobs, "measuring")]
     for _, group in groupby(rows, key=lambda each: (each["threads"], each["pairs"])):
         print(show(list(group)))
     if options.output:

@@ -40,6 +40,12 @@ class Formula(NamedTuple):
     box_format: str
 
 
+def compute_dtype(*boxes: Tensor | None) -> torch.dtype:
+    """What the arithmetic runs in, and the dtype of losses: float32, or float64 if any box is float64."""
+    double = any(rows is not None and rows.dtype == torch.float64 for rows in boxes)
+    return torch.float64 if double else torch.float32
+
+
 def pairs(
     pred: Tensor,
     target: Tensor,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import compute_dtype
 from .variants import REDUCTION_IDS
 
 LOAD_ERROR: str | None = None
@@ -22,12 +23,6 @@ except ImportError as error:
     )
 
 WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS = 1, 2, 4
-
-
-def compute_dtype(*boxes: Tensor | None) -> torch.dtype:
-    """What the arithmetic runs in, and the dtype of losses: float32, or float64 if any box is float64."""
-    double = any(rows is not None and rows.dtype == torch.float64 for rows in boxes)
-    return torch.float64 if double else torch.float32
 
 
 if LOAD_ERROR is None:

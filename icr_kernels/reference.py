@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import compute_dtype
 from .variants import COORDINATE_LIMIT, LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 
 
@@ -229,8 +230,7 @@ def icr_terms(
     box_format: str = "xyxy",
 ) -> ICRTerms:
     """`icr_kernels.icr_terms` in plain PyTorch, without its checks."""
-    double = any(boxes is not None and boxes.dtype == torch.float64 for boxes in (pred, target, anchors))
-    dtype = torch.float64 if double else torch.float32
+    dtype = compute_dtype(pred, target, anchors)
 
     def box(boxes: Tensor) -> Box:
         # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.

@@ -326,3 +326,11 @@ def test_integer_tensors_beside_the_boxes_do_not_confuse_autograd(backend):
 def test_every_compiled_backend_is_tested():
     """The tests above that concern operators run for each backend that has any."""
     assert set(COMPILED_BACKENDS) >= {name for name in icr.available_backends() if name != "reference"}
+
+
+def test_scaling_reads_a_gradient_of_any_layout(extension):
+    """A compiler may hand the saved gradient back in another layout; read as if it were packed, it would be garbage."""
+    rows = torch.arange(1.0, 41.0).reshape(4, 10).T
+    assert not rows.is_contiguous()
+    scaled = torch.ops.icr_kernels.scaled(rows, torch.tensor(2.0), torch.float32, None, None)
+    assert torch.equal(scaled, 2 * rows)

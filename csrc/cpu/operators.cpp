@@ -269,6 +269,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, Opti
 }
 
 Tensor scaled(Tensor gradient, Tensor factor, ScalarType dtype, OptionalTensor anchors, OptionalTensor anchor_index) {
+  if (!gradient.is_contiguous()) gradient = torch::stable::contiguous(gradient);
   Inputs inputs(3);
   const int64_t pairs = gradient.numel() / 4;
   Scaling scaling;

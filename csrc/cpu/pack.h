@@ -97,7 +97,7 @@ ICR_INLINE Pack<T, N> greater(Pack<T, N> a, Pack<T, N> b) {
   return select(a > b, a, b);
 }
 
-// In 512 bits a division occupies the divider for 16 cycles: there one step of Newton from the processor's estimate.
+// In 512 bits the divider is slow: there one step of Newton from the processor's estimate.
 template <class T, int N>
 ICR_INLINE Pack<T, N> reciprocal(Pack<T, N> x) {
 #if defined(ICR_AVX512)
@@ -141,7 +141,7 @@ ICR_INLINE Pack<T, N> rounded_product(Pack<T, N> a, Pack<T, N> b) {
   return product;
 }
 
-// exp, log and atan in float: argument reduction and a minimax polynomial, within 2 ulp. In double each lane asks libm:
+// exp, log and atan in float: argument reduction and a minimax polynomial. In double each lane asks libm:
 // that precision serves checking, not training.
 
 template <int N>

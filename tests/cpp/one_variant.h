@@ -1,5 +1,5 @@
 // Included before the loops by the sanitizer build: one loss and one penalty instead of all. How memory is read and
-// written does not depend on them, and instrumenting them all takes a quarter of an hour.
+// written does not depend on them, and instrumenting them all takes more than ten minutes.
 #include "../../csrc/iou_losses.h"
 #include "../../csrc/penalties.h"
 

@@ -1,12 +1,15 @@
 # make demo   set up, then: what is here, does it agree, how fast is it, the regression study (about two minutes once set up)
 # make test   set up, then: linters, type check, the whole test suite
 # make bench  set up, then: the speed table and its CSV
+# make gpu    on a machine with an NVIDIA GPU: gpu-test, gpu-sanitize, gpu-bench, and the report on them (needs no network
+#             with PYTHON); a part that fails stops no other, and each can be run again alone
 #
-# Both set up a virtual environment of their own in .venv. An existing one is taken as it is, with its own torch:
+# They set up a virtual environment of their own in .venv. An existing one is taken as it is, with its own torch:
 #   make test PYTHON=/path/to/python
 # Another torch than the default, for instance a CPU build from another index: make demo TORCH="torch==2.13.0 -i INDEX"
 
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 VENV := .venv
 
 ifdef PYTHON
@@ -18,7 +21,7 @@ endif
 # Recipes change directories and start Python programs: the path must hold from anywhere.
 override PYTHON := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
 
-.PHONY: demo test bench lint build clean
+.PHONY: demo test bench gpu gpu-test gpu-sanitize gpu-bench lint build clean
 
 demo: build
 	$(PYTHON) -m icr_kernels info
@@ -27,10 +30,16 @@ demo: build
 	$(PYTHON) -m icr_kernels study --output build/study
 
 test: build lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 bench: build
 	$(PYTHON) -m benchmarks --output build/benchmarks.csv
+
+gpu: build
+	$(PYTHON) -m benchmarks.gpu
+
+gpu-test gpu-sanitize gpu-bench: build
+	$(PYTHON) -m benchmarks.gpu $(@:gpu-%=%)
 
 lint: build
 	$(PYTHON) -m ruff check .
@@ -41,14 +50,14 @@ lint: build
 build: $(ENVIRONMENT)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 
-# torchvision is a peer that tests and benchmarks compare with. Its dependencies are not asked for: they would bring
-# another torch.
+# torchvision is a peer that tests and benchmarks compare with; its dependencies would bring another torch. Triton comes
+# with a CUDA build of torch; beside a CPU build it serves for interpreting and compiling the kernels in tests.
 $(VENV)/complete: pyproject.toml
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
 	$(PYTHON) -m pip install --quiet $(TORCH) numpy
 	$(PYTHON) -m pip install --quiet "setuptools>=77" wheel ninja "pybind11>=2.12" pillow
-	$(PYTHON) -m pip install --quiet --no-deps torchvision==0.28.0
+	$(PYTHON) -m pip install --quiet --no-deps torchvision==0.28.0 $(TRITON)
 	$(PYTHON) -m pip install --quiet --group dev
 	touch $@
 

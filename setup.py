@@ -1,18 +1,56 @@
-"""Builds the extension icr_kernels._C; where there is no C++ compiler it installs without, and says so."""
+"""Builds the extensions icr_kernels._C (C++, CPU) and icr_kernels._C_cuda (CUDA).
+
+Without a C++ compiler it installs without either, without nvcc or with a torch without CUDA it installs without the
+second, and says so. Whether a GPU is present makes no difference. ICR_KERNELS_CUDA=0 leaves the second out;
+ICR_KERNELS_CUDA=1 builds it or fails, with a torch without CUDA too: that checks that it compiles.
+TORCH_CUDA_ARCH_LIST chooses the GPU architectures.
+"""
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pybind11
 import torch
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-# The oldest torch whose stable ABI the extension is built against, whatever torch builds it.
+# The oldest torch whose stable ABI the extensions are built against, whatever torch builds them.
 OLDEST_TORCH = "0x020a000000000000"
 
-SOURCES = ["csrc/ops.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
+ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
+
+CPU_SOURCES = ["csrc/ops.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
+CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cpp"))
+KERNELS = "csrc/cuda/kernels.cu"
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+
+COMPILER_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-Wall",
+    f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}",
+]
+CPU_FLAGS = [
+    # Without these two no loop with a comparison is vectorised.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    # The losses are long chains of dependent operations: scheduling them is worth a tenth of the time.
+    "-fschedule-insns",
+    "-fsched-pressure",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",  # GCC 12 sees it in its own intrinsics
+]
+LINKER_FLAGS = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
+
+
+def say(message: str) -> None:
+    print(f"icr_kernels: {message}")
 
 
 def compiler() -> str | None:
@@ -23,39 +61,124 @@ def compiler() -> str | None:
     return None
 
 
+def nvcc() -> str | None:
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    for candidate in (*(str(home / "bin" / "nvcc") for home in homes), "nvcc", "/usr/local/cuda/bin/nvcc"):
+        if found := shutil.which(candidate):
+            return found
+    return None
+
+
+def ask(*command: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return result.stdout + result.stderr
+
+
+def architecture_flags(nvcc: str) -> tuple[list[str], list[str]]:
+    """Flags for the architectures of TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX"), or those of the list above that this nvcc
+    knows with PTX of the newest; and what the build then has code for."""
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not chosen:
+        known = ask(nvcc, "--list-gpu-code").split()
+        chosen = " ".join(a for a in ARCHITECTURES.split() if f"sm_{a.replace('.', '')}" in known) + "+PTX"
+    names = []
+    for item in re.split(r"[ ;,]+", chosen.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", item)
+        if match is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected versions such as '8.0 9.0+PTX', got {item!r}")
+        number = match[1] + match[2]
+        names += [f"sm_{number}"] + [f"compute_{number}"] * bool(match[3])
+    return [f"-gencode=arch=compute_{name.split('_')[1]},code={name}" for name in names], names
+
+
+def cpu_extension() -> Extension:
+    say(f"building _C with {compiler()}, torch {torch.__version__}, pybind11 {pybind11.__version__}")
+    return CppExtension(
+        "icr_kernels._C",
+        CPU_SOURCES,
+        depends=HEADERS,
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args={"cxx": COMPILER_FLAGS + CPU_FLAGS},
+        extra_link_args=LINKER_FLAGS,
+    )
+
+
+def cuda_extension() -> Extension | None:
+    wish = os.environ.get("ICR_KERNELS_CUDA", "")
+    found = nvcc()
+    if wish == "0" or (wish != "1" and torch.version.cuda is None):
+        say("no CUDA kernels: " + ("ICR_KERNELS_CUDA=0" if wish == "0" else "this torch was built without CUDA"))
+        return None
+    if found is None:
+        reason = "no nvcc found in CUDA_HOME, on the path or in /usr/local/cuda"
+        if wish == "1":
+            raise SystemExit(f"ICR_KERNELS_CUDA=1: {reason}")
+        say(f"no CUDA kernels: {reason}; CUDA tensors will run through Triton")
+        return None
+    version = re.search(r"V(\d+)\.(\d+)\.\d+", ask(found, "--version"))
+    assert version is not None
+    if torch.version.cuda is not None and torch.version.cuda.split(".")[0] != version[1]:
+        raise SystemExit(
+            f"nvcc: expected the CUDA version that this torch was built with, {torch.version.cuda}, or one of the same "
+            f"major version, got {version[0]} in {found}; set CUDA_HOME, or ICR_KERNELS_CUDA=0 to build without"
+        )
+    top = re.search(r"TOP=(\S+)", ask(found, "--dryrun", "-x", "cu", "-E", os.devnull))
+    assert top is not None
+    toolkit = Path(top[1])
+    flags, names = architecture_flags(found)
+    say(f"building _C_cuda with nvcc {version[0]} for {', '.join(names)}")
+    extension = CppExtension(
+        "icr_kernels._C_cuda",
+        CUDA_SOURCES,
+        depends=[*HEADERS, KERNELS],
+        include_dirs=[pybind11.get_include(), str(toolkit / "include")],
+        library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
+        libraries=["cudart", *(["torch_cuda"] if torch.version.cuda else [])],
+        define_macros=[
+            ("USE_CUDA", None),
+            ("ICR_KERNELS_NVCC", f'"{version[0][1:]}"'),
+            ("ICR_KERNELS_ARCHITECTURES", ",".join(f'"{name}"' for name in names)),
+        ],
+        extra_compile_args={"cxx": COMPILER_FLAGS},
+        extra_link_args=LINKER_FLAGS,
+    )
+    extension.nvcc = [found, *flags, *(["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else [])]
+    return extension
+
+
+class Build(BuildExtension):
+    """Compiles the kernels first: they know nothing of torch, so nvcc need not."""
+
+    def build_extensions(self):
+        for extension in self.extensions:
+            if hasattr(extension, "nvcc"):
+                extension.extra_objects = [self.compile_kernels(extension.nvcc)]
+        super().build_extensions()
+
+    def compile_kernels(self, nvcc: list[str]) -> str:
+        output = Path(self.build_temp).absolute() / "csrc" / "cuda" / "kernels.o"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record = output.with_suffix(".command")
+        command = [
+            *nvcc,
+            *("-std=c++17", "-O3", "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+            *("-c", KERNELS, "-o", str(output)),
+        ]
+        newest = max(Path(path).stat().st_mtime for path in (KERNELS, *HEADERS))
+        if output.exists() and output.stat().st_mtime > newest and record.read_text() == " ".join(command):
+            return str(output)
+        say("compiling the CUDA kernels, " + " ".join(command))
+        subprocess.run(command, check=True)
+        record.write_text(" ".join(command))
+        return str(output)
+
+
 def extensions() -> list[Extension]:
     if compiler() is None:
-        print("icr_kernels: no C++ compiler (CXX, c++, g++, clang++) found; installing without the compiled kernels.")
+        say("no C++ compiler (CXX, c++, g++, clang++) found; installing without the compiled kernels.")
         return []
-    import pybind11
-
-    flags = [
-        "-std=c++17",
-        "-O3",
-        # Without these two no loop with a comparison is vectorised.
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        # The losses are long chains of dependent operations: scheduling them is worth a tenth of the time.
-        "-fschedule-insns",
-        "-fsched-pressure",
-        "-g0",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wno-psabi",
-        "-Wno-maybe-uninitialized",  # GCC 12 sees it in its own intrinsics
-        f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}",
-    ]
-    print(f"icr_kernels: building _C with {compiler()}, torch {torch.__version__}, pybind11 {pybind11.__version__}")
-    return [
-        CppExtension(
-            "icr_kernels._C",
-            SOURCES,
-            depends=HEADERS,
-            include_dirs=[pybind11.get_include()],
-            extra_compile_args={"cxx": flags},
-            extra_link_args=["-Wl,--exclude-libs,ALL"] if os.uname().sysname == "Linux" else [],
-        )
-    ]
+    cuda = cuda_extension()
+    return [cpu_extension()] if cuda is None else [cpu_extension(), cuda]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)})
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=False)})

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import icr_kernels as icr
-from icr_kernels import native
+from icr_kernels import operators
 from icr_kernels.terminal import progress, table
 
 from . import aligned
@@ -35,17 +35,6 @@ def seconds(function: Callable[[], object], budget: float) -> list[float]:
     return times
 
 
-def agrees(loss: aligned.Loss, pairs: int) -> bool:
-    """Value and gradient are those of the reference in double, to what the peers' additive eps allows."""
-    pred, target, anchors = aligned.boxes(min(pairs, 10_000))
-    expected = aligned.pure_pytorch(pred.double(), target.double(), anchors.double())
-    (expected_gradient,) = torch.autograd.grad(expected, pred)
-    value = loss(pred, target, anchors)
-    (gradient,) = torch.autograd.grad(value, pred)
-    error = (gradient - expected_gradient).norm() / expected_gradient.norm()
-    return bool(abs(value - expected) < 1e-5 * expected and error < 1e-4)
-
-
 def row(name: str, loss: aligned.Loss | str | None, pairs: int, threads: int, budget: float) -> dict[str, object]:
     """One line of the CSV; ``loss`` is None for the copy, and the reason where there is none to measure."""
     result: dict[str, object] = {
@@ -58,7 +47,7 @@ def row(name: str, loss: aligned.Loss | str | None, pairs: int, threads: int, bu
         "p80_us": "",
         "note": loss if isinstance(loss, str) else "",
         "processor": platform.machine(),
-        "instruction_set": native.build.instruction_set() if native.build else "",
+        "instruction_set": operators.cpu_build.instruction_set() if operators.cpu_build else "",
         "torch": torch.__version__,
         "version": icr.__version__,
         "date": datetime.date.today().isoformat(),
@@ -66,7 +55,7 @@ def row(name: str, loss: aligned.Loss | str | None, pairs: int, threads: int, bu
     if isinstance(loss, str):
         return result
     torch.set_num_threads(threads)
-    if loss is not None and not agrees(loss, pairs):
+    if loss is not None and not aligned.agrees(loss, *aligned.boxes(min(pairs, 10_000))):
         return result | {"note": "disagrees with the reference"}
     function = aligned.copy(pairs) if loss is None else aligned.step(loss, *aligned.boxes(pairs))
     times = statistics.quantiles(seconds(function, budget), n=10)

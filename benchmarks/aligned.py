@@ -78,8 +78,12 @@ def torchvision_form() -> Loss:
 
 def implementations() -> dict[str, Loss | str]:
     """What is compared; a peer that cannot run here is the reason why."""
+    return {"icr_kernels": fused, **peers()}
+
+
+def peers() -> dict[str, Loss | str]:
+    """The code that users run today."""
     present: dict[str, Loss | str] = {
-        "icr_kernels": fused,
         "eager, clamp form": clamp_form,
         "eager, torchvision": "",
         "eager, reference": pure_pytorch,
@@ -91,6 +95,16 @@ def implementations() -> dict[str, Loss | str]:
     except ImportError as error:
         present["eager, torchvision"] = f"absent: {error}"
     return present
+
+
+def agrees(loss: Loss, pred: Tensor, target: Tensor, anchors: Tensor) -> bool:
+    """Value and gradient are those of the reference in double, to what the peers' additive eps allows."""
+    expected = pure_pytorch(pred.double(), target.double(), anchors.double())
+    (expected_gradient,) = torch.autograd.grad(expected, pred)
+    value = loss(pred, target, anchors)
+    (gradient,) = torch.autograd.grad(value, pred)
+    error = (gradient - expected_gradient).norm() / expected_gradient.norm()
+    return bool(abs(value - expected) < 1e-5 * expected and error < 1e-4)
 
 
 def step(loss: Loss, pred: Tensor, target: Tensor, anchors: Tensor) -> Callable[[], Tensor]:

@@ -74,7 +74,8 @@ struct SIoU {
   template <class P, class G, class S>
   ICR_INLINE static auto value(const P& p, const G& g, S eps) {
     const auto o = overlay(p, g, eps);
-    const auto dx = o.center_dx(), dy = o.center_dy();
+    const auto dx = o.center_dx();
+    const auto dy = o.center_dy();
     const auto angle_cost = ratio(magnitude(dx * dy) * S(2), square(dx) + square(dy), eps);
     const auto gamma = S(2) - angle_cost;
     const auto rho_x = ratio(square(dx), square(o.enclosing_width()), eps);

@@ -36,13 +36,47 @@ ICR_INLINE double exp(double x) { return ::exp(x); }
 ICR_INLINE float log(float x) { return ::logf(x); }
 ICR_INLINE double log(double x) { return ::log(x); }
 // The angle of the point (x, y) of the first quadrant, where a side of -0 is a side of 0.
-ICR_INLINE float atan2(float y, float x) { return ::atan2f(y, x + 0.0f); }
 ICR_INLINE double atan2(double y, double x) { return ::atan2(y, x + 0.0); }
-ICR_INLINE float reciprocal(float x) { return 1.0f / x; }
 ICR_INLINE double reciprocal(double x) { return 1.0 / x; }
 // a / b, given 1 / b.
-ICR_INLINE float quotient(float a, float b, float) { return a / b; }
 ICR_INLINE double quotient(double a, double b, double) { return a / b; }
+
+// Single floats are the numbers of a GPU, whose exact division takes a dozen instructions and a branch. Denominators
+// are guarded from below and boxes limited from above, so that its estimate (1 ulp) neither overflows nor underflows; a
+// step of Newton, and for a quotient the remainder that a fused multiplication leaves, make up for its error.
+#if defined(__CUDA_ARCH__)
+ICR_INLINE float estimated_reciprocal(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+#else
+ICR_INLINE float estimated_reciprocal(float x) { return 1.0f / x; }
+#endif
+ICR_INLINE float reciprocal(float x) {
+  const float r = estimated_reciprocal(x);
+  return ::fmaf(r, ::fmaf(-x, r, 1.0f), r);
+}
+// Exactly 1 for a == b.
+ICR_INLINE float quotient(float a, float b, float r) {
+  const float q = a * r;
+  return ::fmaf(::fmaf(-q, b, a), r, q);
+}
+
+// atan2 in single precision: a minimax polynomial up to the diagonal, mirrored beyond.
+template <class S>
+ICR_INLINE S first_quadrant_angle(S y, S x) {
+  const auto steep = y > x;
+  const S t = lesser(x, y) * reciprocal(greater(S(1.17549435e-38f), greater(x, y)));
+  const S z = t * t;
+  const S z2 = z * z, z4 = z2 * z2;
+  const S q01 = S(0.199903965f) * z + S(-0.333329856f), q23 = S(0.10573931f) * z + S(-0.141859755f);
+  const S q45 = S(0.0411218293f) * z + S(-0.0736670345f), q67 = S(0.00262223976f) * z + S(-0.0151325176f);
+  const S q = (q67 * z2 + q45) * z4 + (q23 * z2 + q01);
+  const S flat = q * z * t + t;
+  return select(steep, S(1.57079633f) - flat, flat);
+}
+ICR_INLINE float atan2(float y, float x) { return first_quadrant_angle(y, x); }
 
 // a * b rounded before anything is added to it. Two equal areas stay equal then, and identical boxes are at rest.
 #if defined(__CUDA_ARCH__)

@@ -1,5 +1,5 @@
-// The operators' schemas, their CPU implementations, and the Python module: what Python asks the build, and the math of
-// a single pair.
+// The operators on CPU tensors (icr_kernels/operators.py has their schemas), and the Python module: what Python asks the
+// build, and the math of a single pair.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
@@ -12,32 +12,14 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/operators.h"
+#include "cpu/backend.h"
 #include "pair.h"
 
-#define ICR_FORMULA \
-  "int loss, int penalty, float penalty_weight, bool relative, float eps, int box_format"
-
-STABLE_TORCH_LIBRARY(icr_kernels, m) {
-  m.def(
-      "loss(Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? weight, Tensor? mask, "
-      "Tensor? normalizer, float scale, int reduction, " ICR_FORMULA
-      ", int wanted, bool in_box_dtype) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("scaled(Tensor gradient, Tensor factor, ScalarType dtype, Tensor? anchors, Tensor? anchor_index) -> Tensor");
-  m.def(
-      "terms(Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? mask, " ICR_FORMULA
-      ") -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "terms_backward(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment, Tensor grad_penalty, Tensor pred, "
-      "Tensor target, Tensor? anchors, Tensor? anchor_index, Tensor? mask, " ICR_FORMULA
-      ", int wanted) -> (Tensor, Tensor, Tensor)");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) {
-  m.impl("loss", TORCH_BOX(&icr_cpu::loss));
-  m.impl("scaled", TORCH_BOX(&icr_cpu::scaled));
-  m.impl("terms", TORCH_BOX(&icr_cpu::terms));
-  m.impl("terms_backward", TORCH_BOX(&icr_cpu::terms_backward));
+  m.impl("loss", TORCH_BOX(&icr_kernels::loss<icr_cpu::Cpu>));
+  m.impl("scaled", TORCH_BOX(&icr_kernels::scaled<icr_cpu::Cpu>));
+  m.impl("terms", TORCH_BOX(&icr_kernels::terms<icr_cpu::Cpu>));
+  m.impl("terms_backward", TORCH_BOX(&icr_kernels::terms_backward<icr_cpu::Cpu>));
 }
 
 namespace {

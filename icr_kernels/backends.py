@@ -7,31 +7,42 @@ was asked for by name.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from . import native
+from . import operators
+from .operators import Operators
 
 logger = logging.getLogger("icr_kernels")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """``obstacle(device_type)`` says why tensors of that device cannot be run here, or None. ``operators`` holds the
-    five functions that `autograd` calls; the reference has none: PyTorch differentiates it."""
+    """``obstacle(device_type)`` says why tensors of that device cannot be run here, or None. ``devices`` are those
+    whose tensors it is chosen for unasked. The reference has no ``operators``: PyTorch differentiates it."""
 
     name: str
     what: str
     devices: tuple[str, ...]
     obstacle: Callable[[str], str | None]
-    operators: Any = None
+    operators: Operators | None = None
+
+
+def _wrong_device(name: str, runs: str, device: str) -> str | None:
+    return None if device == runs else f"backend {name!r} runs tensors on {runs}, got tensors on {device}"
+
+
+def _cuda_obstacle(device: str) -> str | None:
+    return _wrong_device("cuda", "cuda", device) or operators.CUDA_ERROR
+
+
+def _triton_obstacle(device: str) -> str | None:
+    runs = "cpu" if operators.triton_interpreted() else "cuda"
+    return _wrong_device("triton", runs, device) or operators.TRITON_ERROR
 
 
 def _cpu_obstacle(device: str) -> str | None:
-    if device != "cpu":
-        return f"backend 'cpu' runs tensors on cpu, got tensors on {device}"
-    return native.LOAD_ERROR
+    return _wrong_device("cpu", "cpu", device) or operators.CPU_ERROR
 
 
 def _reference_obstacle(device: str) -> str | None:
@@ -39,7 +50,9 @@ def _reference_obstacle(device: str) -> str | None:
 
 
 BACKENDS = (
-    Backend("cpu", "C++, SIMD", ("cpu",), _cpu_obstacle, native),
+    Backend("cuda", "hand-written CUDA", ("cuda",), _cuda_obstacle, operators.compiled),
+    Backend("triton", "Triton", ("cuda",), _triton_obstacle, operators.triton),
+    Backend("cpu", "C++, SIMD", ("cpu",), _cpu_obstacle, operators.compiled),
     Backend("reference", "pure PyTorch", ("any",), _reference_obstacle),
 )
 
@@ -56,6 +69,8 @@ def choose(name: str | None, device: str) -> Backend:
             raise RuntimeError(reason)
         return BY_NAME[name]
     for backend in BACKENDS:
+        if device not in backend.devices and "any" not in backend.devices:
+            continue
         reason = backend.obstacle(device)
         if reason is None:
             break

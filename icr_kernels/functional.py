@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import autograd, checks, reference
 from .backends import choose
-from .native import WANTED_PRED
+from .operators import WANTED_PRED
 from .reference import ICRTerms
 from .variants import REDUCTION_IDS
 
@@ -211,7 +211,12 @@ def icr_loss_and_grad(
         chosen = choose(backend, pred.device.type)
         if chosen.operators is not None:
             arguments = _loss_arguments(pairs, formula, normalizer, reduction)
-            return chosen.operators.loss(*arguments, WANTED_PRED, True)[:2]
+            # The gradient is rounded once: by the loss, or by the scaling that is left to do.
+            pending = chosen.operators.is_pending(pred, mask, arguments[6], arguments[8])
+            value, factor, gradient, *_ = chosen.operators.loss(*arguments, WANTED_PRED, not pending)
+            if pending:
+                gradient = chosen.operators.scaled(gradient, factor, None, pred.dtype, None, None)
+            return value, gradient
     # The reference needs a graph for its gradient, and inference tensors cannot be part of one.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = _outside_inference(pred).requires_grad_()

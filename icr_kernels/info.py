@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, native
+from . import __version__, operators
 from .backends import BACKENDS
 
 
 def report() -> str:
     """Versions, machine, backends and the compiled extension, one fact a line."""
-    facts = [*_versions(), *_machine(), *_extension(), *_backends()]
+    facts = [*_versions(), *_machine(), *_extensions(), *_backends()]
     width = max(len(name) for name, _ in facts)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts)
 
@@ -33,11 +33,11 @@ def _installed(package: str) -> str | None:
 
 
 def _machine() -> Iterator[tuple[str, str]]:
-    yield "cpu", f"{_cpu_name()}, {torch.get_num_threads()} threads used by torch"
+    yield "cpu", f"{cpu_name()}, {torch.get_num_threads()} threads used by torch"
     yield "gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -46,21 +46,29 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _extension() -> Iterator[tuple[str, str]]:
-    build = native.build
+def _extensions() -> Iterator[tuple[str, str]]:
+    build = operators.cpu_build
     if build is None:
-        yield "extension", f"none: {native.LOAD_ERROR}"
-        return
-    yield "extension", f"compiled with {build.compiler()}"
-    yield "  instruction sets", f"{', '.join(build.instruction_sets())}; in use here: {build.instruction_set()}"
-    yield "  losses", ", ".join(build.losses())
-    yield "  penalties", ", ".join(build.penalties())
+        yield "C++ extension", f"none: {operators.CPU_ERROR}"
+    else:
+        yield "C++ extension", f"compiled with {build.compiler()}"
+        yield "  instruction sets", f"{', '.join(build.instruction_sets())}; in use here: {build.instruction_set()}"
+        yield "  losses", ", ".join(build.losses())
+        yield "  penalties", ", ".join(build.penalties())
+    build = operators.cuda_build
+    if build is None:
+        yield "CUDA extension", f"none: {operators.CUDA_ERROR}"
+    else:
+        yield "CUDA extension", f"compiled with nvcc {build.compiler()}"
+        yield "  architectures", ", ".join(build.architectures())
 
 
 def _backends() -> Iterator[tuple[str, str]]:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for backend in BACKENDS:
-        obstacles = [backend.obstacle(device) for device in devices]
-        runs_on = [device for device, obstacle in zip(devices, obstacles, strict=True) if obstacle is None]
-        state = f"yes, on {' and '.join(runs_on)}" if runs_on else f"no: {obstacles[-1]}"
+        runs_on = [device for device in devices if backend.obstacle(device) is None]
+        if runs_on:
+            state = f"yes, on {' and '.join(runs_on)}"
+        else:
+            state = f"no: {backend.obstacle(backend.devices[0]) or 'torch can use no GPU'}"
         yield f"backend {backend.name}", f"{state} ({backend.what})"

@@ -3,6 +3,7 @@
 Everything is taken from the registry, so a new loss, penalty or backend is tested without an edit here.
 """
 
+import importlib.util
 import os
 import re
 
@@ -10,17 +11,27 @@ import pytest
 import torch
 from torch import Tensor
 
+import emulated
 import icr_kernels as icr
-from icr_kernels import native
+from icr_kernels import operators
 from icr_kernels.backends import BY_NAME
 from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
 
 # Without the compiled extension its tests fail, unless this says that only the reference is meant to be tested.
 REFERENCE_ONLY = os.environ.get("ICR_KERNELS_TEST_REFERENCE_ONLY") == "1"
 
+# Without a GPU the kernels for one are tested all the same: those in Triton in its interpreter, those in CUDA emulated.
+WITHOUT_GPU = not REFERENCE_ONLY and not torch.cuda.is_available()
+if WITHOUT_GPU and importlib.util.find_spec("triton") is not None:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
+    importlib.import_module("triton_interpreter").prepare()
 BACKENDS = icr.available_backends()
 if not REFERENCE_ONLY and "cpu" not in BACKENDS:
     BACKENDS.insert(0, "cpu")
+EMULATED = None
+if WITHOUT_GPU and emulated.compiler() is not None:
+    EMULATED = emulated.register()
+    BACKENDS.insert(0, emulated.NAME)
 COMPILED_BACKENDS = [name for name in BACKENDS if BY_NAME[name].operators is not None]
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -33,6 +44,12 @@ def dtype_id(dtype: torch.dtype) -> str:
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_compiled_backend = pytest.mark.parametrize("backend", COMPILED_BACKENDS)
+# Where a test makes thousands of calls, or calls on a hundred thousand pairs, Triton's interpreter would take an hour.
+INTERPRETED = ("triton",) if WITHOUT_GPU else ()
+every_quick_backend = pytest.mark.parametrize("backend", [b for b in BACKENDS if b not in INTERPRETED])
+every_quick_compiled_backend = pytest.mark.parametrize(
+    "backend", [b for b in COMPILED_BACKENDS if b not in INTERPRETED]
+)
 every_loss = pytest.mark.parametrize("loss", LOSS_NAMES)
 every_penalty = pytest.mark.parametrize("penalty", PENALTY_NAMES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -48,7 +65,7 @@ full_precision = pytest.mark.parametrize("dtype", (torch.float64, torch.float32)
 half_precision = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_id)
 
 # The instruction sets this build holds; "generic" stands for them where there is no build, and fails.
-INSTRUCTION_SETS = ["generic"] if native.build is None else native.build.instruction_sets()
+INSTRUCTION_SETS = ["generic"] if operators.cpu_build is None else operators.cpu_build.instruction_sets()
 
 
 def value_range(variants, name: str) -> tuple[float, float]:

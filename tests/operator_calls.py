@@ -3,6 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from icr_kernels.backends import BY_NAME
+
 
 class OperatorCalls(TorchDispatchMode):
     """``found`` holds operator, arguments and result of each call made inside the with block."""
@@ -19,6 +21,6 @@ class OperatorCalls(TorchDispatchMode):
         return result
 
 
-def operator_names() -> set[str]:
-    """All operators the extension has registered."""
-    return {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("icr_kernels::")}
+def operator_names(backend: str) -> set[str]:
+    """The operators of a backend."""
+    return {each.name() for each in BY_NAME[backend].operators if isinstance(each, torch._ops.OpOverload)}

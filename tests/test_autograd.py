@@ -5,6 +5,7 @@ import torch
 
 import icr_kernels as icr
 from icr_kernels import reference
+from icr_kernels.backends import BY_NAME
 from inputs import (
     COMPILED_BACKENDS,
     device_of,
@@ -328,9 +329,12 @@ def test_every_compiled_backend_is_tested():
     assert set(COMPILED_BACKENDS) >= {name for name in icr.available_backends() if name != "reference"}
 
 
-def test_scaling_reads_a_gradient_of_any_layout(extension):
+@every_compiled_backend
+def test_scaling_reads_a_gradient_of_any_layout(backend):
     """A compiler may hand the saved gradient back in another layout; read as if it were packed, it would be garbage."""
-    rows = torch.arange(1.0, 41.0).reshape(4, 10).T
+    rows = torch.arange(1.0, 41.0, device=device_of(backend)).reshape(4, 10).T
     assert not rows.is_contiguous()
-    scaled = torch.ops.icr_kernels.scaled(rows, torch.tensor(2.0), torch.float32, None, None)
-    assert torch.equal(scaled, 2 * rows)
+    factor, pending = torch.tensor(2.0, device=rows.device), torch.tensor(0.25, device=rows.device)
+    scaled = BY_NAME[backend].operators.scaled
+    assert torch.equal(scaled(rows, factor, None, torch.float32, None, None), 2 * rows)
+    assert torch.equal(scaled(rows, factor, pending, torch.float32, None, None), rows / 2)

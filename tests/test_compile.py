@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 import icr_kernels as icr
+from icr_kernels.backends import BY_NAME
 from inputs import (
-    REFERENCE_ONLY,
     device_of,
     every_backend,
     every_compiled_backend,
+    every_quick_compiled_backend,
     every_reduction,
     pairs,
     pairs_of_a_table,
@@ -17,8 +18,6 @@ from inputs import (
 from operator_calls import OperatorCalls, operator_names
 from oracle import BOXES, evaluate
 from tolerances import same_bits
-
-needs_extension = pytest.mark.skipif(REFERENCE_ONLY, reason="ICR_KERNELS_TEST_REFERENCE_ONLY=1")
 
 
 @pytest.fixture(autouse=True)
@@ -28,67 +27,88 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def _pairs_alone(**options) -> None:
-    pred, target, _ = (rows.requires_grad_() for rows in pairs(13))
-    icr.box_iou_loss(pred, target, backend="cpu", **options).sum().backward()
+def _pairs_alone(backend: str, **options) -> None:
+    pred, target, _ = (rows.requires_grad_() for rows in pairs(13, device=device_of(backend)))
+    icr.box_iou_loss(pred, target, backend=backend, **options).sum().backward()
 
 
-def _every_argument(reduction: str, dtype: torch.dtype = torch.float32) -> None:
-    pred, target, table, index = pairs_of_a_table(13, 5, dtype=dtype)
+def _every_argument(backend: str, reduction: str, dtype: torch.dtype = torch.float32) -> None:
+    device = device_of(backend)
+    pred, target, table, index = pairs_of_a_table(13, 5, dtype=dtype, device=device)
     boxes = [rows.requires_grad_() for rows in (pred, target, table)]
-    options = {"weight": torch.rand(13), "mask": torch.arange(13) % 3 != 0, "anchor_index": index, "backend": "cpu"}
+    options = {
+        "weight": torch.rand(13, device=device),
+        "mask": torch.arange(13, device=device) % 3 != 0,
+        "anchor_index": index,
+        "backend": backend,
+    }
     if reduction == "mean":
-        options["normalizer"] = torch.tensor(5.0)
+        options["normalizer"] = torch.tensor(5.0, device=device)
     icr.icr_loss(*boxes, reduction=reduction, **options).sum().backward()
     icr.icr_loss_and_grad(*boxes, reduction=reduction, **options)
 
 
-def _rows_of_their_own(dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] = (13,)) -> None:
-    n = torch.Size(shape).numel()
-    boxes = [rows.view(*shape, 4).to(dtype).requires_grad_() for rows, dtype in zip(pairs(n), dtypes, strict=True)]
-    icr.icr_loss(*boxes, backend="cpu").backward()
-    sum(term.sum() for term in icr.icr_terms(*boxes, backend="cpu")).backward()
+def _mean_of_the_unmasked(backend: str, n: int = 13) -> None:
+    boxes = [rows.requires_grad_() for rows in pairs(n, device=device_of(backend))]
+    mask = torch.arange(n, device=boxes[0].device) % 3 != 0
+    icr.icr_loss(*boxes, mask=mask, backend=backend).backward()
+    icr.icr_loss_and_grad(*boxes, mask=mask, backend=backend)
 
 
-def _terms_with_a_table() -> None:
-    pred, target, table, index = pairs_of_a_table(13, 5)
+def _rows_of_their_own(backend: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] = (13,)) -> None:
+    rows_and_dtypes = zip(pairs(torch.Size(shape).numel(), device=device_of(backend)), dtypes, strict=True)
+    boxes = [rows.view(*shape, 4).to(dtype).requires_grad_() for rows, dtype in rows_and_dtypes]
+    icr.icr_loss(*boxes, backend=backend).backward()
+    sum(term.sum() for term in icr.icr_terms(*boxes, backend=backend)).backward()
+
+
+def _terms_with_a_table(backend: str) -> None:
+    pred, target, table, index = pairs_of_a_table(13, 5, device=device_of(backend))
     boxes = [pred.requires_grad_(), target, table.requires_grad_()]
-    mask = torch.arange(13) % 3 != 0
-    icr.icr_terms(*boxes, anchor_index=index, mask=mask, backend="cpu").penalty.sum().backward()
+    mask = torch.arange(13, device=pred.device) % 3 != 0
+    icr.icr_terms(*boxes, anchor_index=index, mask=mask, backend=backend).penalty.sum().backward()
 
 
 SAMPLES = {
     "pairs_alone": _pairs_alone,
-    "pairs_alone_none": lambda: _pairs_alone(reduction="none"),
-    "every_argument_mean": lambda: _every_argument("mean"),
-    "every_argument_sum": lambda: _every_argument("sum", torch.float64),
-    "every_argument_none": lambda: _every_argument("none", torch.bfloat16),
-    "rows_of_their_own": lambda: _rows_of_their_own((torch.float32,) * 3),
-    "mixed_dtypes": lambda: _rows_of_their_own((torch.float16, torch.float32, torch.float64)),
-    "leading_shape": lambda: _rows_of_their_own((torch.float64,) * 3, (2, 3, 2)),
-    "no_pairs": lambda: _rows_of_their_own((torch.float32,) * 3, (0,)),
+    "pairs_alone_none": lambda backend: _pairs_alone(backend, reduction="none"),
+    "every_argument_mean": lambda backend: _every_argument(backend, "mean"),
+    "every_argument_sum": lambda backend: _every_argument(backend, "sum", torch.float64),
+    "every_argument_none": lambda backend: _every_argument(backend, "none", torch.bfloat16),
+    "mean_of_the_unmasked": _mean_of_the_unmasked,
+    "mean_of_the_unmasked_of_no_pairs": lambda backend: _mean_of_the_unmasked(backend, 0),
+    "rows_of_their_own": lambda backend: _rows_of_their_own(backend, (torch.float32,) * 3),
+    "mixed_dtypes": lambda backend: _rows_of_their_own(backend, (torch.float16, torch.float32, torch.float64)),
+    "leading_shape": lambda backend: _rows_of_their_own(backend, (torch.float64,) * 3, (2, 3, 2)),
+    "no_pairs": lambda backend: _rows_of_their_own(backend, (torch.float32,) * 3, (0,)),
     "terms_with_a_table": _terms_with_a_table,
 }
 
 
-def recorded(sample: str) -> list[tuple]:
+def recorded(sample: str, backend: str) -> list[tuple]:
     with OperatorCalls() as calls:
-        SAMPLES[sample]()
+        SAMPLES[sample](backend)
     return [(operator, args) for operator, args, _ in calls.found]
 
 
-@needs_extension
-def test_samples_reach_every_operator():
-    found = {operator.name().removesuffix(".default") for sample in SAMPLES for operator, _ in recorded(sample)}
-    assert found == operator_names()
+@every_compiled_backend
+def test_samples_reach_every_operator(backend):
+    found = {operator.name() for sample in SAMPLES for operator, _ in recorded(sample, backend)}
+    assert found == operator_names(backend)
+
+
+def test_every_operator_belongs_to_a_backend():
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("icr_kernels::")}
+    families = (operator_names(name) for name, backend in BY_NAME.items() if backend.operators is not None)
+    assert registered == set().union(*families)
 
 
 # Beside inputs that require grad torch warns that the operators have no autograd of their own: it stands around them.
-@needs_extension
+@every_compiled_backend
 @pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["no_grad", "requires_grad"])
 @pytest.mark.parametrize("sample", SAMPLES)
-def test_operators_keep_the_contract_of_the_dispatcher(sample, requires_grad):
+def test_operators_keep_the_contract_of_the_dispatcher(sample, requires_grad, backend):
     """Schema (what is mutated or aliased), fake kernels (static and dynamic shapes) and the way through AOTAutograd,
     for each call that the public functions make."""
 
@@ -98,7 +118,7 @@ def test_operators_keep_the_contract_of_the_dispatcher(sample, requires_grad):
         value = value.detach().clone()
         return value.requires_grad_(requires_grad and value.is_floating_point())
 
-    calls = recorded(sample)
+    calls = recorded(sample, backend)
     assert calls
     for operator, args in calls:
         torch.library.opcheck(operator, tuple(ready(value) for value in args))
@@ -115,7 +135,7 @@ def assert_same_bits_compiled_once(function, calls) -> None:
                 assert one is other is None or same_bits(one, other), len(boxes[0])
 
 
-@every_compiled_backend
+@every_quick_compiled_backend
 @every_reduction
 @pytest.mark.parametrize("wanted", [("pred",), BOXES], ids="+".join)
 def test_dynamic_shapes_give_the_same_bits_and_compile_once(wanted, reduction, backend):

@@ -1,5 +1,6 @@
 """Bad input is refused in one sentence that names the argument, what was expected and what came, by every backend."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import icr_kernels as icr
-from icr_kernels import checks
+from icr_kernels import checks, operators
 from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
 from inputs import device_of, every_backend, pairs, pairs_of_a_table
 from oracle import evaluate
@@ -18,23 +19,24 @@ from tolerances import same_bits
 N = 6
 
 
-def good() -> dict:
+def good(backend: str) -> dict:
     """Arguments of icr_loss that are all there and all right."""
-    pred, target, table, index = pairs_of_a_table(N, 4)
+    device = device_of(backend)
+    pred, target, table, index = pairs_of_a_table(N, 4, device=device)
     return {
         "pred": pred,
         "target": target,
         "anchors": table,
         "anchor_index": index,
-        "weight": torch.ones(N),
-        "mask": torch.ones(N, dtype=torch.bool),
+        "weight": torch.ones(N, device=device),
+        "mask": torch.ones(N, dtype=torch.bool, device=device),
     }
 
 
-def per_row() -> dict:
+def per_row(backend: str) -> dict:
     """The same with an anchor object of its own for each pair."""
-    pred, target, anchors = pairs(N)
-    return {**good(), "pred": pred, "target": target, "anchors": anchors, "anchor_index": None}
+    pred, target, anchors = pairs(N, device=device_of(backend))
+    return {**good(backend), "pred": pred, "target": target, "anchors": anchors, "anchor_index": None}
 
 
 def call(arguments: dict, **options):
@@ -79,7 +81,7 @@ SHAPES = [
 )
 def test_wrong_shape(argument, value, message, backend):
     with pytest.raises(ValueError, match=rf"^{argument}: expected {message}$"):
-        call({**good(), argument: value}, backend=backend)
+        call({**good(backend), argument: value.to(device_of(backend))}, backend=backend)
 
 
 @every_backend
@@ -88,7 +90,7 @@ def test_wrong_shape_of_anchors_without_an_index(shape, backend):
     got = re.escape(str(shape))
     message = rf"^anchors: expected the shape of pred, \(6, 4\), or a table \(M, 4\) with anchor_index, got {got}$"
     with pytest.raises(ValueError, match=message):
-        call({**per_row(), "anchors": torch.ones(shape)}, backend=backend)
+        call({**per_row(backend), "anchors": torch.ones(shape, device=device_of(backend))}, backend=backend)
 
 
 FLOATS = "dtype float32, float64, float16, bfloat16"
@@ -118,7 +120,7 @@ DTYPES = [
 )
 def test_wrong_dtype(argument, value, message, backend):
     with pytest.raises(TypeError, match=rf"^{argument}: expected {message}$"):
-        call({**good(), argument: value}, backend=backend)
+        call({**good(backend), argument: value.to(device_of(backend))}, backend=backend)
 
 
 @every_backend
@@ -126,14 +128,14 @@ def test_wrong_dtype(argument, value, message, backend):
 @pytest.mark.parametrize("value", [[[0.0, 0, 1, 1]] * N, "boxes", 3.0], ids=["list", "str", "float"])
 def test_not_a_tensor(value, argument, backend):
     with pytest.raises(TypeError, match=rf"^{argument}: expected a tensor, got {type(value).__name__}$"):
-        call({**good(), argument: value}, backend=backend)
+        call({**good(backend), argument: value}, backend=backend)
 
 
 @every_backend
 @pytest.mark.parametrize("argument", ["pred", "target"])
 def test_boxes_that_are_missing(argument, backend):
     with pytest.raises(TypeError, match=rf"^{argument}: expected a tensor, got NoneType$"):
-        call({**good(), argument: None}, backend=backend)
+        call({**good(backend), argument: None}, backend=backend)
 
 
 @every_backend
@@ -141,22 +143,22 @@ def test_boxes_that_are_missing(argument, backend):
 def test_normalizer_that_is_no_number(value, backend):
     message = rf"^normalizer: expected a number or a 0-dim tensor, got {type(value).__name__}$"
     with pytest.raises(TypeError, match=message):
-        call(good(), normalizer=value, backend=backend)
+        call(good(backend), normalizer=value, backend=backend)
 
 
 @every_backend
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_normalizer_without_a_mean(reduction, backend):
     with pytest.raises(ValueError, match=rf"^normalizer: expected None with reduction='{reduction}', got 4\.0$"):
-        call(good(), normalizer=4.0, reduction=reduction, backend=backend)
+        call(good(backend), normalizer=4.0, reduction=reduction, backend=backend)
 
 
 @every_backend
 @pytest.mark.parametrize("argument", ["target", "anchors", "anchor_index", "weight", "mask", "normalizer"])
 def test_tensors_on_different_devices(argument, backend):
-    arguments = {**good(), "normalizer": torch.tensor(4.0)}
+    arguments = {**good(backend), "normalizer": torch.tensor(4.0, device=device_of(backend))}
     arguments[argument] = arguments[argument].to("meta")
-    message = rf"^{argument}: expected a tensor on cpu, where pred is, got one on meta$"
+    message = rf"^{argument}: expected a tensor on {arguments['pred'].device}, where pred is, got one on meta$"
     with pytest.raises(ValueError, match=message):
         call(arguments, backend=backend)
 
@@ -164,14 +166,14 @@ def test_tensors_on_different_devices(argument, backend):
 @every_backend
 @pytest.mark.parametrize("argument", ["weight", "normalizer"])
 def test_weights_that_want_a_gradient_are_refused_rather_than_ignored(argument, backend):
-    value = (torch.ones(N) if argument == "weight" else torch.tensor(4.0)).requires_grad_()
+    value = torch.ones(N if argument == "weight" else (), device=device_of(backend)).requires_grad_()
     with pytest.raises(
         ValueError, match=rf"^{argument}: expected a tensor that does not require grad .*{argument}\.detach\(\)$"
     ):
-        call({**good(), argument: value}, backend=backend)
+        call({**good(backend), argument: value}, backend=backend)
     with torch.no_grad():
-        assert call({**good(), argument: value}, backend=backend).isfinite()
-    assert call({**good(), argument: value.detach()}, backend=backend).isfinite()
+        assert call({**good(backend), argument: value}, backend=backend).isfinite()
+    assert call({**good(backend), argument: value.detach()}, backend=backend).isfinite()
 
 
 NAMES = [
@@ -195,7 +197,7 @@ NAMES = [
 def test_unknown_name_lists_what_there_is(argument, name, known, backend):
     message = rf"^{argument}: expected one of {listed(known)}, got {name!r}$"
     with pytest.raises(ValueError, match=message):
-        call(good(), **{argument: name}, backend=backend)
+        call(good(backend), **{argument: name}, backend=backend)
     with pytest.raises(ValueError, match=message):
         icr.ICRLoss(**{argument: name})
     if argument != "penalty":
@@ -204,27 +206,27 @@ def test_unknown_name_lists_what_there_is(argument, name, known, backend):
 
 
 def test_unknown_backend_lists_what_there_is():
-    with pytest.raises(ValueError, match=r"^backend: expected one of .*cpu, .*reference or None, got 'tpu'$"):
-        call(good(), backend="tpu")
+    with pytest.raises(ValueError, match=r"^backend: expected one of .*cpu, .*reference.* or None, got 'tpu'$"):
+        call(good("reference"), backend="tpu")
 
 
 @every_backend
 @pytest.mark.parametrize("eps", [0.0, -1e-7, 1e-31, float("nan")])
 def test_eps_that_guards_nothing(eps, backend):
     with pytest.raises(ValueError, match=r"^eps: expected a number of at least 1e-30, got "):
-        call(good(), eps=eps, backend=backend)
+        call(good(backend), eps=eps, backend=backend)
 
 
 @every_backend
 def test_index_without_anchors(backend):
-    arguments = {**good(), "anchors": None}
+    arguments = {**good(backend), "anchors": None}
     with pytest.raises(ValueError, match=r"^anchor_index: expected None, because anchors is None, got a tensor$"):
         call(arguments, backend=backend)
 
 
 @every_backend
 def test_every_public_function_checks(backend):
-    arguments = good()
+    arguments = good(backend)
     pred, target, anchors, index = (arguments[name] for name in ("pred", "target", "anchors", "anchor_index"))
     options = {"anchor_index": index, "backend": backend}
     for function in (icr.icr_loss, icr.icr_terms, icr.icr_loss_and_grad):
@@ -234,7 +236,7 @@ def test_every_public_function_checks(backend):
         with pytest.raises(ValueError, match=r"^target: "):
             function(pred, target[1:], anchors, **options)
         with pytest.raises(TypeError, match=r"^mask: "):
-            function(pred, target, anchors, mask=torch.ones(N), **options)
+            function(pred, target, anchors, mask=torch.ones(N, device=pred.device), **options)
     for bad in ({"loss": "wiou"}, {"box_format": "yxyx"}, {"reduction": "average"}, {"eps": 0.0}):
         with pytest.raises(ValueError, match=f"^{next(iter(bad))}: "):
             icr.box_iou_loss(pred, target, backend=backend, **bad)
@@ -256,10 +258,32 @@ def test_backend_for_a_device():
 
 
 def test_backend_of_a_call_without_one():
-    first = icr.available_backends()[0]
+    # The first that is meant for such tensors: Triton's interpreter is there only when it is asked for.
+    first = "cpu" if "cpu" in icr.available_backends() else "reference"
     assert icr.backend_for("cpu") == first
     boxes = pairs(33)
     assert same_bits(icr.icr_loss(*boxes), icr.icr_loss(*boxes, backend=first))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "triton", "chosen"), [(True, True, "cuda"), (False, True, "triton"), (False, False, "reference")]
+)
+def test_backend_for_a_gpu_is_the_first_that_is_there(cuda, triton, chosen, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(operators, "CUDA_ERROR", None if cuda else "no nvcc")
+    monkeypatch.setattr(operators, "TRITON_ERROR", None if triton else "no Triton")
+    assert icr.backend_for("cuda") == chosen
+
+
+def test_triton_that_is_missing_or_too_old_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.3.1")
+    assert operators._triton_error() == "Triton 3.3.1 is too old; the kernels need at least 3.4"
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert operators._triton_error() == "Triton is not installed; `pip install triton` (at least 3.4)"
 
 
 def test_backend_that_cannot_run_these_tensors_says_why(extension):
@@ -279,18 +303,18 @@ def checked_values(monkeypatch):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("argument", ["pred", "target", "anchors"])
 def test_values_that_are_not_finite(argument, value, backend, checked_values):
-    arguments = per_row()
+    arguments = per_row(backend)
     arguments[argument][[1, 3], 2] = value
     with pytest.raises(ValueError, match=rf"^{argument}: expected finite boxes, got 2 that are not$"):
         call(arguments, backend=backend)
-    masked = torch.tensor([True, False, True, False, True, True])
+    masked = torch.tensor([True, False, True, False, True, True], device=device_of(backend))
     assert call({**arguments, "mask": masked}, backend=backend).isfinite()
 
 
 @every_backend
 @pytest.mark.parametrize("value", [4, -2, 2**62])
 def test_values_of_an_index_outside_the_table(value, backend, checked_values):
-    arguments = good()
+    arguments = good(backend)
     assert call(arguments, backend=backend).isfinite(), "-1 is in order"
     arguments["anchor_index"][2] = value
     with pytest.raises(ValueError, match=rf"^anchor_index: expected -1 or a row of the 4 anchors, got {value}$"):
@@ -351,7 +375,8 @@ except RuntimeError as error:
 
 
 def test_without_the_extension_the_reference_runs_and_the_reason_is_told():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTENSION], capture_output=True, text=True)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTENSION], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reason = r"the compiled extension icr_kernels\._C is not usable \(.+\); install a C\+\+17 compiler .+"
     assert re.search(rf"^raised: {reason}$", done.stdout, re.MULTILINE), done.stdout

@@ -13,7 +13,7 @@ from torch import Tensor
 import icr_kernels as icr
 from icr_kernels import reference
 from icr_kernels.check import frozen
-from inputs import device_of, every_backend, every_format, every_loss, every_penalty, pairs, pairs_of_a_table
+from inputs import device_of, every_format, every_loss, every_penalty, every_quick_backend, pairs, pairs_of_a_table
 from oracle import BOXES
 
 every_input = pytest.mark.parametrize("argument", BOXES)
@@ -40,7 +40,7 @@ def plates(backend: str, seed: int = 3, **options) -> dict[str, Tensor]:
     return dict(zip(BOXES, pairs(6, dtype=torch.float64, seed=seed, device=device_of(backend), **options), strict=True))
 
 
-@every_backend
+@every_quick_backend
 @every_input
 @every_loss
 def test_losses(loss, argument, backend):
@@ -48,7 +48,7 @@ def test_losses(loss, argument, backend):
     check(icr.icr_loss, reference.icr_loss, plates(backend), (argument,), backend, **options)
 
 
-@every_backend
+@every_quick_backend
 @every_input
 @every_penalty
 def test_penalties(penalty, argument, backend):
@@ -56,14 +56,14 @@ def test_penalties(penalty, argument, backend):
     check(icr.icr_loss, reference.icr_loss, plates(backend, seed=4), (argument,), backend, **options)
 
 
-@every_backend
+@every_quick_backend
 @every_penalty
 def test_all_inputs_together_with_a_relative_penalty(penalty, backend):
     options = {"loss": "ciou", "penalty": penalty, "relative": True}
     check(icr.icr_loss, reference.icr_loss, plates(backend, seed=5), BOXES, backend, **options)
 
 
-@every_backend
+@every_quick_backend
 @every_format
 @every_loss
 def test_box_formats(loss, box_format, backend):
@@ -72,14 +72,14 @@ def test_box_formats(loss, box_format, backend):
     check(icr.icr_loss, reference.icr_loss, boxes, BOXES, backend, **options)
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_loss_without_anchor_objects(loss, backend):
     boxes = {**plates(backend, seed=7), "anchors": None}
     check(icr.icr_loss, reference.icr_loss, boxes, ("pred", "target"), backend, loss=loss, reduction="none")
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_terms(loss, backend):
     """All four terms: loss, IoU, containment and penalty."""
@@ -87,14 +87,14 @@ def test_terms(loss, backend):
     check(icr.icr_terms, reference.icr_terms, plates(backend, seed=8), BOXES, backend, **options)
 
 
-@every_backend
+@every_quick_backend
 @every_penalty
 def test_terms_with_each_penalty(penalty, backend):
     options = {"loss": "giou", "penalty": penalty}
     check(icr.icr_terms, reference.icr_terms, plates(backend, seed=9), BOXES, backend, **options)
 
 
-@every_backend
+@every_quick_backend
 def test_table_of_anchor_objects_with_weight_and_mask(backend):
     pred, target, table, index = pairs_of_a_table(9, 4, dtype=torch.float64, seed=10, device=device_of(backend))
     boxes = dict(zip(BOXES, (pred, target, table), strict=True))

@@ -15,7 +15,6 @@ from inputs import (
     device_of,
     dtype_id,
     every_backend,
-    every_compiled_backend,
     every_dtype,
     every_format,
     every_loss,
@@ -535,13 +534,10 @@ def test_misaligned_weight_mask_and_index(backend):
 # Every compiled instruction set.
 
 
-@every_compiled_backend
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
 @every_penalty
 @every_loss
-def test_instruction_sets(loss, penalty, instruction_set, backend):
-    if backend != "cpu":
-        pytest.skip("instruction sets are the CPU's")
+def test_instruction_sets(loss, penalty, instruction_set):
     for dtype in (torch.float64, torch.float32):
         boxes = pairs(131, dtype=dtype)
         assert_matches_reference(*boxes, loss=loss, penalty=penalty, reduction="none", backend="cpu")

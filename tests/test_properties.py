@@ -10,7 +10,7 @@ from torch import Tensor
 
 import icr_kernels as icr
 from icr_kernels.variants import LOSS_NAMES, LOSSES, PENALTIES
-from inputs import device_of, every_backend, every_loss, every_loss_and_penalty, every_penalty, value_range
+from inputs import device_of, every_loss, every_loss_and_penalty, every_penalty, every_quick_backend, value_range
 from oracle import BOXES, Result, evaluate
 
 # Losses in which prediction and target are interchangeable.
@@ -53,7 +53,7 @@ def penalty_of(backend: str, plate: list[float], car: list[float], **options) ->
     return icr.icr_terms(*tensors(backend, plate, plate, car), backend=backend, **options).penalty.item()
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_identity(loss, backend):
     @given(boxes())
@@ -65,7 +65,7 @@ def test_identity(loss, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @pytest.mark.parametrize("loss", SYMMETRIC)
 def test_symmetry(loss, backend):
     """Loss of (P, G) is loss of (G, P), and the gradient by P of the one is the gradient by G of the other."""
@@ -80,7 +80,7 @@ def test_symmetry(loss, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_loss_and_penalty
 def test_mirrored_and_turned_boxes(loss, penalty, backend):
     """x and y may change places, and x may be mirrored: the same loss, the gradients change with them."""
@@ -104,7 +104,7 @@ def test_mirrored_and_turned_boxes(loss, penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_loss_and_penalty
 def test_shift(loss, penalty, backend):
     """A common shift changes nothing: so the gradients by all x coordinates sum to 0, and those by all y."""
@@ -123,7 +123,7 @@ def test_shift(loss, penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_loss_and_penalty
 def test_scale(loss, penalty, backend):
     """A common scale changes nothing either, once eps is out of the way; gradients shrink as boxes grow."""
@@ -141,7 +141,7 @@ def test_scale(loss, penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @pytest.mark.parametrize(
     ("loss", "penalty"),
     [(loss, "containment") for loss in LOSS_NAMES] + [("iou", "inverse"), ("iou", "log")],
@@ -160,7 +160,7 @@ def test_gradient_along_the_boxes_themselves_is_0(loss, penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_loss_is_in_the_range_that_the_registry_states(loss, backend):
     low, high = value_range(LOSSES, loss)
@@ -172,7 +172,7 @@ def test_loss_is_in_the_range_that_the_registry_states(loss, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_penalty
 def test_penalty_is_in_the_range_that_the_registry_states(penalty, backend):
     low, high = value_range(PENALTIES, penalty)
@@ -184,7 +184,7 @@ def test_penalty_is_in_the_range_that_the_registry_states(penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_range_is_reached(loss, backend):
     """A bound far above all that boxes reach would make the range say nothing. Small and far away, thin and across."""
@@ -198,7 +198,7 @@ def test_range_is_reached(loss, backend):
     assert max(far, *others) > 0.6 * high
 
 
-@every_backend
+@every_quick_backend
 def test_containment_is_1_exactly_inside(backend):
     @given(grid_boxes(), grid_boxes())
     def holds(p, a):
@@ -211,7 +211,7 @@ def test_containment_is_1_exactly_inside(backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_penalty
 def test_penalty_is_0_inside_with_no_gradient(penalty, backend):
     share = st.floats(0.01, 0.98)
@@ -232,7 +232,7 @@ def test_penalty_is_0_inside_with_no_gradient(penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_penalty
 def test_penalty_does_not_fall_while_a_plate_leaves_its_car(penalty, backend):
     """Along x, from inside to far outside."""
@@ -245,14 +245,14 @@ def test_penalty_does_not_fall_while_a_plate_leaves_its_car(penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @pytest.mark.parametrize("penalty", ["pull", "containment+pull"])
 def test_pull_rises_for_as_long_as_a_plate_moves_away(penalty, backend):
     values = [penalty_of(backend, [x, 1, x + 4, 2], [0, 0, 20, 6], penalty=penalty) for x in range(17, 400)]
     assert all(b > a for a, b in itertools.pairwise(values))
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_loss_rises_while_equal_boxes_part(loss, backend):
     """By steps along x, overlapping at first and disjoint later; iou stays at 1 from there."""
@@ -265,7 +265,7 @@ def test_loss_rises_while_equal_boxes_part(loss, backend):
         assert all(b > a for a, b in itertools.pairwise(disjoint))
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_iou_similarity_bounds_every_loss(loss, backend):
     """Every loss here is 1 - IoU plus terms that are not negative."""
@@ -279,7 +279,7 @@ def test_iou_similarity_bounds_every_loss(loss, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_loss_and_penalty
 def test_loss_is_box_loss_plus_weighted_penalty(loss, penalty, backend):
     @given(boxes(), boxes(), boxes(), st.floats(-3, 3))
@@ -292,7 +292,7 @@ def test_loss_is_box_loss_plus_weighted_penalty(loss, penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_penalty
 def test_relative_penalty_lies_between_0_and_the_penalty(penalty, backend):
     @given(boxes(), boxes(), boxes())
@@ -305,7 +305,7 @@ def test_relative_penalty_lies_between_0_and_the_penalty(penalty, backend):
     holds()
 
 
-@every_backend
+@every_quick_backend
 @every_loss
 def test_descent_brings_a_prediction_to_its_target(loss, backend):
     """The gradient points the right way: a few hundred small steps from an overlapping box halve the loss twice."""

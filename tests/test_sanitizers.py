@@ -1,5 +1,8 @@
-"""The CPU loops under AddressSanitizer and UBSan, over misaligned, strided and odd-sized views (`cpp/sanitize.cpp`)."""
+"""The CPU loops, and the CUDA kernels on an emulated GPU, under sanitizers (`cpp/sanitize.cpp`): misaligned, strided
+and odd-sized views, sums in every order of the blocks; and whether that reaches every line of the kernels."""
 
+import gzip
+import json
 import platform
 import shutil
 import subprocess
@@ -11,45 +14,99 @@ ROOT = Path(__file__).parent.parent
 CPP = Path(__file__).parent / "cpp"
 
 # Checks of null pointers and alignment, and red zones on the stack, make compiling take minutes instead of seconds.
-FLAGS = [
-    "-std=c++17",
-    "-O1",
-    "-g1",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wno-psabi",
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+ADDRESS = [
     "-fsanitize=address,undefined",
     "-fno-sanitize=null,object-size,alignment",
     "-fno-sanitize-recover=all",
     "--param=asan-stack=0",
 ]
-TARGETS = {"generic": []}
+ONE_VARIANT = ["-include", str(CPP / "one_variant.h")]
+LOOPS = {"generic": []}
 if platform.machine() == "x86_64":
-    TARGETS |= {
+    LOOPS |= {
         "avx2": ["-mavx2", "-mfma"],
         "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
     }
+CPU = {str(ROOT / "csrc" / "cpu" / f"{name}.cpp"): [*target, *ONE_VARIANT] for name, target in LOOPS.items()}
+CPU |= {str(CPP / name): [] for name in ("cpu_processors.cpp", "sanitize.cpp")}
+EMULATION = [f"-I{CPP / 'emulation'}"]
+GPU = {
+    str(CPP / "emulated_processors.cpp"): [*EMULATION, *ONE_VARIANT],
+    str(CPP / "emulation" / "emulation.cpp"): EMULATION,
+    str(CPP / "sanitize.cpp"): [],
+}
 
 
-def test_loops_touch_only_what_is_theirs(tmp_path):
+def build(folder: Path, sources: dict[str, list[str]], flags: list[str]) -> str:
+    """Compiles the sources, each with its own flags, all at once, and links them."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to build with")
-    builds = {
-        name: [*target, "-include", str(CPP / "one_variant.h"), "-c", str(ROOT / "csrc" / "cpu" / f"{name}.cpp")]
-        for name, target in TARGETS.items()
-    }
-    builds["main"] = ["-c", str(CPP / "sanitize.cpp")]
-    objects = [str(tmp_path / f"{name}.o") for name in builds]
+    objects = [str(folder / f"{Path(source).stem}.o") for source in sources]
     compiling = [
-        subprocess.Popen([compiler, *FLAGS, *arguments, "-o", output], stderr=subprocess.PIPE, text=True)
-        for arguments, output in zip(builds.values(), objects, strict=True)
+        subprocess.Popen(
+            [compiler, *FLAGS, *flags, *own, "-c", source, "-o", output], stderr=subprocess.PIPE, text=True
+        )
+        for (source, own), output in zip(sources.items(), objects, strict=True)
     ]
     for process in compiling:
         errors = process.communicate()[1]
         assert process.returncode == 0, errors
-    program = str(tmp_path / "sanitize")
-    subprocess.run([compiler, *FLAGS, *objects, "-o", program], check=True)
+    program = str(folder / "sanitize")
+    subprocess.run([compiler, *flags, *objects, "-o", program], check=True)
+    return program
+
+
+def run(program: str) -> str:
     result = subprocess.run([program], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "generic: " in result.stdout
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def test_loops_touch_only_what_is_theirs(tmp_path):
+    assert "generic: 2304 runs" in run(build(tmp_path, CPU, ADDRESS))
+
+
+def test_kernels_touch_only_what_is_theirs(tmp_path):
+    assert "emulated CUDA: 117 runs" in run(build(tmp_path, GPU, ADDRESS))
+
+
+def races(folder: Path, sources: dict[str, list[str]]) -> subprocess.CompletedProcess:
+    emulation = str(CPP / "emulation" / "emulation.cpp")
+    own = {emulation: [*EMULATION, "-fno-sanitize=thread", "-DTELL_THREAD_SANITIZER"]}
+    program = build(folder, sources | own, ["-fsanitize=thread"])
+    result = subprocess.run([program], capture_output=True, text=True)
+    if "unexpected memory mapping" in result.stderr:
+        pytest.skip("ThreadSanitizer does not run under the memory layout of this machine's Linux")
+    return result
+
+
+def test_kernels_have_no_races(tmp_path):
+    result = races(tmp_path, GPU)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "emulated CUDA: 21 runs" in result.stdout
+
+
+@pytest.mark.parametrize("race", [0, 1, 2, 3], ids=["none", "fence_before", "fence_after", "barrier"])
+def test_races_are_found(race, tmp_path):
+    """The sum over blocks without one of the three things that order it."""
+    result = races(tmp_path, {str(CPP / "racy.cpp"): [*EMULATION, f"-DRACE={race}"]})
+    assert ("data race" in result.stderr) == (race != 0), result.stderr[-4000:]
+
+
+def test_emulation_reaches_every_line_of_the_kernels(tmp_path):
+    if shutil.which("gcov") is None:
+        pytest.skip("no gcov")
+    run(build(tmp_path, GPU, ["--coverage"]))
+    subprocess.run(
+        ["gcov", "--json-format", "emulated_processors.o"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL
+    )
+    with gzip.open(next(tmp_path.glob("*.gcov.json.gz"))) as report:
+        files = json.load(report)["files"]
+    counts = {}
+    for line in next(file for file in files if file["file"].endswith("kernels.cu"))["lines"]:
+        number = line["line_number"]
+        counts[number] = counts.get(number, 0) + line["count"]
+    assert len(counts) > 100
+    assert [number for number, count in counts.items() if count == 0] == []

@@ -22,15 +22,16 @@ GOLDEN = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-6, torch.
 
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
     """||actual - expected|| / ||expected||; anything but 0 where 0 is expected is an infinite error."""
-    error = (actual.cpu().double() - expected.double()).norm()
-    return float(error / expected.double().norm()) if error != 0 else 0.0
+    truth = expected.cpu().double()
+    error = (actual.cpu().double() - truth).norm()
+    return float(error / truth.norm()) if error != 0 else 0.0
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
     """``actual`` is ``expected`` as well as its dtype can tell."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     assert actual.isfinite().all(), f"{what}: not finite in rows {(~actual.isfinite()).nonzero()[:5].tolist()}"
-    difference, truth = actual.cpu().double() - expected.double(), expected.double().norm()
+    difference, truth = actual.cpu().double() - expected.cpu().double(), expected.cpu().double().norm()
     # Where a dtype's smallest numbers are, half of one of them is lost as well.
     info = torch.finfo(actual.dtype)
     limit = RELATIVE_L2[actual.dtype] * truth + info.smallest_normal * info.eps / 2 * math.sqrt(actual.numel())

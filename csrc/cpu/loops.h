@@ -2,39 +2,15 @@
 // instruction set; everything in here has internal linkage, so that no copy runs on a machine that lacks its instructions.
 #pragma once
 
+#include "../memory.h"
 #include "../pair.h"
-#include "half.h"
+#include "instruction_sets.h"
 #include "pack.h"
-#include "task.h"
 
 namespace {
 namespace icr {
 
-using icr_cpu::Column;
-using icr_cpu::Rows;
-using icr_cpu::RowsOut;
-using icr_cpu::Scaling;
-using icr_cpu::Task;
-using icr_cpu::Type;
-
-template <class T>
-constexpr Type type_of = sizeof(T) == sizeof(float) ? Type::kFloat : Type::kDouble;
-
-// Elements from memory
-
-template <class T>
-ICR_INLINE T element(const void* data, Type type, int64_t i) {
-  switch (type) {
-    case Type::kFloat: return T(static_cast<const float*>(data)[i]);
-    case Type::kDouble: return T(static_cast<const double*>(data)[i]);
-    case Type::kHalf: return T(half_to_float(static_cast<const uint16_t*>(data)[i]));
-    case Type::kBFloat16: return T(bfloat16_to_float(static_cast<const uint16_t*>(data)[i]));
-    case Type::kInt32: return T(static_cast<const int32_t*>(data)[i]);
-    case Type::kInt64: return T(static_cast<const int64_t*>(data)[i]);
-    case Type::kBool: return T(static_cast<const uint8_t*>(data)[i] != 0);
-  }
-  return T(0);
-}
+using icr_cpu::kChunk;
 
 // `count` elements that lie one after the other. One loop a type, so that each is vectorised.
 template <class T>
@@ -51,14 +27,6 @@ ICR_INLINE void convert(const void* data, Type type, int64_t first, int count, T
   } else {
     for (int i = 0; i < count; ++i) to[i] = element<T>(data, type, first + i);
   }
-}
-
-ICR_INLINE int64_t row_of(const Rows& rows, int64_t pair) {
-  if (rows.index == nullptr) return pair;
-  const int64_t i = pair * rows.index_stride;
-  const int64_t row = rows.index_type == Type::kInt64 ? static_cast<const int64_t*>(rows.index)[i]
-                                                      : static_cast<const int32_t*>(rows.index)[i];
-  return row >= 0 && row < rows.row_count ? row : -1;
 }
 
 // How many bytes ahead of its use a row is asked for.
@@ -150,19 +118,19 @@ ICR_INLINE typename Pack<T, N>::Mask load_mask(const Column& mask, int64_t first
 
 // `count` rows from a buffer of T into memory, rounded to its type.
 template <class T>
-void round_to(const RowsOut& rows, int64_t first, int count, const T* buffer) {
+void round_to(const RowsOut& rows, int64_t first, int64_t count, const T* buffer) {
   if (rows.type == Type::kHalf) {
     auto* to = static_cast<uint16_t*>(rows.data) + 4 * first;
-    for (int i = 0; i < 4 * count; ++i) to[i] = float_to_half(float(buffer[i]));
+    for (int64_t i = 0; i < 4 * count; ++i) to[i] = float_to_half(float(buffer[i]));
   } else if (rows.type == Type::kBFloat16) {
     auto* to = static_cast<uint16_t*>(rows.data) + 4 * first;
-    for (int i = 0; i < 4 * count; ++i) to[i] = float_to_bfloat16(float(buffer[i]));
+    for (int64_t i = 0; i < 4 * count; ++i) to[i] = float_to_bfloat16(float(buffer[i]));
   } else if (rows.type == Type::kFloat) {
     auto* to = static_cast<float*>(rows.data) + 4 * first;
-    for (int i = 0; i < 4 * count; ++i) to[i] = float(buffer[i]);
+    for (int64_t i = 0; i < 4 * count; ++i) to[i] = float(buffer[i]);
   } else {
     auto* to = static_cast<double*>(rows.data) + 4 * first;
-    for (int i = 0; i < 4 * count; ++i) to[i] = double(buffer[i]);
+    for (int64_t i = 0; i < 4 * count; ++i) to[i] = double(buffer[i]);
   }
 }
 
@@ -216,7 +184,7 @@ ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, Bo
 // The chunks [begin, end): N pairs at a time, with the gradients in Want. An instruction set has one of these a set of
 // wanted gradients; loss and penalty are chosen inside, by branches that never change within a task.
 template <class T, int N, unsigned Want, bool AllTerms>
-void run_chunks(const Task& task, int64_t begin, int64_t end) {
+void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
   const Formula<P> formula{task.loss, task.penalty, task.relative, P(T(task.penalty_weight)), P(T(task.eps))};
   const auto format = BoxFormat(task.box_format);
@@ -224,12 +192,12 @@ void run_chunks(const Task& task, int64_t begin, int64_t end) {
   const bool direct_pred = direct<T>(task.pred), direct_target = direct<T>(task.target);
   const bool direct_anchors = direct<T>(task.anchors);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t chunk_end = chunk * icr_cpu::kChunk + icr_cpu::kChunk < task.pairs
-                                  ? chunk * icr_cpu::kChunk + icr_cpu::kChunk
+    const int64_t chunk_end = chunk * kChunk + kChunk < task.pairs
+                                  ? chunk * kChunk + kChunk
                                   : task.pairs;
     double sum = 0;
     P lanes = zero;
-    for (int64_t first = chunk * icr_cpu::kChunk; first < chunk_end; first += N) {
+    for (int64_t first = chunk * kChunk; first < chunk_end; first += N) {
       const int count = chunk_end - first < N ? int(chunk_end - first) : N;
       P pred[4], target[4], anchor[4];
       load_rows(task.pred, direct_pred, first, count, pred);
@@ -276,23 +244,16 @@ void run_chunks(const Task& task, int64_t begin, int64_t end) {
         lanes = zero;
       }
     }
-    if (task.chunk_sums != nullptr) task.chunk_sums[chunk] = sum;
+    if (chunk_sums != nullptr) chunk_sums[chunk] = sum;
   }
-}
-
-// The pairs' gradient rows times an upstream factor, rounded to the type of the boxes. Where a gradient is 0 (a masked
-// pair) it stays 0, whatever the factor.
-template <class T>
-ICR_INLINE T scaled(T gradient, T factor) {
-  return gradient == T(0) ? T(0) : gradient * factor;
 }
 
 template <class T>
 void scale_rows(const Scaling& scaling, int64_t begin, int64_t end) {
-  const T* gradient = static_cast<const T*>(scaling.gradient);
+  const T* gradient = static_cast<const T*>(scaling.gradient.data);
   const bool same_factor = scaling.factor.stride == 0;
-  const T factor = same_factor && begin < end ? element<T>(scaling.factor.data, scaling.factor.type, 0) : T(0);
   if (same_factor && scaling.out.type == type_of<T>) {
+    const T factor = begin < end ? factor_of<T>(scaling, 0) : T(0);
     T* out = static_cast<T*>(scaling.out.data);
     for (int64_t i = 4 * begin; i < 4 * end; ++i) out[i] = scaled(gradient[i], factor);
     return;
@@ -302,9 +263,8 @@ void scale_rows(const Scaling& scaling, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += kRows) {
     const int count = end - first < kRows ? int(end - first) : kRows;
     for (int i = 0; i < count; ++i) {
-      const T f = same_factor ? factor
-                              : element<T>(scaling.factor.data, scaling.factor.type, (first + i) * scaling.factor.stride);
-      for (int c = 0; c < 4; ++c) rows[4 * i + c] = scaled(gradient[4 * (first + i) + c], f);
+      const T factor = factor_of<T>(scaling, first + i);
+      for (int c = 0; c < 4; ++c) rows[4 * i + c] = scaled(gradient[4 * (first + i) + c], factor);
     }
     round_to(scaling.out, first, count, rows);
   }
@@ -312,26 +272,26 @@ void scale_rows(const Scaling& scaling, int64_t begin, int64_t end) {
 
 // Gradients for more boxes than are wanted are computed only where that saves a copy of the loop that few would use.
 template <class T, int N>
-void run(const Task& task, int64_t begin, int64_t end) {
+void run(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   constexpr bool rare = sizeof(T) == sizeof(double);
   const bool pred = task.grad_pred.data != nullptr;
   const bool target = task.grad_target.data != nullptr, anchor = task.grad_anchors.data != nullptr;
   const bool any = pred || target || anchor;
   if (task.terms) {
-    if (any) return run_chunks<T, N, kPred | kTarget | kAnchor, true>(task, begin, end);
-    return run_chunks<T, N, 0, true>(task, begin, end);
+    if (any) return run_chunks<T, N, kPred | kTarget | kAnchor, true>(task, chunk_sums, begin, end);
+    return run_chunks<T, N, 0, true>(task, chunk_sums, begin, end);
   }
-  if (!any) return run_chunks<T, N, 0, false>(task, begin, end);
+  if (!any) return run_chunks<T, N, 0, false>(task, chunk_sums, begin, end);
   if constexpr (!rare) {
-    if (!anchor && !target) return run_chunks<T, N, kPred, false>(task, begin, end);
-    if (!anchor) return run_chunks<T, N, kPred | kTarget, false>(task, begin, end);
+    if (!anchor && !target) return run_chunks<T, N, kPred, false>(task, chunk_sums, begin, end);
+    if (!anchor) return run_chunks<T, N, kPred | kTarget, false>(task, chunk_sums, begin, end);
   }
-  return run_chunks<T, N, kPred | kTarget | kAnchor, false>(task, begin, end);
+  return run_chunks<T, N, kPred | kTarget | kAnchor, false>(task, chunk_sums, begin, end);
 }
 
 template <int Floats, int Doubles>
-void run(const Task& task, int64_t begin, int64_t end) {
-  task.in_double ? run<double, Doubles>(task, begin, end) : run<float, Floats>(task, begin, end);
+void run(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
+  task.in_double ? run<double, Doubles>(task, chunk_sums, begin, end) : run<float, Floats>(task, chunk_sums, begin, end);
 }
 
 void scale(const Scaling& scaling, int64_t begin, int64_t end) {

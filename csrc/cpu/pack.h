@@ -141,7 +141,7 @@ ICR_INLINE Pack<T, N> rounded_product(Pack<T, N> a, Pack<T, N> b) {
   return product;
 }
 
-// exp, log and atan in float: argument reduction and a minimax polynomial. In double each lane asks libm:
+// exp and log in float: argument reduction and a minimax polynomial. In double each lane asks libm:
 // that precision serves checking, not training.
 
 template <int N>
@@ -183,17 +183,7 @@ ICR_INLINE Pack<float, N> log(Pack<float, N> x) {
 
 template <int N>
 ICR_INLINE Pack<float, N> atan2(Pack<float, N> y, Pack<float, N> x) {
-  using P = Pack<float, N>;
-  const auto steep = y > x;
-  const P smaller = lesser(x, y), denominator = greater(P(1.17549435e-38f), greater(x, y));
-  const P t = smaller * reciprocal(denominator);
-  const P z = t * t;
-  const P z2 = z * z, z4 = z2 * z2;
-  const P q01 = P(0.199903965f) * z + P(-0.333329856f), q23 = P(0.10573931f) * z + P(-0.141859755f);
-  const P q45 = P(0.0411218293f) * z + P(-0.0736670345f), q67 = P(0.00262223976f) * z + P(-0.0151325176f);
-  const P q = (q67 * z2 + q45) * z4 + (q23 * z2 + q01);
-  const P flat = q * z * t + t;
-  return select(steep, P(1.57079633f) - flat, flat);
+  return first_quadrant_angle(y, x);
 }
 
 template <int N>

@@ -1,6 +1,6 @@
-// Runs the CPU loops of every instruction set that this processor has over exactly sized heap blocks: odd numbers of
-// pairs, rows at every offset from a vector boundary, strided rows, tables with indices far outside, masks, every dtype.
-// Built with AddressSanitizer and UBSan by test_sanitizers.py; it holds against nothing but them, and prints its runs.
+// Runs loops and kernels over exactly sized heap blocks: odd numbers of pairs, rows at every offset from a vector
+// boundary, strided rows, tables with indices far outside, masks, every dtype. Built with sanitizers by
+// test_sanitizers.py; it holds against nothing but them, and prints its runs.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -8,9 +8,9 @@
 #include <memory>
 #include <vector>
 
-#include "../../csrc/cpu/task.h"
+#include "processor.h"
 
-using namespace icr_cpu;
+using namespace icr_kernels;
 
 namespace {
 
@@ -53,7 +53,7 @@ void fill_boxes(Block& block, int64_t rows, int64_t row_stride, Type type) {
 
 int runs = 0;
 
-void run(const InstructionSet& set, int64_t pairs, size_t skip, Type type, int64_t row_stride, int options) {
+void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int64_t row_stride, int options) {
   const bool indexed = options & 1, masked = options & 2, weighted = options & 4, terms = options & 8;
   const bool in_double = type == Type::kDouble;
   const Type compute = in_double ? Type::kDouble : Type::kFloat;
@@ -70,16 +70,15 @@ void run(const InstructionSet& set, int64_t pairs, size_t skip, Type type, int64
   }
   Block losses(pairs, skip, compute), iou(pairs, skip, compute), inside(pairs, skip, compute),
       penalty(pairs, skip, compute);
-  Block grad_pred(4 * pairs, skip, type), grad_target(4 * pairs, skip, type), grad_anchors(4 * pairs, skip, compute);
-  const int64_t chunks = (pairs + kChunk - 1) / kChunk;
-  std::vector<double> sums(chunks);
+  Block grad_pred(4 * pairs, 0, type), grad_target(4 * pairs, 0, type), grad_anchors(4 * pairs, 0, compute);
 
   Task task;
   task.pairs = pairs;
   task.in_double = in_double;
-  task.pred = {pred.data, type, row_stride};
-  task.target = {target.data, type, row_stride};
-  task.anchors = {anchors.data, type, indexed ? 4 : row_stride};
+  const bool aligned = skip == 0 && row_stride == 4;
+  task.pred = {pred.data, type, aligned, row_stride};
+  task.target = {target.data, type, aligned, row_stride};
+  task.anchors = {anchors.data, type, skip == 0 && (indexed || aligned), indexed ? 4 : row_stride};
   if (indexed) {
     task.anchors.index = index.data;
     task.anchors.index_stride = 1;
@@ -87,6 +86,8 @@ void run(const InstructionSet& set, int64_t pairs, size_t skip, Type type, int64
   }
   if (masked) task.mask = {mask.data, Type::kBool, 1};
   if (weighted) task.weight = {weight.data, compute, 1};
+  const int64_t normalizer = 3;
+  if (!masked) task.normalizer = {&normalizer, Type::kInt64, 0};
   task.loss = runs % 6;
   task.penalty = runs % 5;
   task.relative = runs % 2;
@@ -98,46 +99,45 @@ void run(const InstructionSet& set, int64_t pairs, size_t skip, Type type, int64
     task.containment_out = inside.data;
     task.penalty_out = penalty.data;
     task.grad_loss = task.grad_iou = task.grad_containment = task.grad_penalty = {weight.data, compute, 1};
-  } else {
-    task.chunk_sums = sums.data();
   }
   task.grad_pred = {grad_pred.data, type};
   if (runs % 4) task.grad_target = {grad_target.data, type};
   if (runs % 3) task.grad_anchors = {grad_anchors.data, compute};
-  set.run(task, 0, chunks);
+  processor.run(task);
 
-  Block scaled(4 * pairs, skip, type), rows_of_gradient(4 * pairs, skip, compute);
+  Block scaled(4 * pairs, 0, type), of_table(4 * 3, 0, type), rows_of_gradient(4 * pairs, 0, compute);
   Scaling scaling;
+  scaling.pairs = pairs;
   scaling.in_double = in_double;
-  scaling.gradient = rows_of_gradient.data;
+  scaling.gradient = {rows_of_gradient.data, compute, true, 4};
   scaling.factor = {weight.data, compute, weighted ? 1 : 0};
   scaling.out = {scaled.data, type};
-  if (pairs > 0) set.scale(scaling, 0, pairs);
+  if (masked) scaling.pending = {weight.data, compute, 0};
+  if (pairs > 0) processor.scale(scaling);
+  if (indexed) {
+    scaling.out = {of_table.data, type};
+    processor.add_to_table(scaling, task.anchors);
+  }
   ++runs;
 }
 
 }  // namespace
 
 int main() {
-  std::vector<InstructionSet> sets = {generic};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(avx2);
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
-    sets.push_back(avx512);
-  }
-#endif
-  for (const auto& set : sets) {
+  for (const auto& processor : processors()) {
     runs = 0;
-    for (const int64_t pairs : {0, 1, 7, 8, 15, 16, 17, 33, 2049}) {
+    int combination = 0;
+    for (const int64_t pairs : processor.sizes) {
       for (const size_t skip : {0, 1}) {
         for (const Type type : {Type::kFloat, Type::kDouble, Type::kHalf, Type::kBFloat16}) {
           for (const int64_t row_stride : {4, 7}) {
-            for (int options = 0; options < 16; ++options) run(set, pairs, skip, type, row_stride, options);
+            for (int options = 0; options < 16; ++options) {
+              if (combination++ % processor.every == 0) run(processor, pairs, skip, type, row_stride, options);
+            }
           }
         }
       }
     }
-    std::printf("%s: %d runs\n", set.name, runs);
+    std::printf("%s: %d runs\n", processor.name, runs);
   }
 }

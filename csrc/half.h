@@ -1,10 +1,15 @@
-// float16 and bfloat16 by integer arithmetic: any compiler, any target, and plain loops over them are vectorised.
+// float16 and bfloat16 by integer arithmetic: any compiler, any target, and plain loops over them are vectorised. Only
+// loading a float16 is left to the instruction that GPUs have for it.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
-#include "../number.h"
+#include "number.h"
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
 
 namespace {
 namespace icr {
@@ -22,6 +27,9 @@ ICR_INLINE uint32_t bits_of(float x) {
 
 ICR_INLINE float bfloat16_to_float(uint16_t x) { return float_from_bits(uint32_t(x) << 16); }
 
+#if defined(__CUDA_ARCH__)
+ICR_INLINE float half_to_float(uint16_t x) { return __half2float(__ushort_as_half(x)); }
+#else
 ICR_INLINE float half_to_float(uint16_t x) {
   // The exponent moves from bias 15 to 127 by a multiplication, which also makes subnormals normal.
   const uint32_t magnitude = uint32_t(x & 0x7fffu) << 13;
@@ -29,6 +37,7 @@ ICR_INLINE float half_to_float(uint16_t x) {
   const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;            // infinity, NaN
   return float_from_bits(bits_of(scaled) | special | uint32_t(x & 0x8000u) << 16);
 }
+#endif
 
 // Rounded to nearest even; beyond the range, the largest finite number; NaN stays NaN.
 ICR_INLINE uint16_t float_to_bfloat16(float x) {

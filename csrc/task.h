@@ -1,9 +1,9 @@
-// What the operators hand to the loops: plain pointers, strides and numbers, the same for every instruction set.
+// What the operators hand to the loops and kernels: plain pointers, strides and numbers, the same for every processor.
 #pragma once
 
 #include <stdint.h>
 
-namespace icr_cpu {
+namespace icr_kernels {
 
 enum class Type : int8_t { kFloat, kDouble, kHalf, kBFloat16, kInt32, kInt64, kBool };
 
@@ -12,6 +12,7 @@ enum class Type : int8_t { kFloat, kDouble, kHalf, kBFloat16, kInt32, kInt64, kB
 struct Rows {
   const void* data = nullptr;
   Type type = Type::kFloat;
+  bool aligned = false;  // every row lies side by side, at a multiple of the bytes that a GPU loads at once
   int64_t row_stride = 0;
   int64_t column_stride = 1;
   const void* index = nullptr;
@@ -27,14 +28,11 @@ struct Column {
   int64_t stride = 0;
 };
 
-// Contiguous rows to write.
+// Contiguous rows to write, aligned.
 struct RowsOut {
   void* data = nullptr;
   Type type = Type::kFloat;
 };
-
-// The pairs of a chunk are summed together, whichever thread takes it: sums do not depend on the number of threads.
-constexpr int64_t kChunk = 2048;
 
 struct Task {
   int64_t pairs = 0;
@@ -50,7 +48,10 @@ struct Task {
   double eps = 1e-7;
   int box_format = 0;
 
-  double scale = 1;  // of every gradient, and of losses written one a pair
+  // Of every gradient, and of losses written one a pair. Where there is a normalizer, a 0-dim value that only a kernel
+  // can read, it also divides by max(normalizer, eps).
+  double scale = 1;
+  Column normalizer;
 
   // Which results: the loss, or all terms with gradients of each.
   bool terms = false;
@@ -63,26 +64,16 @@ struct Task {
   void* containment_out = nullptr;
   void* penalty_out = nullptr;
   RowsOut grad_pred, grad_target, grad_anchors;  // anchors: one row a pair, whether or not they come from a table
-  double* chunk_sums = nullptr;                  // of the weighted losses of each chunk
 };
 
-// Gradient rows times an upstream factor, rounded to the type of the boxes.
+// The gradient rows of the pairs times one or two upstream factors, rounded to the type of the boxes.
 struct Scaling {
+  int64_t pairs = 0;
   bool in_double = false;
-  const void* gradient = nullptr;  // contiguous, float or double as in_double says
-  Column factor;
+  Rows gradient;  // contiguous, in float or double as in_double says
+  Column factor;   // data == nullptr: none
+  Column pending;  // one more factor, the same for all; likewise
   RowsOut out;
 };
 
-// The loops of one instruction set: the chunks [begin, end) of a task; the rows [begin, end) of a scaling.
-struct InstructionSet {
-  const char* name;
-  void (*run)(const Task&, int64_t begin, int64_t end);
-  void (*scale)(const Scaling&, int64_t begin, int64_t end);
-};
-extern const InstructionSet generic;
-#if defined(__x86_64__)
-extern const InstructionSet avx2, avx512;
-#endif
-
-}  // namespace icr_cpu
+}  // namespace icr_kernels

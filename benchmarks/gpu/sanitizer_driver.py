@@ -1,0 +1,114 @@
+"""Every kernel of this package over sizes, layouts and dtypes that could lead it astray: what runs under
+compute-sanitizer. All tensors are made on the CPU, so that (almost) every kernel that runs is one of the package's.
+
+Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: each tensor is then a block of memory of just its size.
+"""
+
+import itertools
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import icr_kernels as icr
+from benchmarks import aligned
+from icr_kernels import operators
+from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
+
+FINISHED = "driver finished"
+
+# Nothing, one pair, both sides of a warp and of a block; and hundreds of blocks, whose sums the last one adds up.
+SIZES = (0, 1, 31, 257, 1000, 100_003)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LAYOUTS = ("packed", "misaligned", "strided")
+TABLE_ROWS = 19
+
+
+def place(values: Tensor, layout: str) -> Tensor:
+    """The values on the GPU; as a view, one that ends where its memory ends."""
+    if layout == "misaligned":
+        return torch.cat((values.new_zeros(1), values.flatten())).cuda()[1:].view(values.shape)
+    if layout == "strided":
+        columns = 4 if values.dim() == 2 else 1
+        padded = torch.cat((values.new_zeros(len(values), 3), values.view(-1, columns)), 1).cuda()[:, 3:]
+        return padded if values.dim() == 2 else padded[:, 0]
+    return values.cuda()
+
+
+def call(backend: str, number: int, pairs: int, dtype: torch.dtype, layout: str) -> None:
+    """One combination of options, forward and backward, drawn by its number: the same in every run."""
+    draw = random.Random(number)
+    pred, target, anchors = (rows.detach().to(dtype) for rows in aligned.boxes(pairs, seed=number))
+    row = torch.arange(pairs)
+    kept = row % 3 != 1
+    index = torch.where(row % 7 == 6, -1, row % TABLE_ROWS)
+    # Far outside the table, in pairs that count and in those that do not.
+    index[row % 11 == 5] = 2**40
+    index[row % 11 == 4] = -(2**62)
+    options: dict[str, Any] = {
+        "loss": draw.choice(LOSS_NAMES),
+        "penalty": draw.choice(PENALTY_NAMES),
+        "relative": draw.random() < 0.3,
+        "box_format": draw.choice(BOX_FORMATS),
+        "backend": backend,
+    }
+    mask = place(kept, layout) if draw.random() < 0.5 else None
+    if draw.random() < 0.6:
+        anchors = torch.cat((anchors, torch.ones(TABLE_ROWS, 4, dtype=dtype)))[:TABLE_ROWS]
+        index = index.int() if draw.random() < 0.5 else index
+        options["anchor_index"] = place(index, layout)
+    boxes = [place(rows, layout) for rows in (pred, target, anchors)]
+    wanted = draw.choice((boxes[:1], boxes[1:], boxes))
+    for rows in wanted:
+        rows.requires_grad_()
+
+    if draw.random() < 0.2:
+        terms = icr.icr_terms(*boxes, mask=mask, **options)
+        above = [torch.linspace(-1, 1, pairs).to(term.dtype).cuda() for term in terms]
+        used = [(term, gradient) for term, gradient in zip(terms, above, strict=True) if term.requires_grad]
+        results = [*terms, *torch.autograd.grad([t for t, _ in used], wanted, [g for _, g in used])]
+    else:
+        reduction = draw.choice(REDUCTIONS)
+        if draw.random() < 0.5:
+            options["weight"] = place(torch.linspace(0.5, 2, pairs).to(dtype), layout)
+        if reduction == "mean" and draw.random() < 0.4:
+            options["normalizer"] = torch.tensor(7.0).cuda()
+        with torch.no_grad():
+            silent = icr.icr_loss(*boxes, mask=mask, reduction=reduction, **options)
+        loss = icr.icr_loss(*boxes, mask=mask, reduction=reduction, **options)
+        factor = torch.full(loss.shape, 0.5, dtype=loss.dtype).cuda()
+        one_pass = icr.icr_loss_and_grad(*boxes, mask=mask, reduction=reduction, **options)
+        results = [silent, loss, *one_pass, *torch.autograd.grad(loss, wanted, factor)]
+    for result in results:
+        assert result.detach().cpu().isfinite().all(), (backend, number, pairs, dtype, layout, options)
+
+
+def calls() -> Iterator[tuple[str, int, int, torch.dtype, str]]:
+    number = itertools.count()
+    for pairs, dtype, layout in itertools.product(SIZES, DTYPES, LAYOUTS):
+        for _ in range(4 if pairs > 10_000 else 9):
+            yield "cuda", next(number), pairs, dtype, layout
+    if "triton" in icr.available_backends():
+        # Few: each is compiled first.
+        for pairs, layout in itertools.product((0, 257, 100_003), LAYOUTS[:2]):
+            yield "triton", next(number), pairs, torch.float32, layout
+
+
+def main() -> int:
+    if operators.CUDA_ERROR is not None:
+        print(operators.CUDA_ERROR)
+        return 1
+    count = 0
+    for arguments in calls():
+        call(*arguments)
+        count += 1
+    torch.cuda.synchronize()
+    print(f"{FINISHED}: {count} combinations, backends {', '.join(icr.available_backends())}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

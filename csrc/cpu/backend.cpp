@@ -1,0 +1,124 @@
+// The CPU: instruction sets, threads, sums.
+#include "backend.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "../memory.h"
+
+namespace icr_cpu {
+namespace {
+
+// Below this many chunks a thread has less to do than it costs to wake it.
+constexpr int64_t kChunksPerThread = 2;
+
+std::vector<InstructionSet> compiled() {
+#if defined(__x86_64__)
+  return {generic, avx2, avx512};
+#else
+  return {generic};
+#endif
+}
+
+bool usable(const std::string& name) {
+#if defined(__x86_64__)
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (name == "avx2") return has_avx2;
+  if (name == "avx512") {
+    return has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return name == "generic";
+}
+
+InstructionSet best() {
+  InstructionSet chosen = generic;
+  for (const auto& set : compiled()) {
+    if (usable(set.name)) chosen = set;
+  }
+  return chosen;
+}
+
+InstructionSet& current() {
+  static InstructionSet set = best();
+  return set;
+}
+
+int64_t count_true(const Column& mask, int64_t pairs) {
+  if (mask.data == nullptr) return pairs;
+  const auto* values = static_cast<const uint8_t*>(mask.data);
+  int64_t count = 0;
+  for (int64_t i = 0; i < pairs; ++i) count += values[i * mask.stride] != 0;
+  return count;
+}
+
+int64_t chunks(int64_t pairs) { return (pairs + kChunk - 1) / kChunk; }
+
+void run_chunks(const Task& task, double* chunk_sums) {
+  const auto loops = current().run;
+  const int64_t count = chunks(task.pairs);
+  if (count <= kChunksPerThread) return loops(task, chunk_sums, 0, count);
+  torch::stable::parallel_for(0, count, kChunksPerThread,
+                              [&](int64_t begin, int64_t end) { loops(task, chunk_sums, begin, end); });
+}
+
+}  // namespace
+
+void Cpu::run(const Task& task) const { run_chunks(task, nullptr); }
+
+std::tuple<Tensor, Tensor> Cpu::sum(Task& task, bool over_count, bool) const {
+  if (over_count) task.scale /= double(std::max<int64_t>(count_true(task.mask, task.pairs), 1));
+  if (task.normalizer.data != nullptr) {
+    task.scale /= std::max(icr::element<double>(task.normalizer.data, task.normalizer.type, 0), task.eps);
+  }
+  std::vector<double> sums(chunks(task.pairs));
+  run_chunks(task, sums.data());
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
+  Tensor result = icr_kernels::empty(like_, {}, dtype);
+  if (task.in_double) {
+    *static_cast<double*>(result.data_ptr()) = total * task.scale;
+  } else {
+    *static_cast<float*>(result.data_ptr()) = float(total * task.scale);
+  }
+  return {result, icr_kernels::empty(like_, {0}, dtype)};
+}
+
+void Cpu::scale(const Scaling& scaling) const {
+  const auto loops = current().scale;
+  torch::stable::parallel_for(0, scaling.pairs, kChunksPerThread * kChunk,
+                              [&](int64_t begin, int64_t end) { loops(scaling, begin, end); });
+}
+
+void Cpu::add_to_table(const Scaling& scaling, const Rows& table) const { icr_cpu::add_to_table(scaling, table); }
+
+std::vector<std::string> compiled_instruction_sets() {
+  std::vector<std::string> names;
+  for (const auto& set : compiled()) names.push_back(set.name);
+  return names;
+}
+
+std::vector<std::string> usable_instruction_sets() {
+  std::vector<std::string> names;
+  for (const auto& set : compiled()) {
+    if (usable(set.name)) names.push_back(set.name);
+  }
+  return names;
+}
+
+std::string instruction_set() { return current().name; }
+
+void set_instruction_set(const std::string& name) {
+  for (const auto& set : compiled()) {
+    if (set.name == name && usable(name)) {
+      current() = set;
+      return;
+    }
+  }
+  throw std::invalid_argument("set_instruction_set: expected one that this build has and this processor can run, got '" +
+                              name + "'");
+}
+
+}  // namespace icr_cpu

@@ -1,0 +1,104 @@
+// A CUDA device: guard, stream, memory and ticket of a sum, errors of launches.
+#include "backend.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+namespace icr_cuda {
+namespace {
+
+using icr_kernels::ScalarType;
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) cudaGetLastError();  // or a later call would be blamed for it
+  STD_TORCH_CHECK(error == cudaSuccess, "icr_kernels: ", what, " failed: ", cudaGetErrorString(error));
+}
+
+int multiprocessors(int device) {
+  constexpr int most_devices = 128;
+  static std::array<std::atomic<int>, most_devices> known{};
+  int count = device < most_devices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (count == 0) {
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "asking for the multiprocessors");
+    if (device < most_devices) known[device].store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(stream, &status), "asking whether the stream is being captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// A tensor of no dimensions at the beginning of a buffer.
+Tensor first_of(const Tensor& buffer) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(buffer.get(), 0, nullptr, nullptr, 0, &handle));
+  return Tensor(handle);
+}
+
+}  // namespace
+
+Cuda::Cuda(const Tensor& like) : like_(like) {
+  int32_t index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  device_ = index;
+  check(cudaGetDevice(&device_before_), "asking for the current device");
+  if (device_ != device_before_) check(cudaSetDevice(device_), "changing the device");
+  void* stream;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  stream_ = static_cast<cudaStream_t>(stream);
+}
+
+Cuda::~Cuda() {
+  if (device_ != device_before_) cudaSetDevice(device_before_);
+}
+
+void Cuda::run(const Task& task) const {
+  if (task.pairs == 0) return;
+  check(run_pairs(task, Sum{}, blocks_of_pairs(task.pairs, multiprocessors(device_)), stream_), "the launch for pairs");
+}
+
+std::tuple<Tensor, Tensor> Cuda::sum(Task& task, bool over_count, bool is_masked) const {
+  const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
+  const bool defers_count = over_count && is_masked;
+  if (over_count && !defers_count) task.scale /= double(std::max<int64_t>(task.pairs, 1));
+
+  // One allocation has the value, a ticket, and what each block found: for one block the value alone.
+  const int64_t blocks = std::max<int64_t>(blocks_of_pairs(task.pairs, multiprocessors(device_)), 1);
+  constexpr size_t head = sizeof(Partial);
+  static_assert(head >= sizeof(double) + sizeof(unsigned));
+  const size_t bytes = blocks == 1 ? sizeof(double) : head + blocks * sizeof(Partial);
+  const Tensor buffer = icr_kernels::empty(like_, {int64_t(bytes / (task.in_double ? 8 : 4))}, dtype);
+  char* const memory = static_cast<char*>(buffer.data_ptr());
+  Tensor pending = icr_kernels::empty(like_, defers_count ? std::vector<int64_t>{} : std::vector<int64_t>{0}, dtype);
+
+  Sum sum;
+  sum.value = memory;
+  if (defers_count) sum.pending = pending.data_ptr();
+  if (blocks > 1) {
+    sum.partials = reinterpret_cast<Partial*>(memory + head);
+    if (is_capturing(stream_)) {
+      // A graph may run while eager calls do, so a ticket number may not be baked into it.
+      sum.ticket = reinterpret_cast<unsigned*>(memory + sizeof(double));
+      check(cudaMemsetAsync(sum.ticket, 0, sizeof(unsigned), stream_), "clearing the ticket");
+    } else {
+      static std::atomic<unsigned> next_ticket{0};
+      sum.ticket_number = next_ticket.fetch_add(1, std::memory_order_relaxed) % kTickets;
+    }
+  }
+  check(run_pairs(task, sum, blocks, stream_), "the launch for pairs");
+  return {first_of(buffer), pending};
+}
+
+void Cuda::scale(const Scaling& scaling) const {
+  if (scaling.pairs > 0) check(scale_rows(scaling, stream_), "the launch for scaling");
+}
+
+void Cuda::add_to_table(const Scaling& scaling, const Rows& table) const {
+  if (table.row_count > 0) check(icr_cuda::add_to_table(scaling, table, stream_), "the launch for a table's gradient");
+}
+
+}  // namespace icr_cuda

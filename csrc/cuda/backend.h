@@ -1,0 +1,35 @@
+// A CUDA device, as csrc/operators.h asks of a processor: the tensors' own device and its current stream, no waiting.
+#pragma once
+
+#include <tuple>
+
+#include "../operators.h"
+#include "kernels.h"
+
+namespace icr_cuda {
+
+using icr_kernels::Tensor;
+
+class Cuda {
+ public:
+  // Makes the tensor's device the current one, for as long as this lives.
+  explicit Cuda(const Tensor& like);
+  ~Cuda();
+  Cuda(const Cuda&) = delete;
+  Cuda& operator=(const Cuda&) = delete;
+
+  void run(const Task& task) const;
+  // Runs the task and adds up its losses in one launch. Over the number of unmasked pairs, if so asked: where there is a
+  // mask that number is known only at the end, so the gradients still lack the factor that comes second.
+  std::tuple<Tensor, Tensor> sum(Task& task, bool over_count, bool is_masked) const;
+  void scale(const Scaling& scaling) const;
+  void add_to_table(const Scaling& scaling, const Rows& table) const;
+
+ private:
+  Tensor like_;
+  int device_;
+  int device_before_;
+  cudaStream_t stream_;
+};
+
+}  // namespace icr_cuda

@@ -1,0 +1,338 @@
+// The kernels: rows from memory to registers, the program of a pair, gradient rows back, and one sum in a fixed order.
+#include "kernels.h"
+
+#include <algorithm>
+
+#include "../memory.h"
+#include "../pair.h"
+
+namespace icr_cuda {
+namespace {
+
+using icr_kernels::RowsOut;
+using icr_kernels::Type;
+
+constexpr int kThreads = 256;
+constexpr int kTableThreads = 1024;
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr unsigned kAllLanes = 0xffffffffu;
+// Enough warps to keep memory busy while others compute.
+constexpr int kBlocksPerMultiprocessor = 4;
+
+// Rows
+
+struct alignas(8) FourHalves {
+  uint16_t x, y, z, w;
+};
+
+template <class T>
+__device__ void load_whole(const void* data, Type type, int64_t at, T (&x)[4]) {
+  if (type == Type::kFloat) {
+    const float4 row = *reinterpret_cast<const float4*>(static_cast<const float*>(data) + at);
+    x[0] = T(row.x), x[1] = T(row.y), x[2] = T(row.z), x[3] = T(row.w);
+  } else if (type == Type::kDouble) {
+    const auto* rows = reinterpret_cast<const double2*>(static_cast<const double*>(data) + at);
+    const double2 first = rows[0], second = rows[1];
+    x[0] = T(first.x), x[1] = T(first.y), x[2] = T(second.x), x[3] = T(second.y);
+  } else {
+    const FourHalves row = *reinterpret_cast<const FourHalves*>(static_cast<const uint16_t*>(data) + at);
+    const bool is_half = type == Type::kHalf;
+    x[0] = T(is_half ? icr::half_to_float(row.x) : icr::bfloat16_to_float(row.x));
+    x[1] = T(is_half ? icr::half_to_float(row.y) : icr::bfloat16_to_float(row.y));
+    x[2] = T(is_half ? icr::half_to_float(row.z) : icr::bfloat16_to_float(row.z));
+    x[3] = T(is_half ? icr::half_to_float(row.w) : icr::bfloat16_to_float(row.w));
+  }
+}
+
+// The coordinates of a pair; zeros where it has no row. Returns whether it has one.
+template <class T>
+__device__ bool load_row(const Rows& rows, int64_t pair, T (&x)[4]) {
+  const int64_t row = icr::row_of(rows, pair);
+  if (row < 0) {
+    x[0] = x[1] = x[2] = x[3] = T(0);
+    return false;
+  }
+  const int64_t at = row * rows.row_stride;
+  if (rows.aligned) {
+    load_whole(rows.data, rows.type, at, x);
+  } else {
+    for (int c = 0; c < 4; ++c) x[c] = icr::element<T>(rows.data, rows.type, at + c * rows.column_stride);
+  }
+  return true;
+}
+
+template <class T>
+__device__ void store_row(const RowsOut& rows, int64_t row, const T (&x)[4]) {
+  if (rows.type == Type::kFloat) {
+    static_cast<float4*>(rows.data)[row] = make_float4(float(x[0]), float(x[1]), float(x[2]), float(x[3]));
+  } else if (rows.type == Type::kDouble) {
+    auto* to = static_cast<double2*>(rows.data) + 2 * row;
+    to[0] = make_double2(double(x[0]), double(x[1]));
+    to[1] = make_double2(double(x[2]), double(x[3]));
+  } else {
+    const bool is_half = rows.type == Type::kHalf;
+    uint16_t rounded[4];
+    for (int c = 0; c < 4; ++c) {
+      rounded[c] = is_half ? icr::float_to_half(float(x[c])) : icr::float_to_bfloat16(float(x[c]));
+    }
+    static_cast<FourHalves*>(rows.data)[row] = {rounded[0], rounded[1], rounded[2], rounded[3]};
+  }
+}
+
+// Sums
+
+__device__ Partial plus(Partial a, Partial b) { return {a.loss + b.loss, a.count + b.count}; }
+
+// The sum over the threads of a block, always in the same order; thread 0 has it.
+__device__ Partial sum_of_block(Partial mine) {
+  __shared__ Partial of_warp[kWarps];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    mine = plus(mine, {__shfl_down_sync(kAllLanes, mine.loss, distance),
+                       __shfl_down_sync(kAllLanes, mine.count, distance)});
+  }
+  if (lane == 0) of_warp[warp] = mine;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < kWarps; ++w) mine = plus(mine, of_warp[w]);
+  }
+  return mine;
+}
+
+__device__ unsigned tickets[kTickets];
+
+template <class T>
+__device__ void store_sum(const Sum& sum, double scale, Partial total) {
+  const double per_pair = sum.pending == nullptr ? 1.0 : 1.0 / (total.count > 1.0 ? total.count : 1.0);
+  *static_cast<T*>(sum.value) = T(total.loss * scale * per_pair);
+  if (sum.pending != nullptr) *static_cast<T*>(sum.pending) = T(per_pair);
+}
+
+// The sum over all blocks: the last one to arrive adds up what each has left, in the order of the blocks.
+template <class T>
+__device__ void sum_of_launch(const Sum& sum, double scale, Partial mine) {
+  mine = sum_of_block(mine);
+  if (gridDim.x == 1) {
+    if (threadIdx.x == 0) store_sum<T>(sum, scale, mine);
+    return;
+  }
+  __shared__ bool is_last;
+  if (threadIdx.x == 0) {
+    sum.partials[blockIdx.x] = mine;
+    __threadfence();
+    unsigned* ticket = sum.ticket != nullptr ? sum.ticket : &tickets[sum.ticket_number];
+    is_last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;  // and is back at 0 then
+    __threadfence();
+  }
+  __syncthreads();
+  if (!is_last) return;
+  Partial total = {0, 0};
+  for (unsigned block = threadIdx.x; block < gridDim.x; block += kThreads) total = plus(total, sum.partials[block]);
+  total = sum_of_block(total);
+  if (threadIdx.x == 0) store_sum<T>(sum, scale, total);
+}
+
+// Pairs
+
+template <class T>
+__device__ void store_gradient(const RowsOut& rows, int64_t pair, icr::BoxFormat format, T factor,
+                               const T (&coordinates)[4], T (&gradient)[4]) {
+  if (rows.data == nullptr) return;
+  for (int c = 0; c < 4; ++c) gradient[c] *= factor;
+  icr::pull_back(coordinates, format, gradient);
+  store_row(rows, pair, gradient);
+}
+
+template <class T>
+__device__ void store_term(void* terms, int64_t pair, T value) {
+  if (terms != nullptr) static_cast<T*>(terms)[pair] = value;
+}
+
+template <class T>
+__device__ T upstream(const Column& gradient, int64_t pair) {
+  if (gradient.data == nullptr) return T(0);
+  return icr::element<T>(gradient.data, gradient.type, pair * gradient.stride);
+}
+
+// A masked pair is not even read: it may hold anything.
+template <class T, unsigned Want>
+__device__ void store_nothing(const Task& task, int64_t pair) {
+  const T zeros[4] = {T(0), T(0), T(0), T(0)};
+  store_term(task.loss_out, pair, T(0));
+  store_term(task.iou_out, pair, T(0));
+  store_term(task.containment_out, pair, T(0));
+  store_term(task.penalty_out, pair, T(0));
+  if ((Want & icr::kPred) && task.grad_pred.data != nullptr) store_row(task.grad_pred, pair, zeros);
+  if ((Want & icr::kTarget) && task.grad_target.data != nullptr) store_row(task.grad_target, pair, zeros);
+  if ((Want & icr::kAnchor) && task.grad_anchors.data != nullptr) store_row(task.grad_anchors, pair, zeros);
+}
+
+// Losses or all terms of the pairs, with the gradients in Want. Loss and penalty are chosen by branches that are the
+// same for the whole launch.
+template <class T, unsigned Want, bool AllTerms>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred ? kBlocksPerMultiprocessor : 1)
+    pairs_kernel(const __grid_constant__ Task task, const __grid_constant__ Sum sum) {
+  const icr::Formula<T> formula{task.loss, task.penalty, task.relative, T(task.penalty_weight), T(task.eps)};
+  const auto format = icr::BoxFormat(task.box_format);
+  T scale = T(task.scale);
+  if (task.normalizer.data != nullptr) {
+    const T normalizer = icr::element<T>(task.normalizer.data, task.normalizer.type, 0);
+    scale = scale / icr::greater(T(task.eps), normalizer);
+  }
+  const auto* mask = static_cast<const uint8_t*>(task.mask.data);
+  const int64_t step = int64_t(gridDim.x) * kThreads;
+  Partial total = {0, 0};
+  T few = T(0);  // Few enough additions in float, then double.
+  int added = 0;
+  for (int64_t pair = int64_t(blockIdx.x) * kThreads + threadIdx.x; pair < task.pairs; pair += step) {
+    if (mask != nullptr && mask[pair * task.mask.stride] == 0) {
+      store_nothing<T, Want>(task, pair);
+      continue;
+    }
+    T pred[4], target[4], anchor[4] = {T(0), T(0), T(0), T(0)};
+    load_row(task.pred, pair, pred);
+    load_row(task.target, pair, target);
+    const bool has_anchor = task.penalty >= 0 && load_row(task.anchors, pair, anchor);
+    const icr::Boxes<T> boxes{icr::corners(pred, format), icr::corners(target, format), icr::corners(anchor, format)};
+    icr::Gradients<T> gradients;
+    gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = T(0);
+    T factor = scale;
+    if constexpr (AllTerms) {
+      const icr::Terms<T> k{upstream<T>(task.grad_loss, pair), upstream<T>(task.grad_iou, pair),
+                            upstream<T>(task.grad_containment, pair), upstream<T>(task.grad_penalty, pair)};
+      const icr::Terms<T> terms = icr::pair_terms<Want>(formula, boxes, has_anchor, k, gradients);
+      store_term(task.loss_out, pair, terms.loss);
+      store_term(task.iou_out, pair, terms.iou);
+      store_term(task.containment_out, pair, terms.containment);
+      store_term(task.penalty_out, pair, terms.penalty);
+    } else {
+      const T weight = task.weight.data == nullptr
+                           ? T(1)
+                           : icr::element<T>(task.weight.data, task.weight.type, pair * task.weight.stride);
+      const T loss = weight * icr::pair_loss<Want>(formula, boxes, has_anchor, gradients);
+      store_term(task.loss_out, pair, loss * scale);
+      factor = factor * weight;
+      few += loss;
+      total.count += 1;
+      if (++added == 16) {
+        total.loss += double(few);
+        few = T(0);
+        added = 0;
+      }
+    }
+    if constexpr (Want & icr::kPred) store_gradient(task.grad_pred, pair, format, factor, pred, gradients.pred);
+    if constexpr (Want & icr::kTarget) store_gradient(task.grad_target, pair, format, factor, target, gradients.target);
+    if constexpr (Want & icr::kAnchor) store_gradient(task.grad_anchors, pair, format, factor, anchor, gradients.anchor);
+  }
+  if constexpr (!AllTerms) {
+    total.loss += double(few);
+    if (sum.value != nullptr) sum_of_launch<T>(sum, double(scale), total);
+  }
+}
+
+// Scaling
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ Scaling scaling) {
+  const int64_t step = int64_t(gridDim.x) * kThreads;
+  for (int64_t pair = int64_t(blockIdx.x) * kThreads + threadIdx.x; pair < scaling.pairs; pair += step) {
+    const T factor = icr::factor_of<T>(scaling, pair);
+    T row[4];
+    load_row(scaling.gradient, pair, row);
+    for (int c = 0; c < 4; ++c) row[c] = icr::scaled(row[c], factor);
+    store_row(scaling.out, pair, row);
+  }
+}
+
+// A block for as many rows of the table as a warp has lanes: each lane has the sums of one row. The warps share the pairs
+// out among them; each looks at its own in their order, 32 at a time, and hands the gradients that it finds to the lanes
+// of their rows. The sums of the warps are added up at the end, in their order.
+template <class T>
+__global__ void __launch_bounds__(kTableThreads, 1)
+    table_kernel(const __grid_constant__ Scaling scaling, const __grid_constant__ Rows table) {
+  constexpr int warps = kTableThreads / kWarp;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t first_row = int64_t(blockIdx.x) * kWarp;
+  const int64_t pairs_of_warp = ((scaling.pairs + warps - 1) / warps + kWarp - 1) / kWarp * kWarp;
+  const int64_t begin = warp * pairs_of_warp;
+  const int64_t end = begin + pairs_of_warp < scaling.pairs ? begin + pairs_of_warp : scaling.pairs;
+  T sum[4] = {T(0), T(0), T(0), T(0)};
+  for (int64_t at = begin; at < end; at += kWarp) {
+    const int64_t pair = at + lane;
+    const int64_t row = (pair < end ? icr::row_of(table, pair) : -1) - first_row;
+    const bool is_found = row >= 0 && row < kWarp;
+    unsigned found = __ballot_sync(kAllLanes, is_found);
+    T gradient[4] = {T(0), T(0), T(0), T(0)};
+    if (is_found) {
+      load_row(scaling.gradient, pair, gradient);
+      const T factor = icr::factor_of<T>(scaling, pair);
+      for (int c = 0; c < 4; ++c) gradient[c] = icr::scaled(gradient[c], factor);
+    }
+    for (; found != 0; found &= found - 1) {
+      const int source = __ffs(int(found)) - 1;
+      const bool is_mine = __shfl_sync(kAllLanes, int(row), source) == lane;
+      for (int c = 0; c < 4; ++c) {
+        const T given = __shfl_sync(kAllLanes, gradient[c], source);
+        if (is_mine) sum[c] += given;
+      }
+    }
+  }
+  __shared__ T of_warp[warps][kWarp][4];
+  for (int c = 0; c < 4; ++c) of_warp[warp][lane][c] = sum[c];
+  __syncthreads();
+  if (warp > 0 || first_row + lane >= table.row_count) return;
+  for (int w = 1; w < warps; ++w) {
+    for (int c = 0; c < 4; ++c) sum[c] += of_warp[w][lane][c];
+  }
+  store_row(scaling.out, first_row + lane, sum);
+}
+
+// Launches
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(threads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+cudaError_t run(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {
+  constexpr unsigned all = icr::kPred | icr::kTarget | icr::kAnchor;
+  const bool pred = task.grad_pred.data != nullptr;
+  const bool others = task.grad_target.data != nullptr || task.grad_anchors.data != nullptr;
+  const auto kernel = task.terms ? (pred || others ? pairs_kernel<T, all, true> : pairs_kernel<T, 0, true>)
+                      : others   ? pairs_kernel<T, all, false>
+                      : pred     ? pairs_kernel<T, icr::kPred, false>
+                                 : pairs_kernel<T, 0, false>;
+  return launch(kernel, blocks, kThreads, stream, task, sum);
+}
+
+}  // namespace
+
+int64_t blocks_of_pairs(int64_t pairs, int multiprocessors) {
+  return std::min<int64_t>(ceil_divide(pairs, kThreads), int64_t(multiprocessors) * kBlocksPerMultiprocessor);
+}
+
+cudaError_t run_pairs(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {
+  return task.in_double ? run<double>(task, sum, blocks, stream) : run<float>(task, sum, blocks, stream);
+}
+
+cudaError_t scale_rows(const Scaling& scaling, cudaStream_t stream) {
+  constexpr int64_t most_blocks = 1 << 16;
+  return launch(scaling.in_double ? scale_kernel<double> : scale_kernel<float>,
+                std::min(ceil_divide(scaling.pairs, kThreads), most_blocks), kThreads, stream, scaling);
+}
+
+cudaError_t add_to_table(const Scaling& scaling, const Rows& table, cudaStream_t stream) {
+  return launch(scaling.in_double ? table_kernel<double> : table_kernel<float>, ceil_divide(table.row_count, kWarp),
+                kTableThreads, stream, scaling, table);
+}
+
+}  // namespace icr_cuda

@@ -1,0 +1,274 @@
+// The operators: from tensors to a task, and from its results to tensors. `Backend` is the processor that the task runs
+// on: icr_cpu::Cpu, icr_cuda::Cuda.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "task.h"
+
+namespace icr_kernels {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using ScalarType = torch::headeronly::ScalarType;
+
+constexpr int64_t kWantPred = 1, kWantTarget = 2, kWantAnchors = 4;
+enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
+
+inline Type type_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Type::kFloat;
+    case ScalarType::Double: return Type::kDouble;
+    case ScalarType::Half: return Type::kHalf;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    case ScalarType::Int: return Type::kInt32;
+    case ScalarType::Long: return Type::kInt64;
+    case ScalarType::Bool: return Type::kBool;
+    default: STD_TORCH_CHECK(false, "icr_kernels: a tensor of a dtype that no kernel reads");
+  }
+  return Type::kFloat;
+}
+
+// The tensor with all but its last `trailing` dimensions seen as one, of this stride. Copies only what cannot be seen so.
+struct Flat {
+  Tensor tensor;
+  int64_t stride = 0;
+};
+
+inline Flat flat(Tensor tensor, int64_t trailing) {
+  int64_t stride = 0, covered = 1;
+  for (int64_t d = tensor.dim() - trailing - 1; d >= 0; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (covered == 1) {
+      stride = tensor.stride(d);
+    } else if (tensor.stride(d) != stride * covered) {
+      tensor = torch::stable::contiguous(tensor);
+      return {tensor, trailing == 0 ? 1 : tensor.size(tensor.dim() - 1)};
+    }
+    covered *= tensor.size(d);
+  }
+  return {tensor, stride};
+}
+
+// Tensors that a task points into live as long as this.
+class Inputs {
+ public:
+  explicit Inputs(size_t count) { tensors_.reserve(count); }
+
+  Rows rows(const Tensor& boxes) {
+    const Flat view = flat(boxes, 1);
+    tensors_.push_back(view.tensor);
+    Rows rows;
+    rows.data = view.tensor.data_ptr();
+    rows.type = type_of(view.tensor);
+    rows.row_stride = view.stride;
+    rows.column_stride = view.tensor.stride(view.tensor.dim() - 1);
+    if (boxes.numel() == 4) rows.row_stride = 4;
+    const size_t bytes = rows.type == Type::kDouble || rows.type == Type::kFloat ? 16 : 8;
+    rows.aligned = rows.column_stride == 1 && rows.row_stride % 4 == 0 && uintptr_t(rows.data) % bytes == 0;
+    return rows;
+  }
+
+  Column column(const OptionalTensor& values) {
+    if (!values.has_value()) return {};
+    const Flat view = flat(*values, 0);
+    tensors_.push_back(view.tensor);
+    return {view.tensor.data_ptr(), type_of(view.tensor), view.stride};
+  }
+
+  Rows anchors(const OptionalTensor& boxes, const OptionalTensor& index) {
+    if (!boxes.has_value()) return {};
+    Rows result = rows(*boxes);
+    if (index.has_value()) {
+      const Column numbers = column(index);
+      result.index = numbers.data;
+      result.index_type = numbers.type;
+      result.index_stride = numbers.stride;
+      result.row_count = boxes->size(0);
+    }
+    return result;
+  }
+
+ private:
+  std::vector<Tensor> tensors_;
+};
+
+// A contiguous tensor where `like` is, allocated without going through the dispatcher.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= shape[d] > 1 ? shape[d] : 1;
+  }
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
+                                                         static_cast<int32_t>(dtype), device_type, device_index,
+                                                         &handle));
+  return Tensor(handle);
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& tensor, int64_t trailing) {
+  const auto sizes = tensor.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end() - trailing);
+}
+
+// Memory for the gradient of some boxes, a row a pair. Not asked for: a tensor of no elements, because an operator
+// returns as many tensors as its schema says.
+inline Tensor gradient_rows(const Tensor& pred, const OptionalTensor& boxes, bool in_box_dtype, ScalarType dtype,
+                            RowsOut& out) {
+  if (!boxes.has_value()) return empty(pred, {0}, dtype);
+  Tensor rows = empty(pred, shape_of(pred, 0), in_box_dtype ? boxes->scalar_type() : dtype);
+  out = {rows.data_ptr(), type_of(rows)};
+  return rows;
+}
+
+inline bool any_double(const Tensor& pred, const Tensor& target, const OptionalTensor& anchors) {
+  return pred.scalar_type() == ScalarType::Double || target.scalar_type() == ScalarType::Double ||
+         (anchors.has_value() && anchors->scalar_type() == ScalarType::Double);
+}
+
+// The part of a task that the loss and the terms share.
+inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchors,
+               const OptionalTensor& anchor_index, const OptionalTensor& mask, int64_t loss, int64_t penalty,
+               double penalty_weight, bool relative, double eps, int64_t box_format) {
+  Task task;
+  task.pairs = pred.numel() / 4;
+  task.in_double = any_double(pred, target, anchors);
+  task.pred = inputs.rows(pred);
+  task.target = inputs.rows(target);
+  task.anchors = inputs.anchors(anchors, anchor_index);
+  task.mask = inputs.column(mask);
+  task.loss = int(loss);
+  task.penalty = anchors.has_value() ? int(penalty) : -1;
+  task.relative = relative;
+  task.penalty_weight = penalty_weight;
+  task.eps = eps;
+  task.box_format = int(box_format);
+  return task;
+}
+
+// The loss, what the gradients are still to be multiplied by (no elements: nothing), and those that are wanted.
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, OptionalTensor anchors,
+                                                        OptionalTensor anchor_index, OptionalTensor weight,
+                                                        OptionalTensor mask, OptionalTensor normalizer, double scale,
+                                                        int64_t reduction, int64_t loss, int64_t penalty,
+                                                        double penalty_weight, bool relative, double eps,
+                                                        int64_t box_format, int64_t wanted, bool in_box_dtype) {
+  const Backend backend(pred);
+  Inputs inputs(7);
+  Task task = make_task(inputs, pred, target, anchors, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
+                        box_format);
+  task.weight = inputs.column(weight);
+  task.normalizer = inputs.column(normalizer);
+  task.scale = scale;
+
+  const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
+  const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, RowsOut& out) {
+    return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, in_box_dtype, dtype, out);
+  };
+  Tensor grad_pred = gradient(pred, kWantPred, task.grad_pred);
+  Tensor grad_target = gradient(target, kWantTarget, task.grad_target);
+  Tensor grad_anchors = gradient(anchors, kWantAnchors, task.grad_anchors);
+  if (reduction == kNone) {
+    Tensor losses = empty(pred, shape_of(pred, 1), dtype);
+    task.loss_out = losses.data_ptr();
+    backend.run(task);
+    return {losses, empty(pred, {0}, dtype), grad_pred, grad_target, grad_anchors};
+  }
+  const bool over_count = reduction == kMean && !normalizer.has_value();
+  auto [total, pending] = backend.sum(task, over_count, mask.has_value());
+  return {total, pending, grad_pred, grad_target, grad_anchors};
+}
+
+// A gradient of the pairs times factor and pending, as far as they are there; of a table (anchors with their index), that
+// of its rows.
+template <class Backend>
+Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype, OptionalTensor anchors,
+              OptionalTensor anchor_index) {
+  const Backend backend(gradient);
+  if (!gradient.is_contiguous()) gradient = torch::stable::contiguous(gradient);
+  Inputs inputs(5);
+  Scaling scaling;
+  scaling.pairs = gradient.numel() / 4;
+  scaling.in_double = gradient.scalar_type() == ScalarType::Double;
+  scaling.gradient = inputs.rows(gradient);
+  scaling.factor = inputs.column(factor);
+  scaling.pending = inputs.column(pending);
+  const bool of_table = anchor_index.has_value();
+  Tensor out = empty(gradient, shape_of(of_table ? *anchors : gradient, 0), dtype);
+  scaling.out = {out.data_ptr(), type_of(out)};
+  if (of_table) {
+    backend.add_to_table(scaling, inputs.anchors(anchors, anchor_index));
+  } else {
+    backend.scale(scaling);
+  }
+  return out;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchors,
+                                                 OptionalTensor anchor_index, OptionalTensor mask, int64_t loss,
+                                                 int64_t penalty, double penalty_weight, bool relative, double eps,
+                                                 int64_t box_format) {
+  const Backend backend(pred);
+  Inputs inputs(5);
+  Task task = make_task(inputs, pred, target, anchors, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
+                        box_format);
+  task.terms = true;
+  const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
+  const auto term = [&](void*& out) {
+    Tensor values = empty(pred, shape_of(pred, 1), dtype);
+    out = values.data_ptr();
+    return values;
+  };
+  Tensor losses = term(task.loss_out), iou = term(task.iou_out);
+  Tensor containment = term(task.containment_out), penalties = term(task.penalty_out);
+  backend.run(task);
+  return {losses, iou, containment, penalties};
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment,
+                                                  Tensor grad_penalty, Tensor pred, Tensor target,
+                                                  OptionalTensor anchors, OptionalTensor anchor_index,
+                                                  OptionalTensor mask, int64_t loss, int64_t penalty,
+                                                  double penalty_weight, bool relative, double eps, int64_t box_format,
+                                                  int64_t wanted) {
+  const Backend backend(pred);
+  Inputs inputs(9);
+  Task task = make_task(inputs, pred, target, anchors, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
+                        box_format);
+  task.terms = true;
+  task.grad_loss = inputs.column(grad_loss);
+  task.grad_iou = inputs.column(grad_iou);
+  task.grad_containment = inputs.column(grad_containment);
+  task.grad_penalty = inputs.column(grad_penalty);
+  const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
+  const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, bool in_box_dtype, RowsOut& out) {
+    return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, in_box_dtype, dtype, out);
+  };
+  const bool of_table = anchor_index.has_value();
+  Tensor grad_pred = gradient(pred, kWantPred, true, task.grad_pred);
+  Tensor grad_target = gradient(target, kWantTarget, true, task.grad_target);
+  Tensor grad_anchors = gradient(anchors, kWantAnchors, !of_table, task.grad_anchors);
+  backend.run(task);
+  if (of_table && (wanted & kWantAnchors)) {
+    grad_anchors =
+        scaled<Backend>(grad_anchors, std::nullopt, std::nullopt, anchors->scalar_type(), anchors, anchor_index);
+  }
+  return {grad_pred, grad_target, grad_anchors};
+}
+
+}  // namespace icr_kernels

@@ -1,0 +1,170 @@
+"""The operators: their schemas, what they return as the compiler has to know it, and who implements them.
+
+Two families share one set of schemas. `compiled` is implemented in C++, for CPU tensors by the extension ``_C`` and for
+CUDA tensors by ``_C_cuda``; `triton` in `icr_kernels.triton_kernels`, which is imported by the first call. A missing
+extension or Triton is not an error: `CPU_ERROR`, `CUDA_ERROR` or `TRITON_ERROR` says why, and another backend runs.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import compute_dtype
+from .variants import REDUCTION_IDS
+
+WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS = 1, 2, 4
+
+_PAIRS = "Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index"
+_FORMULA = "int loss, int penalty, float penalty_weight, bool relative, float eps, int box_format"
+_SCHEMAS = {
+    "loss": f"({_PAIRS}, Tensor? weight, Tensor? mask, Tensor? normalizer, float scale, int reduction, {_FORMULA}, "
+    "int wanted, bool in_box_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "scaled": "(Tensor gradient, Tensor? factor, Tensor? pending, ScalarType dtype, Tensor? anchors, "
+    "Tensor? anchor_index) -> Tensor",
+    "terms": f"({_PAIRS}, Tensor? mask, {_FORMULA}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "terms_backward": "(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment, Tensor grad_penalty, "
+    f"{_PAIRS}, Tensor? mask, {_FORMULA}, int wanted) -> (Tensor, Tensor, Tensor)",
+}
+
+
+class Operators(NamedTuple):
+    """``loss`` returns the loss, a factor that its gradients still lack (no elements: none), and the gradients of pred,
+    target and anchors, each without elements if it is not wanted. ``scaled`` multiplies such a gradient by an upstream
+    factor and by the one it lacks, if any; given the index of a table, it returns the gradient of that table.
+
+    The lacking factor is the 1/count of a mean over the unmasked pairs: on a GPU their number is known only when the
+    pass over them is over. ``defers_count`` names the devices where that is so.
+    """
+
+    loss: Any
+    scaled: Any
+    terms: Any
+    terms_backward: Any
+    defers_count: tuple[str, ...]
+
+    def is_pending(self, pred: Tensor, mask: Tensor | None, normalizer: Tensor | None, reduction: int) -> bool:
+        """Whether the gradients of that call will lack a factor."""
+        is_mean_of_unmasked = mask is not None and normalizer is None and reduction == REDUCTION_IDS["mean"]
+        return is_mean_of_unmasked and pred.device.type in self.defers_count
+
+
+def _loss(self, pred, target, anchors, anchor_index, weight, mask, normalizer, scale, reduction, *rest):
+    wanted, in_box_dtype = rest[-2:]
+    dtype = compute_dtype(pred, target, anchors)
+    pending = self.is_pending(pred, mask, normalizer, reduction)
+    return (
+        pred.new_empty(pred.shape[:-1] if reduction == REDUCTION_IDS["none"] else (), dtype=dtype),
+        pred.new_empty(() if pending else (0,), dtype=dtype),
+        *_gradients(pred, target, anchors, wanted, dtype, in_box_dtype, pred.shape),
+    )
+
+
+def _gradients(pred, target, anchors, wanted, dtype, in_box_dtype, shape_of_anchors):
+    def gradient(boxes: Tensor | None, bit: int, shape: torch.Size) -> Tensor:
+        if boxes is None or not wanted & bit:
+            return pred.new_empty(0, dtype=dtype)
+        return pred.new_empty(shape, dtype=boxes.dtype if in_box_dtype else dtype)
+
+    return (
+        gradient(pred, WANTED_PRED, pred.shape),
+        gradient(target, WANTED_TARGET, pred.shape),
+        gradient(anchors, WANTED_ANCHORS, shape_of_anchors),
+    )
+
+
+def _scaled(self, gradient, factor, pending, dtype, anchors, anchor_index):
+    return gradient.new_empty(gradient.shape if anchor_index is None else anchors.shape, dtype=dtype)
+
+
+def _terms(self, pred, target, anchors, anchor_index, mask, *formula):
+    dtype = compute_dtype(pred, target, anchors)
+    return tuple(pred.new_empty(pred.shape[:-1], dtype=dtype) for _ in range(4))
+
+
+def _terms_backward(self, *arguments):
+    pred, target, anchors = arguments[4:7]
+    shape = pred.shape if anchors is None else anchors.shape
+    dtype = compute_dtype(pred, target, anchors)
+    return _gradients(pred, target, anchors, arguments[-1], dtype, True, shape)
+
+
+_FAKES: tuple[Callable, ...] = (_loss, _scaled, _terms, _terms_backward)
+_library = torch.library.Library("icr_kernels", "DEF")
+
+
+def define(prefix: str, defers_count: tuple[str, ...]) -> Operators:
+    """Defines one family of operators, icr_kernels::{prefix}loss and so on, with their fakes."""
+    for name, schema in _SCHEMAS.items():
+        _library.define(prefix + name + schema)
+    overloads = {name: getattr(torch.ops.icr_kernels, prefix + name).default for name in _SCHEMAS}
+    family = Operators(**overloads, defers_count=defers_count)
+    for name, fake in zip(_SCHEMAS, _FAKES, strict=True):
+        torch.library.register_fake(f"icr_kernels::{prefix}{name}", functools.partial(fake, family), lib=_library)
+    return family
+
+
+def _load(name: str, advice: str) -> tuple[Any, str | None]:
+    try:
+        return importlib.import_module(f"icr_kernels.{name}"), None
+    except ImportError as error:
+        return None, f"the compiled extension icr_kernels.{name} is not usable ({error}); {advice}"
+
+
+compiled = define("", defers_count=("cuda",))
+cpu_build, CPU_ERROR = _load("_C", "install a C++17 compiler (GCC or Clang) and reinstall icr_kernels to build it")
+cuda_build, CUDA_ERROR = (
+    (None, "this torch was built without CUDA")
+    if torch.version.cuda is None
+    else _load(
+        "_C_cuda",
+        "install the CUDA toolkit (nvcc) of this torch's CUDA version and reinstall icr_kernels without build "
+        "isolation to build it",
+    )
+)
+
+# Earlier versions lack what the kernels are written with.
+_OLDEST_TRITON = (3, 4)
+
+
+def _triton_error() -> str | None:
+    oldest = ".".join(map(str, _OLDEST_TRITON))
+    if torch.version.hip is not None:
+        return "the Triton kernels are for NVIDIA GPUs, this torch was built for AMD's"
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return f"Triton is not installed; `pip install triton` (at least {oldest})"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST_TRITON:
+        return f"Triton {version} is too old; the kernels need at least {oldest}"
+    return None
+
+
+triton = define("triton_", defers_count=("cuda", "cpu"))
+TRITON_ERROR = _triton_error()
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors: slow, for debugging."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _implement_in_triton() -> None:
+    def implementation(name: str):
+        def call(*arguments):
+            return getattr(importlib.import_module("icr_kernels.triton_kernels"), name)(*arguments)
+
+        return call
+
+    for name in _SCHEMAS:
+        for device in ("CUDA", "CPU"):
+            _library.impl(f"triton_{name}", implementation(name), device)
+
+
+_implement_in_triton()

@@ -1,0 +1,69 @@
+// The emulated GPU. Sums are made by one block and by many, in every order of the blocks, and must agree to the bit.
+#include "processor.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "../../csrc/cuda/kernels.cu"
+
+using emulation::device;
+using emulation::Device;
+using namespace icr_cuda;
+
+namespace {
+
+void must(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "emulated CUDA: %s\n", what);
+  std::abort();
+}
+
+void run(const Task& task) {
+  const cudaStream_t stream = nullptr;
+  if (task.terms) {
+    if (task.pairs > 0) must(run_pairs(task, Sum{}, blocks_of_pairs(task.pairs, 2), stream) == cudaSuccess, "launch");
+    return;
+  }
+  const size_t size = task.in_double ? 8 : 4;
+  for (const int64_t blocks : {int64_t(1), std::max<int64_t>(blocks_of_pairs(task.pairs, 1000), 1)}) {
+    char results[3][16];
+    for (const auto order : {Device::kForward, Device::kBackward, Device::kShuffled}) {
+      device.order = order;
+      const std::unique_ptr<char[]> value(new char[size]), pending(new char[size]);
+      const std::unique_ptr<Partial[]> partials(new Partial[blocks]);
+      const auto ticket = std::make_unique<unsigned>(0);
+      Sum sum{value.get(), task.mask.data != nullptr ? pending.get() : nullptr, partials.get(), ticket.get()};
+      if (order == Device::kBackward) {
+        sum.ticket = nullptr;
+        sum.ticket_number = kTickets - 1;
+      }
+      must(run_pairs(task, sum, blocks, stream) == cudaSuccess, "launch");
+      must(*ticket == 0 && tickets[kTickets - 1] == 0, "a ticket was not given back");
+      std::memset(results[order], 0, 16);
+      std::memcpy(results[order], value.get(), size);
+      if (sum.pending != nullptr) std::memcpy(results[order] + size, pending.get(), size);
+    }
+    must(std::memcmp(results[0], results[1], 16) == 0 && std::memcmp(results[0], results[2], 16) == 0,
+         "a sum depends on the order of the blocks");
+  }
+}
+
+void scale(const Scaling& scaling) {
+  if (scaling.pairs > 0) must(scale_rows(scaling, nullptr) == cudaSuccess, "launch");
+}
+
+void add(const Scaling& scaling, const Rows& table) {
+  if (table.row_count > 0) must(add_to_table(scaling, table, nullptr) == cudaSuccess, "launch");
+}
+
+}  // namespace
+
+std::vector<Processor> processors() {
+#if defined(__SANITIZE_THREAD__)  // a hundred times as slow
+  return {{"emulated CUDA", 37, {1, 257, 1100}, run, scale, add}};
+#else
+  return {{"emulated CUDA", 11, {0, 1, 31, 257, 4500}, run, scale, add}};
+#endif
+}

@@ -1,0 +1,153 @@
+"""Boxes: the formats they come in, their corners, and the geometry that losses and penalties are made of."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from icr_kernels.variants import COORDINATE_LIMIT
+
+from .number import add, area_of, greater, lesser, maximum, minimum, overlap_area, ratio, scale, subtract, variable
+
+
+class Box(NamedTuple):
+    """Corners with x1 <= x2 and y1 <= y2; coordinates of any format; or the gradient with respect to either."""
+
+    x1: Any
+    y1: Any
+    x2: Any
+    y2: Any
+
+
+@triton.jit
+def limit_of(x, limit: tl.constexpr = COORDINATE_LIMIT):
+    return tl.full((), limit, x.dtype)
+
+
+@triton.jit
+def within_limit(x):
+    return lesser(greater(x, -limit_of(x)), limit_of(x))
+
+
+@triton.jit
+def interval(first, second, box_format: tl.constexpr):
+    """The ends of an interval. An inverted one has length 0 and begins where it did. NaN stays NaN."""
+    first, second = within_limit(first), within_limit(second)
+    if box_format == "xyxy":
+        begin, end = first, second
+    elif box_format == "cxcywh":
+        begin, end = first - 0.5 * second, first + 0.5 * second
+    else:
+        begin, end = first, first + second
+    return begin, greater(begin, end)
+
+
+@triton.jit
+def corners(c, box_format: tl.constexpr):
+    """The corners of four coordinates in a format."""
+    x1, x2 = interval(c.x1, c.x2, box_format)
+    y1, y2 = interval(c.y1, c.y2, box_format)
+    return Box(x1, y1, x2, y2)
+
+
+@triton.jit
+def pull_back_interval(first, second, g_begin, g_end, box_format: tl.constexpr):
+    """The transpose of the derivative of `interval`."""
+    inverted = second <= first if box_format == "xyxy" else second <= 0.0
+    g_begin = tl.where(inverted, g_begin + g_end, g_begin)
+    g_end = tl.where(inverted, 0.0, g_end)
+    if box_format == "xyxy":
+        g_first, g_second = g_begin, g_end
+    elif box_format == "cxcywh":
+        g_first, g_second = g_begin + g_end, 0.5 * (g_end - g_begin)
+    else:
+        g_first, g_second = g_begin + g_end, g_end
+    g_first = tl.where(tl.abs(first) < limit_of(first), g_first, 0.0)
+    return g_first, tl.where(tl.abs(second) < limit_of(second), g_second, 0.0)
+
+
+@triton.jit
+def pull_back(c, gradient, box_format: tl.constexpr):
+    """The gradient with respect to corners() as one with respect to its coordinates."""
+    x1, x2 = pull_back_interval(c.x1, c.x2, gradient.x1, gradient.x2, box_format)
+    y1, y2 = pull_back_interval(c.y1, c.y2, gradient.y1, gradient.y2, box_format)
+    return Box(x1, y1, x2, y2)
+
+
+@triton.jit
+def variables(box, first: tl.constexpr, count: tl.constexpr):
+    """The box as the variables from ``first`` on, of ``count``; beyond them, as constants."""
+    return Box(
+        variable(box.x1, first, count),
+        variable(box.y1, first + 1, count),
+        variable(box.x2, first + 2, count),
+        variable(box.y2, first + 3, count),
+    )
+
+
+@triton.jit
+def width(box):
+    return subtract(box.x2, box.x1)
+
+
+@triton.jit
+def height(box):
+    return subtract(box.y2, box.y1)
+
+
+@triton.jit
+def area(box):
+    return area_of(width(box), height(box))
+
+
+@triton.jit
+def offset(a1, a2, b1, b2):
+    """Between the centres of two intervals."""
+    return scale(add(subtract(a1, b1), subtract(a2, b2)), 0.5)
+
+
+# What two boxes share and what encloses both. What a formula computes twice the compiler computes once.
+
+
+@triton.jit
+def intersection(p, q):
+    return overlap_area(
+        subtract(minimum(p.x2, q.x2), maximum(p.x1, q.x1)), subtract(minimum(p.y2, q.y2), maximum(p.y1, q.y1))
+    )
+
+
+@triton.jit
+def union(p, q):
+    return subtract(add(area(p), area(q)), intersection(p, q))
+
+
+@triton.jit
+def enclosing_width(p, q):
+    return subtract(maximum(p.x2, q.x2), minimum(p.x1, q.x1))
+
+
+@triton.jit
+def enclosing_height(p, q):
+    return subtract(maximum(p.y2, q.y2), minimum(p.y1, q.y1))
+
+
+@triton.jit
+def centre_dx(p, q):
+    return offset(p.x1, p.x2, q.x1, q.x2)
+
+
+@triton.jit
+def centre_dy(p, q):
+    return offset(p.y1, p.y2, q.y1, q.y2)
+
+
+@triton.jit
+def similarity(p, q, eps):
+    """IoU."""
+    return ratio(intersection(p, q), union(p, q), eps)
+
+
+@triton.jit
+def containment(p, q, eps):
+    """|P intersected with Q| / |P|"""
+    return ratio(intersection(p, q), area(p), eps)

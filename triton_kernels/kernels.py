@@ -1,0 +1,399 @@
+"""The kernels: blocks of pairs from rows in memory to losses, sums and gradient rows.
+
+An optional tensor that is not there is None. Rows whose strides are None lie one after the other, and a row of them is
+one access of 16 bytes (8 in half precision). Offsets are 64-bit.
+"""
+
+import triton
+import triton.language as tl
+
+from .box import Box, corners, pull_back, variables
+from .number import add, greater, lesser, scale
+from .pair import gradient, pair_loss, pair_terms
+
+# Arguments that no kernel is compiled anew for.
+STRIDES = [
+    "pred_row",
+    "pred_column",
+    "target_row",
+    "target_column",
+    "anchor_row",
+    "anchor_column",
+    "index_stride",
+    "table_rows",
+    "weight_stride",
+    "mask_stride",
+    "grad_loss_stride",
+    "grad_iou_stride",
+    "grad_containment_stride",
+    "grad_penalty_stride",
+    "pairs",
+]
+
+
+@triton.jit
+def load_tile(data, rows, keep):
+    """Four columns of rows that lie one after the other."""
+    tile = tl.load(data + (4 * rows[:, None] + tl.arange(0, 4)[None, :]), keep[:, None], 0.0)
+    even, odd = tile.reshape(rows.shape[0], 2, 2).split()
+    c0, c2 = even.split()
+    c1, c3 = odd.split()
+    return Box(c0, c1, c2, c3)
+
+
+@triton.jit
+def load_columns(data, row_stride, column_stride, rows, keep):
+    first = data + rows * row_stride
+    return Box(
+        tl.load(first, keep, 0.0),
+        tl.load(first + column_stride, keep, 0.0),
+        tl.load(first + 2 * column_stride, keep, 0.0),
+        tl.load(first + 3 * column_stride, keep, 0.0),
+    )
+
+
+@triton.jit
+def load_rows(data, row_stride, column_stride, rows, keep, DTYPE: tl.constexpr):
+    """The coordinates of rows, a column each; zeros where they are not kept."""
+    c = load_tile(data, rows, keep) if row_stride is None else load_columns(data, row_stride, column_stride, rows, keep)
+    return Box(c.x1.to(DTYPE), c.y1.to(DTYPE), c.x2.to(DTYPE), c.y2.to(DTYPE))
+
+
+@triton.jit
+def load_value(data, stride, rows, keep):
+    """One value a pair."""
+    return tl.load(data + rows * stride, keep, 0)
+
+
+@triton.jit
+def anchor_rows(index, index_stride, table_rows, rows, keep):
+    """The rows of the anchor objects, and which pairs have one: those whose index lies in the table."""
+    if index is None:
+        return rows, keep
+    else:
+        found = load_value(index, index_stride, rows, keep).to(tl.int64)
+        return found, keep & (found >= 0) & (found < table_rows)
+
+
+@triton.jit
+def kept(mask, mask_stride, rows, inside):
+    """Which pairs count."""
+    return inside if mask is None else inside & load_value(mask, mask_stride, rows, inside)
+
+
+@triton.jit
+def saturated(x, TYPE: tl.constexpr):
+    """x rounded to a type; in half precision at most its largest finite number. NaN stays NaN."""
+    if TYPE.primitive_bitwidth == 16:
+        largest = 3.3895313892515355e38 if TYPE.is_bf16() else 65504.0
+        x = lesser(greater(x, -largest), largest).to(tl.float32)
+    return x.to(TYPE)
+
+
+@triton.jit
+def store_rows(data, rows, inside, b):
+    TYPE: tl.constexpr = data.dtype.element_ty
+    even = tl.join(saturated(b.x1, TYPE), saturated(b.x2, TYPE))
+    odd = tl.join(saturated(b.y1, TYPE), saturated(b.y2, TYPE))
+    tile = tl.join(even, odd).reshape(rows.shape[0], 4)
+    tl.store(data + (4 * rows[:, None] + tl.arange(0, 4)[None, :]), tile, inside[:, None])
+
+
+@triton.jit
+def store_gradient(data, rows, inside, keep, y, FIRST: tl.constexpr, factor, coordinates, FORMAT: tl.constexpr):
+    """The derivative of y with respect to one box; exactly 0 for a pair that does not count, whatever it holds."""
+    if data is not None:
+        g = gradient(y, FIRST)
+        g = Box(
+            tl.where(keep, g.x1 * factor, 0.0),
+            tl.where(keep, g.y1 * factor, 0.0),
+            tl.where(keep, g.x2 * factor, 0.0),
+            tl.where(keep, g.y2 * factor, 0.0),
+        )
+        store_rows(data, rows, inside, pull_back(coordinates, g, FORMAT))
+
+
+@triton.jit
+def store_result(value, pending, total, count, factor):
+    """The reduced loss. The mean over the pairs that a mask leaves divides by their number, known only now; the
+    gradients are ``pending`` that factor."""
+    if pending is not None:
+        divisor = tl.maximum(count, 1.0)
+        tl.store(pending, (1.0 / divisor).to(pending.dtype.element_ty))
+        factor = factor / divisor
+    tl.store(value, (total * factor).to(value.dtype.element_ty))
+
+
+@triton.jit
+def reduce_programs(value, pending, ticket, total, count, factor, BLOCK: tl.constexpr):
+    """The sum over all programs, added up in their order by the one that comes last. Each one's part lies behind the
+    value."""
+    programs = tl.num_programs(0)
+    totals = (value + 2).to(tl.pointer_type(tl.float64))
+    counts = totals + programs
+    tl.store(totals + tl.program_id(0), total)
+    if pending is not None:
+        tl.store(counts + tl.program_id(0), count)
+    tl.debug_barrier()
+    if tl.atomic_add(ticket, 1, sem="acq_rel") == programs - 1:
+        part = tl.arange(0, BLOCK)
+        sums = tl.zeros((BLOCK,), tl.float64)
+        numbers = tl.zeros((BLOCK,), tl.float64)
+        first = tl.zeros((), tl.int32)
+        # What other processors wrote is not looked for in this one's own cache.
+        while first < programs:
+            there = first + part < programs
+            sums += tl.load(totals + first + part, there, 0.0, cache_modifier=".cg")
+            if pending is not None:
+                numbers += tl.load(counts + first + part, there, 0.0, cache_modifier=".cg")
+            first += BLOCK
+        store_result(value, pending, tl.sum(sums, 0), tl.sum(numbers, 0), factor)
+        tl.store(ticket, 0)
+
+
+@triton.jit(do_not_specialize=STRIDES)
+def loss_kernel(
+    pred,
+    pred_row,
+    pred_column,
+    target,
+    target_row,
+    target_column,
+    anchors,
+    anchor_row,
+    anchor_column,
+    index,
+    index_stride,
+    table_rows,
+    weight,
+    weight_stride,
+    mask,
+    mask_stride,
+    normalizer,
+    value,
+    pending,
+    ticket,
+    grad_pred,
+    grad_target,
+    grad_anchors,
+    pairs: tl.int64,
+    scale: tl.float64,
+    penalty_weight: tl.float64,
+    eps: tl.float64,
+    LOSS: tl.constexpr,
+    PENALTY: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    FORMAT: tl.constexpr,
+    COUNT: tl.constexpr,
+    REDUCED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    factor = tl.full((), scale, tl.float64)
+    if normalizer is not None:
+        factor = factor / greater(tl.load(normalizer).to(tl.float64), tl.full((), eps, tl.float64))
+    eps = tl.full((), eps, DTYPE)
+    penalty_weight = tl.full((), penalty_weight, DTYPE)
+    sums = tl.zeros((BLOCK,), tl.float64)
+    counts = tl.zeros((BLOCK,), tl.int64)
+    # Each program takes every programs-th block: the order of a sum depends on nothing but their number.
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    while first < pairs:
+        rows = first + tl.arange(0, BLOCK)
+        inside = rows < pairs
+        keep = kept(mask, mask_stride, rows, inside)
+        p = load_rows(pred, pred_row, pred_column, rows, inside, DTYPE)
+        g = load_rows(target, target_row, target_column, rows, inside, DTYPE)
+        a, has_anchor = p, inside
+        if PENALTY is not None:
+            anchor, has_anchor = anchor_rows(index, index_stride, table_rows, rows, inside)
+            a = load_rows(anchors, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
+        y = pair_loss(
+            variables(corners(p, FORMAT), COUNT if grad_pred is None else 0, COUNT),
+            variables(corners(g, FORMAT), COUNT if grad_target is None else 4, COUNT),
+            variables(corners(a, FORMAT), COUNT if grad_anchors is None else 8, COUNT),
+            has_anchor,
+            penalty_weight,
+            eps,
+            LOSS,
+            PENALTY,
+            RELATIVE,
+        )
+        loss, slope = y.value, factor.to(DTYPE)
+        if weight is not None:
+            pair_weight = load_value(weight, weight_stride, rows, inside).to(DTYPE)
+            loss, slope = loss * pair_weight, slope * pair_weight
+        loss = tl.where(keep, loss, 0.0)
+        if REDUCED:
+            sums += loss.to(tl.float64)
+            counts += keep.to(tl.int64)
+        else:
+            tl.store(value + rows, loss * factor.to(DTYPE), inside)
+        store_gradient(grad_pred, rows, inside, keep, y, 0, slope, p, FORMAT)
+        store_gradient(grad_target, rows, inside, keep, y, 4, slope, g, FORMAT)
+        store_gradient(grad_anchors, rows, inside, keep, y, 8, slope, a, FORMAT)
+        first += step
+    if REDUCED:
+        total = tl.sum(sums, 0)
+        count = tl.sum(counts, 0).to(tl.float64)
+        if ticket is None:
+            store_result(value, pending, total, count, factor)
+        else:
+            reduce_programs(value, pending, ticket, total, count, factor, BLOCK)
+
+
+@triton.jit(do_not_specialize=STRIDES)
+def terms_kernel(
+    pred,
+    pred_row,
+    pred_column,
+    target,
+    target_row,
+    target_column,
+    anchors,
+    anchor_row,
+    anchor_column,
+    index,
+    index_stride,
+    table_rows,
+    mask,
+    mask_stride,
+    loss,
+    iou,
+    containment,
+    penalty,
+    grad_loss,
+    grad_loss_stride,
+    grad_iou,
+    grad_iou_stride,
+    grad_containment,
+    grad_containment_stride,
+    grad_penalty,
+    grad_penalty_stride,
+    grad_pred,
+    grad_target,
+    grad_anchors,
+    pairs: tl.int64,
+    penalty_weight: tl.float64,
+    eps: tl.float64,
+    LOSS: tl.constexpr,
+    PENALTY: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    FORMAT: tl.constexpr,
+    COUNT: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The terms; or, where they are None, the gradients of their sum, each times the gradient from above."""
+    eps = tl.full((), eps, DTYPE)
+    penalty_weight = tl.full((), penalty_weight, DTYPE)
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < pairs
+    keep = kept(mask, mask_stride, rows, inside)
+    p = load_rows(pred, pred_row, pred_column, rows, inside, DTYPE)
+    g = load_rows(target, target_row, target_column, rows, inside, DTYPE)
+    a, has_anchor = p, inside
+    if PENALTY is not None:
+        anchor, has_anchor = anchor_rows(index, index_stride, table_rows, rows, inside)
+        a = load_rows(anchors, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
+    terms = pair_terms(
+        variables(corners(p, FORMAT), COUNT if grad_pred is None else 0, COUNT),
+        variables(corners(g, FORMAT), COUNT if grad_target is None else 4, COUNT),
+        variables(corners(a, FORMAT), COUNT if grad_anchors is None else 8, COUNT),
+        has_anchor,
+        penalty_weight,
+        eps,
+        LOSS,
+        PENALTY,
+        RELATIVE,
+    )
+    if loss is not None:
+        tl.store(loss + rows, tl.where(keep, terms.loss.value, 0.0), inside)
+        tl.store(iou + rows, tl.where(keep, terms.iou.value, 0.0), inside)
+        tl.store(containment + rows, tl.where(keep, terms.containment.value, 0.0), inside)
+        tl.store(penalty + rows, tl.where(keep, terms.penalty.value, 0.0), inside)
+    else:
+        y = scale(terms.loss, load_value(grad_loss, grad_loss_stride, rows, inside).to(DTYPE))
+        y = add(y, scale(terms.iou, load_value(grad_iou, grad_iou_stride, rows, inside).to(DTYPE)))
+        k = load_value(grad_containment, grad_containment_stride, rows, inside).to(DTYPE)
+        y = add(y, scale(terms.containment, k))
+        y = add(y, scale(terms.penalty, load_value(grad_penalty, grad_penalty_stride, rows, inside).to(DTYPE)))
+        store_gradient(grad_pred, rows, inside, keep, y, 0, 1.0, p, FORMAT)
+        store_gradient(grad_target, rows, inside, keep, y, 4, 1.0, g, FORMAT)
+        store_gradient(grad_anchors, rows, inside, keep, y, 8, 1.0, a, FORMAT)
+
+
+@triton.jit
+def times_upstream(x, factor):
+    """A gradient that is 0 (that of a masked pair) stays 0, whatever the factor."""
+    return tl.where(x == 0.0, 0.0, x * factor)
+
+
+@triton.jit
+def load_scaled(data, row_stride, column_stride, factor, factor_stride, pending, rows, inside, DTYPE: tl.constexpr):
+    """Gradient rows times the upstream factor."""
+    g = load_rows(data, row_stride, column_stride, rows, inside, DTYPE)
+    k = tl.full((), 1.0, DTYPE)
+    if factor is not None:
+        k = load_value(factor, factor_stride, rows, inside).to(DTYPE)
+    if pending is not None:
+        k = k * tl.load(pending)
+    return Box(times_upstream(g.x1, k), times_upstream(g.y1, k), times_upstream(g.x2, k), times_upstream(g.y2, k))
+
+
+@triton.jit(do_not_specialize=["row_stride", "column_stride", "factor_stride", "pairs"])
+def scaled_kernel(
+    data,
+    row_stride,
+    column_stride,
+    factor,
+    factor_stride,
+    pending,
+    out,
+    pairs: tl.int64,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < pairs
+    g = load_scaled(data, row_stride, column_stride, factor, factor_stride, pending, rows, inside, DTYPE)
+    store_rows(out, rows, inside, g)
+
+
+@triton.jit(do_not_specialize=["row_stride", "column_stride", "factor_stride", "index_stride", "pairs", "table_rows"])
+def table_kernel(
+    data,
+    row_stride,
+    column_stride,
+    factor,
+    factor_stride,
+    pending,
+    index,
+    index_stride,
+    out,
+    pairs: tl.int64,
+    table_rows: tl.int64,
+    DTYPE: tl.constexpr,
+    TABLE_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The gradient of a table: of each row the sum over its pairs, in an order that is always the same. Every program
+    looks for its rows in all pairs, so that no two add to one."""
+    mine = tl.program_id(0).to(tl.int64) * TABLE_BLOCK + tl.arange(0, TABLE_BLOCK)
+    x1 = tl.zeros((TABLE_BLOCK, BLOCK), DTYPE)
+    y1, x2, y2 = x1, x1, x1
+    first = tl.zeros((), tl.int64)
+    while first < pairs:
+        rows = first + tl.arange(0, BLOCK)
+        inside = rows < pairs
+        found = load_value(index, index_stride, rows, inside).to(tl.int64)
+        match = (mine[:, None] == found[None, :]) & inside[None, :]
+        g = load_scaled(data, row_stride, column_stride, factor, factor_stride, pending, rows, inside, DTYPE)
+        x1 += tl.where(match, g.x1[None, :], 0.0)
+        y1 += tl.where(match, g.y1[None, :], 0.0)
+        x2 += tl.where(match, g.x2[None, :], 0.0)
+        y2 += tl.where(match, g.y2[None, :], 0.0)
+        first += BLOCK
+    sums = Box(tl.sum(x1, 1), tl.sum(y1, 1), tl.sum(x2, 1), tl.sum(y2, 1))
+    store_rows(out, mine, mine < table_rows, sums)

@@ -40,12 +40,16 @@ ICR_INLINE int64_t row_of(const Rows& rows, int64_t pair) {
   return row >= 0 && row < rows.row_count ? row : -1;
 }
 
+// The value of a pair, or `otherwise` where there are none.
+template <class T>
+ICR_INLINE T value_or(T otherwise, const Column& column, int64_t pair) {
+  return column.data == nullptr ? otherwise : element<T>(column.data, column.type, pair * column.stride);
+}
+
 // What the gradient of a pair is multiplied by.
 template <class T>
 ICR_INLINE T factor_of(const Scaling& scaling, int64_t pair) {
-  const Column factor = scaling.factor, pending = scaling.pending;
-  const T first = factor.data == nullptr ? T(1) : element<T>(factor.data, factor.type, pair * factor.stride);
-  return pending.data == nullptr ? first : first * element<T>(pending.data, pending.type, 0);
+  return value_or(T(1), scaling.factor, pair) * value_or(T(1), scaling.pending, pair);
 }
 
 // A gradient that is 0 (a masked pair's) stays 0, whatever the factor.

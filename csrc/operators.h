@@ -140,8 +140,8 @@ inline bool any_double(const Tensor& pred, const Tensor& target, const OptionalT
 
 // The part of a task that the loss and the terms share.
 inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchors,
-               const OptionalTensor& anchor_index, const OptionalTensor& mask, int64_t loss, int64_t penalty,
-               double penalty_weight, bool relative, double eps, int64_t box_format) {
+                      const OptionalTensor& anchor_index, const OptionalTensor& mask, int64_t loss, int64_t penalty,
+                      double penalty_weight, bool relative, double eps, int64_t box_format) {
   Task task;
   task.pairs = pred.numel() / 4;
   task.in_double = any_double(pred, target, anchors);

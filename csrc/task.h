@@ -72,7 +72,7 @@ struct Scaling {
   bool in_double = false;
   Rows gradient;  // contiguous, in float or double as in_double says
   Column factor;   // data == nullptr: none
-  Column pending;  // one more factor, the same for all; likewise
+  Column pending;  // one more factor, the same for all (stride 0); likewise
   RowsOut out;
 };
 

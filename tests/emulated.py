@@ -17,24 +17,20 @@ NAME = "emulated"
 
 def register():
     """Compiles the emulation where that is out of date, makes the backend known, and returns its device."""
+    import pybind11
+
     build = ROOT / "build" / "emulated"
     build.mkdir(parents=True, exist_ok=True)
     family = operators.define(f"{NAME}_", defers_count=("cpu",))
     module = load(
         name="_emulated",
         sources=[str(FOLDER / "operators.cpp"), str(FOLDER / "emulation.cpp")],
-        extra_include_paths=[str(FOLDER), *_pybind11()],
+        extra_include_paths=[str(FOLDER), pybind11.get_include()],
         extra_cflags=["-O1", "-g1", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
         build_directory=str(build),
     )
     backends.BY_NAME[NAME] = backends.Backend(NAME, "CUDA emulated", ("cpu",), _obstacle, family)
     return module
-
-
-def _pybind11() -> list[str]:
-    import pybind11
-
-    return [pybind11.get_include()]
 
 
 def _obstacle(device: str) -> str | None:

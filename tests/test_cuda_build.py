@@ -121,13 +121,20 @@ def test_cuda_kernels_can_be_left_out():
     assert "no CUDA kernels: ICR_KERNELS_CUDA=0" in setup("--name", ICR_KERNELS_CUDA="0").stdout
 
 
-def test_cuda_kernels_that_are_asked_for_without_nvcc_are_an_error(tmp_path):
-    if Path("/usr/local/cuda/bin/nvcc").exists():
-        pytest.skip("nvcc is where it is always looked for")
-    for tool in ("c++", "g++"):
-        if found := shutil.which(tool):
-            (tmp_path / tool).symlink_to(found)
-    result = setup("--name", ICR_KERNELS_CUDA="1", PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="")
+WITHOUT_NVCC = """
+import runpy, shutil, sys
+which = shutil.which
+shutil.which = lambda name, *rest: None if name.endswith("nvcc") else which(name, *rest)
+sys.argv = ["setup.py", "--name"]
+runpy.run_path("setup.py")
+"""
+
+
+def test_cuda_kernels_that_are_asked_for_without_nvcc_are_an_error():
+    environment = {**os.environ, "ICR_KERNELS_CUDA": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NVCC], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert result.returncode != 0
     assert "ICR_KERNELS_CUDA=1: no nvcc found" in result.stderr and "Traceback" not in result.stderr
 

@@ -21,8 +21,8 @@ LIMITS = {"test": 200.0, "sanitize": 100.0, "bench": 120.0}
 WORKERS = 12
 DETAILS = 40
 
-# What builds, looks at clocks or counts on a GPU of its own runs before the rest and not beside it.
-ALONE = ("tests/test_gpu.py", "tests/test_import.py", "tests/test_packaging.py")
+# What builds for all of its tests, looks at clocks or counts on a GPU of its own runs before the rest, in one process.
+ALONE = tuple(f"tests/test_{name}.py" for name in ("gpu", "import", "packaging", "cuda_build", "triton_ahead_of_time"))
 
 TOOLS = {
     # API errors are torch's own probing of the driver; those of launches are raised.
@@ -73,7 +73,7 @@ def test(folder: Path, limit: float) -> Outcome:
             report.unlink(missing_ok=True)
             command = [sys.executable, "-m", "pytest", "-q", "--tb=short", f"--junitxml={report}", *arguments]
             status = run(command, limit - (time.monotonic() - began), env=environment)
-            outcomes.append(judged(report, status, "GPU, import, packaging" if arguments is runs[0] else "the rest"))
+            outcomes.append(judged(report, status, "GPU, import, builds" if arguments is runs[0] else "the rest"))
     details = [line for outcome in outcomes for line in outcome.details]
     return Outcome(
         all(outcome.ok for outcome in outcomes), "; ".join(outcome.summary for outcome in outcomes), details[:DETAILS]

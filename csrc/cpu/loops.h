@@ -192,9 +192,7 @@ void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end
   const bool direct_pred = direct<T>(task.pred), direct_target = direct<T>(task.target);
   const bool direct_anchors = direct<T>(task.anchors);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t chunk_end = chunk * kChunk + kChunk < task.pairs
-                                  ? chunk * kChunk + kChunk
-                                  : task.pairs;
+    const int64_t chunk_end = chunk * kChunk + kChunk < task.pairs ? chunk * kChunk + kChunk : task.pairs;
     double sum = 0;
     P lanes = zero;
     for (int64_t first = chunk * kChunk; first < chunk_end; first += N) {

@@ -149,12 +149,6 @@ __device__ void store_term(void* terms, int64_t pair, T value) {
   if (terms != nullptr) static_cast<T*>(terms)[pair] = value;
 }
 
-template <class T>
-__device__ T upstream(const Column& gradient, int64_t pair) {
-  if (gradient.data == nullptr) return T(0);
-  return icr::element<T>(gradient.data, gradient.type, pair * gradient.stride);
-}
-
 // A masked pair is not even read: it may hold anything.
 template <class T, unsigned Want>
 __device__ void store_nothing(const Task& task, int64_t pair) {
@@ -199,17 +193,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = T(0);
     T factor = scale;
     if constexpr (AllTerms) {
-      const icr::Terms<T> k{upstream<T>(task.grad_loss, pair), upstream<T>(task.grad_iou, pair),
-                            upstream<T>(task.grad_containment, pair), upstream<T>(task.grad_penalty, pair)};
+      const icr::Terms<T> k{icr::value_or(T(0), task.grad_loss, pair), icr::value_or(T(0), task.grad_iou, pair),
+                            icr::value_or(T(0), task.grad_containment, pair),
+                            icr::value_or(T(0), task.grad_penalty, pair)};
       const icr::Terms<T> terms = icr::pair_terms<Want>(formula, boxes, has_anchor, k, gradients);
       store_term(task.loss_out, pair, terms.loss);
       store_term(task.iou_out, pair, terms.iou);
       store_term(task.containment_out, pair, terms.containment);
       store_term(task.penalty_out, pair, terms.penalty);
     } else {
-      const T weight = task.weight.data == nullptr
-                           ? T(1)
-                           : icr::element<T>(task.weight.data, task.weight.type, pair * task.weight.stride);
+      const T weight = icr::value_or(T(1), task.weight, pair);
       const T loss = weight * icr::pair_loss<Want>(formula, boxes, has_anchor, gradients);
       store_term(task.loss_out, pair, loss * scale);
       factor = factor * weight;

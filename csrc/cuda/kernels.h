@@ -7,7 +7,6 @@
 
 namespace icr_cuda {
 
-using icr_kernels::Column;
 using icr_kernels::Rows;
 using icr_kernels::Scaling;
 using icr_kernels::Task;

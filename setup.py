@@ -6,11 +6,13 @@ ICR_KERNELS_CUDA=1 builds it or fails, with a torch without CUDA too: that check
 TORCH_CUDA_ARCH_LIST chooses the GPU architectures.
 """
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
@@ -25,8 +27,11 @@ ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
 
 CPU_SOURCES = ["csrc/ops.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cpp"))
-KERNELS = "csrc/cuda/kernels.cu"
+# All pairs without multiply-adds that the compiler fuses as it likes, differently from kernel to kernel: a pair has the
+# same value, to the bit, in the matrix, as the best of its row and as the best of its column.
+KERNELS = {"csrc/cuda/kernels.cu": [], "csrc/cuda/pairwise.cu": ["-fmad=false"]}
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+KERNEL_HEADERS = [path for path in HEADERS if not path.startswith("csrc/cpu/")]
 
 COMPILER_FLAGS = [
     "-std=c++17",
@@ -130,7 +135,7 @@ def cuda_extension() -> Extension | None:
     extension = CppExtension(
         "icr_kernels._C_cuda",
         CUDA_SOURCES,
-        depends=[*HEADERS, KERNELS],
+        depends=[*HEADERS, *KERNELS],
         include_dirs=[pybind11.get_include(), str(toolkit / "include")],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         libraries=["cudart", *(["torch_cuda"] if torch.version.cuda else [])],
@@ -152,23 +157,27 @@ class Build(BuildExtension):
     def build_extensions(self):
         for extension in self.extensions:
             if hasattr(extension, "nvcc"):
-                extension.extra_objects = [self.compile_kernels(extension.nvcc)]
+                with ThreadPoolExecutor() as pool:
+                    results = pool.map(self.compile_kernels, itertools.repeat(extension.nvcc), KERNELS)
+                    extension.extra_objects = list(results)
         super().build_extensions()
 
-    def compile_kernels(self, nvcc: list[str]) -> str:
-        output = Path(self.build_temp).absolute() / "csrc" / "cuda" / "kernels.o"
+    def compile_kernels(self, nvcc: list[str], source: str) -> str:
+        output = Path(self.build_temp).absolute() / Path(source).with_suffix(".o")
         output.parent.mkdir(parents=True, exist_ok=True)
         record = output.with_suffix(".command")
         command = [
             *nvcc,
-            *("-std=c++17", "-O3", "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
-            *("-c", KERNELS, "-o", str(output)),
+            *("-std=c++17", "-O3", *KERNELS[source], "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+            *("-c", source, "-o", str(output)),
         ]
-        newest = max(Path(path).stat().st_mtime for path in (KERNELS, *HEADERS))
+        newest = max(Path(path).stat().st_mtime for path in (source, *KERNEL_HEADERS))
         if output.exists() and output.stat().st_mtime > newest and record.read_text() == " ".join(command):
             return str(output)
         say("compiling the CUDA kernels, " + " ".join(command))
-        subprocess.run(command, check=True)
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        print(result.stdout, end="")  # at once, because others are being compiled too
+        result.check_returncode()
         record.write_text(" ".join(command))
         return str(output)
 

@@ -80,6 +80,17 @@ template <class B>
 ICR_INLINE auto area(const B& box) {
   return area_of(width(box), height(box));
 }
+
+// A box whose area is known already.
+template <class S>
+struct SizedBox : Box<S> {
+  S size;
+};
+template <class S>
+ICR_INLINE S area(const SizedBox<S>& box) {
+  return box.size;
+}
+
 // Twice the offset between the centres of two intervals.
 template <class A1, class A2, class B1, class B2>
 ICR_INLINE auto twice_offset(const A1& a1, const A2& a2, const B1& b1, const B2& b2) {

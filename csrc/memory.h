@@ -7,7 +7,9 @@
 namespace {
 namespace icr {
 
+using icr_kernels::BoxSet;
 using icr_kernels::Column;
+using icr_kernels::Matrices;
 using icr_kernels::Rows;
 using icr_kernels::RowsOut;
 using icr_kernels::Scaling;
@@ -29,6 +31,40 @@ ICR_INLINE T element(const void* data, Type type, int64_t i) {
     case Type::kBool: return T(static_cast<const uint8_t*>(data)[i] != 0);
   }
   return T(0);
+}
+
+ICR_INLINE int64_t bytes_of(Type type) {
+  switch (type) {
+    case Type::kDouble:
+    case Type::kInt64: return 8;
+    case Type::kFloat:
+    case Type::kInt32: return 4;
+    case Type::kHalf:
+    case Type::kBFloat16: return 2;
+    case Type::kBool: return 1;
+  }
+  return 1;
+}
+
+// The boxes of a batch.
+ICR_INLINE Rows rows_of(const BoxSet& set, int64_t batch) {
+  Rows rows = set.rows;
+  rows.data = static_cast<const char*>(rows.data) + batch * set.batch_stride * bytes_of(rows.type);
+  return rows;
+}
+
+// A row of the matrix of a batch, or with `column` the one that begins there.
+ICR_INLINE Column row_of(const Matrices& matrices, int64_t batch, int64_t row, int64_t column = 0) {
+  const int64_t at = batch * matrices.batch_stride + row * matrices.row_stride + column * matrices.column_stride;
+  return {static_cast<const char*>(matrices.data) + at * bytes_of(matrices.type), matrices.type,
+          matrices.column_stride};
+}
+
+// The group of a box: -1 for one that is not a group, or is not there (then every box is of group 0).
+ICR_INLINE int32_t group_of(const Column& groups, int64_t box) {
+  if (groups.data == nullptr) return 0;
+  const int64_t group = element<int64_t>(groups.data, groups.type, box * groups.stride);
+  return group >= 0 && group <= 0x7fffffff ? int32_t(group) : -1;
 }
 
 // The row of a pair; -1 where it has none.

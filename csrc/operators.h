@@ -50,11 +50,18 @@ inline Flat flat(Tensor tensor, int64_t trailing) {
       stride = tensor.stride(d);
     } else if (tensor.stride(d) != stride * covered) {
       tensor = torch::stable::contiguous(tensor);
-      return {tensor, trailing == 0 ? 1 : tensor.size(tensor.dim() - 1)};
+      int64_t elements = 1;
+      for (int64_t t = 1; t <= trailing; ++t) elements *= tensor.size(tensor.dim() - t);
+      return {tensor, elements};
     }
     covered *= tensor.size(d);
   }
   return {tensor, stride};
+}
+
+inline bool is_aligned(const Rows& rows) {
+  const size_t bytes = rows.type == Type::kDouble || rows.type == Type::kFloat ? 16 : 8;
+  return rows.column_stride == 1 && rows.row_stride % 4 == 0 && uintptr_t(rows.data) % bytes == 0;
 }
 
 // Tensors that a task points into live as long as this.
@@ -62,24 +69,28 @@ class Inputs {
  public:
   explicit Inputs(size_t count) { tensors_.reserve(count); }
 
+  const Tensor& keep(const Tensor& tensor) {
+    tensors_.push_back(tensor);
+    return tensors_.back();
+  }
+
   Rows rows(const Tensor& boxes) {
     const Flat view = flat(boxes, 1);
-    tensors_.push_back(view.tensor);
+    keep(view.tensor);
     Rows rows;
     rows.data = view.tensor.data_ptr();
     rows.type = type_of(view.tensor);
     rows.row_stride = view.stride;
     rows.column_stride = view.tensor.stride(view.tensor.dim() - 1);
     if (boxes.numel() == 4) rows.row_stride = 4;
-    const size_t bytes = rows.type == Type::kDouble || rows.type == Type::kFloat ? 16 : 8;
-    rows.aligned = rows.column_stride == 1 && rows.row_stride % 4 == 0 && uintptr_t(rows.data) % bytes == 0;
+    rows.aligned = is_aligned(rows);
     return rows;
   }
 
   Column column(const OptionalTensor& values) {
     if (!values.has_value()) return {};
     const Flat view = flat(*values, 0);
-    tensors_.push_back(view.tensor);
+    keep(view.tensor);
     return {view.tensor.data_ptr(), type_of(view.tensor), view.stride};
   }
 

@@ -14,13 +14,9 @@
 
 #include "cpu/backend.h"
 #include "pair.h"
+#include "register.h"
 
-STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) {
-  m.impl("loss", TORCH_BOX(&icr_kernels::loss<icr_cpu::Cpu>));
-  m.impl("scaled", TORCH_BOX(&icr_kernels::scaled<icr_cpu::Cpu>));
-  m.impl("terms", TORCH_BOX(&icr_kernels::terms<icr_cpu::Cpu>));
-  m.impl("terms_backward", TORCH_BOX(&icr_kernels::terms_backward<icr_cpu::Cpu>));
-}
+STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) { icr_kernels::implement<icr_cpu::Cpu>(m); }
 
 namespace {
 

@@ -76,4 +76,78 @@ struct Scaling {
   RowsOut out;
 };
 
+// All pairs
+
+// A set of boxes a batch.
+struct BoxSet {
+  Rows rows;                 // of the first batch, without an index
+  int64_t count = 0;         // in each
+  int64_t batch_stride = 0;  // in elements
+};
+
+// A matrix a batch; strides in elements.
+struct Matrices {
+  const void* data = nullptr;
+  Type type = Type::kFloat;
+  int64_t batch_stride = 0;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+};
+
+// Which function of a pair of boxes (kinds.h), in which numbers.
+struct PairFunction {
+  bool in_double = false;
+  int kind = 0;
+  double eps = 1e-7;
+  int box_format = 0;
+};
+
+// The matrices of all pairs of two sets, or what a gradient of them is for their boxes.
+struct PairwiseTask {
+  int64_t batches = 1;
+  PairFunction function;
+  BoxSet first, second;
+  void* out = nullptr;  // contiguous, in float or double as in_double says; nullptr: not wanted
+  Matrices gradient;
+  RowsOut grad_first, grad_second;  // data == nullptr: not wanted
+};
+
+// The best candidates of each query; icr_kernels/operators.py says what is best.
+struct SelectionTask {
+  int64_t batches = 1;
+  PairFunction function;
+  BoxSet queries, candidates;
+  Column query_group, candidate_group;  // batch after batch; data == nullptr: all pairs count
+  Column offset;                        // of the candidates; data == nullptr: none
+  Column at_least;                      // of the queries; data == nullptr: the largest value is best
+  bool candidate_first = false;         // the function is of (candidate, query)
+  bool larger = false;
+  int k = 0;  // 0: one, without a dimension of its own
+
+  // For each query max(k, 1) of each, contiguous; values in float or double as in_double says.
+  void* values = nullptr;
+  int64_t* indices = nullptr;
+};
+
+// The cost of each target with the queries of its own image.
+struct CostTask {
+  bool in_double = false;
+  int64_t targets = 0;
+  int64_t classes = 0;
+  BoxSet boxes;  // a batch is an image
+  int64_t images = 0;
+  Matrices logits;
+  Column log_normalizer;  // of the queries, image after image; data == nullptr: the focal cost
+  Rows target_boxes;
+  Column labels, image;  // of the targets
+  double class_weight = 1, l1_weight = 5, giou_weight = 2;
+  double alpha = 0.25, gamma = 2;
+  double eps = 1e-7;
+  int box_format = 0;
+  void* out = nullptr;  // (targets, queries), contiguous, in float or double as in_double says
+};
+
+// The most partners of a query that a selection keeps.
+constexpr int kMostSelected = 16;
+
 }  // namespace icr_kernels

@@ -2,19 +2,31 @@
 
 from .backends import available_backends, backend_for
 from .functional import box_iou_loss, icr_loss, icr_loss_and_grad, icr_terms
+from .matching import AnchorMatch, Matcher, detr_matching_cost, match_anchor_objects
 from .modules import BoxIoULoss, ICRLoss
-from .reference import ICRTerms
+from .pairwise import pairwise_iou, pairwise_max, pairwise_topk
+from .reference import ICRTerms, Selection
+from .relations import Relations
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnchorMatch",
     "BoxIoULoss",
     "ICRLoss",
     "ICRTerms",
+    "Matcher",
+    "Relations",
+    "Selection",
     "available_backends",
     "backend_for",
     "box_iou_loss",
+    "detr_matching_cost",
     "icr_loss",
     "icr_loss_and_grad",
     "icr_terms",
+    "match_anchor_objects",
+    "pairwise_iou",
+    "pairwise_max",
+    "pairwise_topk",
 ]

@@ -4,7 +4,7 @@ The loss computes its gradient in the forward pass, in the arithmetic's dtype, a
 place: a second backward pass works, and a half-precision gradient is rounded once, after scaling. On a CPU, where the
 arithmetic and not memory is the bound, that is faster than computing the gradient anew; on a GPU, where memory is, it
 moves 96 bytes a pair in both passes and computing anew would move 112. The terms, which have four upstream gradients,
-do compute theirs anew.
+do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .backends import BY_NAME
 from .checks import Formula, Pairs
-from .operators import WANTED_ANCHORS, WANTED_PRED, WANTED_TARGET
+from .operators import WANTED_ANCHORS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET
 from .variants import BOX_FORMAT_IDS, LOSS_IDS, PENALTY_IDS
 
 
@@ -113,6 +113,27 @@ class Terms(torch.autograd.Function):
             anchors if wanted & WANTED_ANCHORS else None,
             None,
             None,
+            None,
+            None,
+        )
+
+
+class Pairwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, boxes1, boxes2, backend, options):
+        operators = BY_NAME[backend].operators
+        ctx.save_for_backward(boxes1, boxes2)
+        ctx.pairwise_backward, ctx.options = operators.pairwise_backward, options
+        return operators.pairwise(boxes1, boxes2, *options)
+
+    @staticmethod
+    @first_derivative
+    def backward(ctx, gradient):
+        wanted = (WANTED_BOXES1 if ctx.needs_input_grad[0] else 0) | (WANTED_BOXES2 if ctx.needs_input_grad[1] else 0)
+        first, second = ctx.pairwise_backward(gradient, *ctx.saved_tensors, *ctx.options, wanted)
+        return (
+            first if wanted & WANTED_BOXES1 else None,
+            second if wanted & WANTED_BOXES2 else None,
             None,
             None,
         )

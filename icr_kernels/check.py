@@ -1,7 +1,7 @@
 """`python -m icr_kernels check`: does every kernel on this machine compute what the reference computes?
 
 Values and gradients are held against the reference in float64, and gradients against finite differences, so the
-reference is checked as well.
+reference is checked as well. Of matrices of all pairs, what is chosen without them is held against them.
 """
 
 import itertools
@@ -16,8 +16,11 @@ from torch import Tensor
 from . import reference
 from .backends import BACKENDS, Backend
 from .functional import icr_loss, icr_loss_and_grad, icr_terms
+from .pairwise import pairwise_iou, pairwise_max
 from .terminal import progress, table
-from .variants import BOX_FORMATS, LOSS_NAMES, NO_PENALTY, PENALTY_IDS, PENALTY_NAMES
+from .variants import BOX_FORMATS, KIND_NAMES, LOSS_NAMES, NO_PENALTY, PENALTY_IDS, PENALTY_NAMES
+
+ALL_PAIRS = "all pairs"
 
 # The largest error of a value or gradient that passes. Float64: absolute, relative above 1. Else relative, of the whole
 # tensor; a half-precision gradient may be off by its own rounding.
@@ -31,23 +34,25 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Row:
-    """What was found for one loss and penalty on one backend. ``errors`` is empty for the reference, the measure."""
+    """What was found for one loss and penalty on one backend, or for the matrix of all pairs of one kind. ``errors`` is
+    empty for the reference, the measure. ``holds``: of a loss gradcheck; of a matrix, that its largest are found."""
 
     backend: str
     device: str
     loss: str
     penalty: str
     errors: dict[torch.dtype, float]
-    gradcheck: bool
+    holds: bool
 
     @property
     def ok(self) -> bool:
         # Written so that NaN fails.
-        return self.gradcheck and all(error <= TOLERANCE[dtype] for dtype, error in self.errors.items())
+        return self.holds and all(error <= TOLERANCE[dtype] for dtype, error in self.errors.items())
 
 
 def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: int = 1003) -> list[Row]:
-    """Check each loss with each penalty, and without one, on every backend that can run here, or on one of them.
+    """Check each loss with each penalty, and without one, and each kind of matrix of all pairs, on every backend that
+    can run here, or on one of them.
 
     ``pairs`` random pairs serve for the comparison with the reference, a few dozen for the finite differences. Triton
     compiles a kernel for each combination of options at its first use: it gets a selection of them, in which every
@@ -60,20 +65,22 @@ def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: i
         for penalty in (NO_PENALTY, *PENALTY_NAMES)
         if record.name != "triton" or penalty == PENALTY_NAMES[-1] or loss == losses[0]
     ]
+    jobs += [(record, device, kind, ALL_PAIRS) for record, device in _runnable(backend) for kind in KIND_NAMES]
     return [_row(*job, pairs) for job in progress(jobs, "check")]
 
 
 def report(rows: Sequence[Row]) -> str:
     """One line a row, and how many failed."""
     dtypes = list(TOLERANCE)
-    head = ["backend", "loss", "penalty", *(str(dtype).removeprefix("torch.") for dtype in dtypes), "gradcheck", ""]
+    names = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+    head = ["backend", "loss or kind", "penalty", *names, "gradcheck or max", ""]
     lines = [
         [
             f"{row.backend} ({row.device})",
             row.loss,
             row.penalty,
             *(f"{row.errors[dtype]:.1e}" if dtype in row.errors else "-" for dtype in dtypes),
-            "ok" if row.gradcheck else "WRONG",
+            "ok" if row.holds else "WRONG",
             "ok" if row.ok else "FAILED",
         ]
         for row in rows
@@ -100,6 +107,8 @@ def _runnable(backend: str | None) -> list[tuple[Backend, str]]:
 
 
 def _row(backend: Backend, device: str, loss: str, penalty: str, pairs: int) -> Row:
+    if penalty == ALL_PAIRS:
+        return _row_of_all_pairs(backend, device, loss)
     errors = {}
     if backend.operators is not None:
         boxes = scene(pairs, penalty, device)
@@ -113,6 +122,33 @@ def _row(backend: Backend, device: str, loss: str, penalty: str, pairs: int) -> 
         errors = {dtype: parity(backend.name, loss, penalty, boxes, dtype, variations) for dtype in dtypes}
     correct = gradcheck(backend.name, loss, penalty, scene(32, penalty, device))
     return Row(backend.name, device, loss, penalty, errors, correct)
+
+
+def _row_of_all_pairs(backend: Backend, device: str, kind: str) -> Row:
+    """The matrix and its gradients against the reference, and its largest elements against what is chosen without it:
+    of kinds in which a compiler may fuse a product with a sum, their values but for rounding."""
+    boxes = [rows[:count] for rows, count in zip(scene(301, NO_PENALTY, device), (40, 301), strict=True)]
+    errors = {}
+    for dtype in TOLERANCE if backend.operators is not None else ():
+        rounded = [rows.to(dtype) for rows in boxes]
+        found = _matrix(rounded, kind, backend.name)
+        expected = _matrix([rows.double() for rows in rounded], kind, "reference")
+        errors[dtype] = float(max(_error(*pair, dtype) for pair in zip(found, expected, strict=True)))
+    matrix = pairwise_iou(*boxes, kind=kind, backend=backend.name)
+    best = [pairwise_max(*boxes, kind=kind, dim=dim, backend=backend.name) for dim in (-1, -2)]
+    holds = all(
+        torch.allclose(values, matrix.amax(dim), rtol=0, atol=1e-12)
+        and torch.allclose(values, matrix.take_along_dim(indices.unsqueeze(dim), dim).squeeze(dim), rtol=0, atol=1e-12)
+        for dim, (values, indices) in zip((-1, -2), best, strict=True)
+    )
+    return Row(backend.name, device, kind, ALL_PAIRS, errors, holds)
+
+
+def _matrix(boxes: Sequence[Tensor], kind: str, backend: str) -> list[Tensor]:
+    leaves = [rows.detach().requires_grad_() for rows in boxes]
+    matrix = pairwise_iou(*leaves, kind=kind, backend=backend)
+    upstream = torch.linspace(0.5, 1.5, matrix.numel(), dtype=matrix.dtype, device=matrix.device).view_as(matrix)
+    return [matrix.detach(), *torch.autograd.grad(matrix, leaves, upstream)]
 
 
 def scene(pairs: int, penalty: str, device: str = "cpu") -> tuple[Tensor, ...]:

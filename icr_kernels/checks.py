@@ -4,13 +4,23 @@ A message names the argument, says what was expected and what came. These checks
 checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=1.
 """
 
+import math
 import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .variants import BOX_FORMATS, LOSS_NAMES, NO_PENALTY, PENALTY_NAMES, REDUCTIONS
+from .variants import (
+    BOX_FORMATS,
+    CLASSIFICATIONS,
+    KIND_NAMES,
+    LOSS_NAMES,
+    MOST_SELECTED,
+    NO_PENALTY,
+    PENALTY_NAMES,
+    REDUCTIONS,
+)
 
 CHECK_VALUES = os.environ.get("ICR_KERNELS_CHECK_VALUES", "0") not in ("", "0")
 
@@ -96,10 +106,14 @@ def formula(
     """The names and numbers that choose what is computed. Without anchors there is no penalty."""
     _name("loss", loss, LOSS_NAMES)
     _name("penalty", penalty, PENALTY_NAMES)
+    _format(eps, box_format)
+    return Formula(loss, NO_PENALTY if anchors is None else penalty, penalty_weight, relative, eps, box_format)
+
+
+def _format(eps: float, box_format: str) -> None:
     _name("box_format", box_format, BOX_FORMATS)
     if not eps >= 1e-30:
         raise ValueError(f"eps: expected a number of at least 1e-30, got {eps!r}")
-    return Formula(loss, NO_PENALTY if anchors is None else penalty, penalty_weight, relative, eps, box_format)
 
 
 def names(
@@ -126,6 +140,143 @@ def reduction(reduction: str, normalizer: float | Tensor | None, pred: Tensor) -
         raise TypeError(f"normalizer: expected a number or a 0-dim tensor, got {type(normalizer).__name__}")
 
 
+class Sets(NamedTuple):
+    """Two sets of boxes with the same leading dimensions, and the group of each box, checked."""
+
+    first: Tensor
+    second: Tensor
+    group1: Tensor | None
+    group2: Tensor | None
+
+
+def sets(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    group1: Tensor | None = None,
+    group2: Tensor | None = None,
+    *,
+    names: tuple[str, str, str, str] = ("boxes1", "boxes2", "group1", "group2"),
+) -> Sets:
+    """Shapes, dtypes and devices of two sets of boxes whose pairs are looked at. Leading dimensions are broadcast."""
+    for argument, boxes in zip(names, (boxes1, boxes2), strict=False):
+        _boxes(argument, boxes)
+        if boxes.dim() < 2:
+            raise ValueError(f"{argument}: expected boxes of shape (..., N, 4), got {tuple(boxes.shape)}")
+    _device(names[1], boxes2, boxes1.device, names[0])
+    if (group1 is None) != (group2 is None):
+        missing, given = names[2:] if group1 is None else names[:1:-1]
+        raise ValueError(f"{missing}: expected a tensor, because {given} is one, got None")
+    if group1 is not None and group2 is not None:
+        for argument, group, of, boxes in zip(names[2:], (group1, group2), names, (boxes1, boxes2), strict=False):
+            _numbers(argument, group, of, boxes)
+            _device(argument, group, boxes1.device, names[0])
+    if CHECK_VALUES:
+        for argument, boxes in zip(names, (boxes1, boxes2), strict=False):
+            _finite(argument, boxes, None)
+    if boxes1.shape[:-2] == boxes2.shape[:-2]:
+        return Sets(boxes1, boxes2, group1, group2)
+    try:
+        lead = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"{names[1]}: expected leading dimensions that go with those of {names[0]}, {tuple(boxes1.shape[:-2])}, "
+            f"got {tuple(boxes2.shape[:-2])}"
+        ) from None
+    return Sets(
+        boxes1.expand(*lead, *boxes1.shape[-2:]),
+        boxes2.expand(*lead, *boxes2.shape[-2:]),
+        None if group1 is None else group1.expand(*lead, group1.shape[-1]),
+        None if group2 is None else group2.expand(*lead, group2.shape[-1]),
+    )
+
+
+def kind(kind: str, eps: float, box_format: str) -> None:
+    _name("kind", kind, KIND_NAMES)
+    _format(eps, box_format)
+
+
+def over_second(dim: int, matrix: Sets) -> bool:
+    """Whether a reduction over that dimension of the matrix of all pairs is one over the second set of boxes."""
+    dimensions = matrix.first.dim()
+    if (
+        isinstance(dim, int)
+        and dim % dimensions in (dimensions - 2, dimensions - 1)
+        and -dimensions <= dim < dimensions
+    ):
+        return dim % dimensions == dimensions - 1
+    raise ValueError(
+        f"dim: expected one of the last two dimensions of a matrix (..., N, M) of {dimensions} dimensions, got {dim!r}"
+    )
+
+
+def selected_count(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected a whole number, got {type(k).__name__}")
+    if not 1 <= k <= MOST_SELECTED:
+        raise ValueError(f"k: expected 1 to {MOST_SELECTED}, got {k}; for more, take torch.topk of pairwise_iou")
+
+
+def number(argument: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{argument}: expected a number from {least:g} to {most:g}, got {value!r}")
+
+
+def matching(
+    pred_logits: Tensor, pred_boxes: Tensor, target_labels: Tensor, target_boxes: Tensor, target_image: Tensor
+) -> None:
+    """What a matching cost is made of: B images with Q queries of C classes each, and M targets."""
+    _boxes("pred_boxes", pred_boxes)
+    if pred_boxes.dim() != 3:
+        raise ValueError(f"pred_boxes: expected boxes of shape (B, Q, 4), got {tuple(pred_boxes.shape)}")
+    _tensor("pred_logits", pred_logits, FLOAT_TYPES)
+    if pred_logits.dim() != 3 or pred_logits.shape[:2] != pred_boxes.shape[:2]:
+        raise ValueError(
+            f"pred_logits: expected (B, Q, C) with the B and Q of pred_boxes, {tuple(pred_boxes.shape[:2])}, "
+            f"got {tuple(pred_logits.shape)}"
+        )
+    _boxes("target_boxes", target_boxes)
+    if target_boxes.dim() != 2:
+        raise ValueError(f"target_boxes: expected boxes of shape (M, 4), got {tuple(target_boxes.shape)}")
+    for argument, values in (("target_labels", target_labels), ("target_image", target_image)):
+        _numbers(argument, values, "target_boxes", target_boxes)
+        _device(argument, values, pred_boxes.device, "pred_boxes")
+    _device("pred_logits", pred_logits, pred_boxes.device, "pred_boxes")
+    _device("target_boxes", target_boxes, pred_boxes.device, "pred_boxes")
+
+
+def labelled(boxes: Tensor, labels: Tensor, image: Tensor | None, parent_idx: Tensor | None) -> None:
+    """The boxes of a batch in one table, and what is known of each."""
+    _boxes("boxes", boxes)
+    if boxes.dim() != 2:
+        raise ValueError(f"boxes: expected boxes of shape (N, 4), got {tuple(boxes.shape)}")
+    given = [(name, values) for name, values in (("image", image), ("parent_idx", parent_idx)) if values is not None]
+    for argument, values in [("labels", labels), *given]:
+        _numbers(argument, values, "boxes", boxes)
+        _device(argument, values, boxes.device, "boxes")
+
+
+def cost(
+    classification: str,
+    class_weight: float,
+    l1_weight: float,
+    giou_weight: float,
+    alpha: float,
+    gamma: float,
+    eps: float,
+    box_format: str,
+) -> None:
+    """The names and numbers of a matching cost."""
+    _name("classification", classification, CLASSIFICATIONS)
+    number("class_weight", class_weight)
+    number("l1_weight", l1_weight)
+    number("giou_weight", giou_weight)
+    number("alpha", alpha, 0, 1)
+    number("gamma", gamma, 0)
+    _format(eps, box_format)
+
+
 def _name(argument: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {name!r}")
@@ -145,15 +296,24 @@ def _boxes(argument: str, boxes: Tensor) -> None:
         raise ValueError(f"{argument}: expected boxes of shape (..., 4), got {tuple(boxes.shape)}")
 
 
-def _device(argument: str, value: Tensor, device: torch.device) -> None:
+def _device(argument: str, value: Tensor, device: torch.device, other: str = "pred") -> None:
     if value.device != device:
-        raise ValueError(f"{argument}: expected a tensor on {device}, where pred is, got one on {value.device}")
+        raise ValueError(f"{argument}: expected a tensor on {device}, where {other} is, got one on {value.device}")
 
 
 def _per_pair(argument: str, value: Tensor, shape: torch.Size, device: torch.device) -> None:
     if value.shape != shape[:-1]:
         raise ValueError(f"{argument}: expected one value per pair, {tuple(shape[:-1])}, got {tuple(value.shape)}")
     _device(argument, value, device)
+
+
+def _numbers(argument: str, values: Tensor, of: str, boxes: Tensor) -> None:
+    _tensor(argument, values, INDEX_TYPES)
+    if values.shape != boxes.shape[:-1]:
+        raise ValueError(
+            f"{argument}: expected one number for each box of {of}, {tuple(boxes.shape[:-1])}, "
+            f"got {tuple(values.shape)}"
+        )
 
 
 def _no_gradient(argument: str, value: Tensor) -> None:
@@ -170,15 +330,18 @@ def _values(
     """Opt-in: finite boxes in unmasked pairs, and an index of -1 or in the table."""
     rows = (("pred", pred), ("target", target), ("anchors", anchors))
     for argument, boxes in rows:
-        if boxes is None:
-            continue
-        finite = boxes.isfinite().all(-1)
-        if mask is not None and finite.shape == mask.shape:
-            finite = finite | ~mask
-        if not finite.all():
-            raise ValueError(f"{argument}: expected finite boxes, got {int((~finite).sum())} that are not")
+        if boxes is not None:
+            _finite(argument, boxes, mask)
     if anchors is not None and anchor_index is not None:
         outside = (anchor_index < -1) | (anchor_index >= anchors.shape[0])
         if outside.any():
             value = int(anchor_index[outside].flatten()[0])
             raise ValueError(f"anchor_index: expected -1 or a row of the {anchors.shape[0]} anchors, got {value}")
+
+
+def _finite(argument: str, boxes: Tensor, mask: Tensor | None) -> None:
+    finite = boxes.isfinite().all(-1)
+    if mask is not None and finite.shape == mask.shape:
+        finite = finite | ~mask
+    if not finite.all():
+        raise ValueError(f"{argument}: expected finite boxes, got {int((~finite).sum())} that are not")

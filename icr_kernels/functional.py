@@ -52,16 +52,18 @@ _GRADIENT = """ Gradients
     reach ``pred``, ``target`` and ``anchors``, as far as they require grad, in their own dtypes; in half precision they
     saturate at the largest finite value. A second derivative is not defined."""
 
-_RAISES = """
+RAISES = """
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, device or name.
+        ValueError: a wrong shape, device, name or number.
         RuntimeError: the backend that was asked for cannot run here.
 """
 
 
-def _documented(*parts: str):
+def documented(*parts: str):
+    """Puts the parts of a docstring together that several functions share."""
+
     def decorate(function):
         function.__doc__ += "".join(parts)
         return function
@@ -69,7 +71,7 @@ def _documented(*parts: str):
     return decorate
 
 
-@_documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, _GRADIENT, _RAISES)
+@documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, _GRADIENT, RAISES)
 def icr_loss(
     pred: Tensor,
     target: Tensor,
@@ -114,7 +116,7 @@ def icr_loss(
     return chosen.operators.loss(*arguments, 0, False)[0]
 
 
-@_documented(_ARGUMENTS, _LOSS, _REDUCTION, _REST, _GRADIENT, _RAISES)
+@documented(_ARGUMENTS, _LOSS, _REDUCTION, _REST, _GRADIENT, RAISES)
 def box_iou_loss(
     pred: Tensor,
     target: Tensor,
@@ -147,7 +149,7 @@ def box_iou_loss(
     )
 
 
-@_documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _MASK, _REST, _GRADIENT, _RAISES)
+@documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _MASK, _REST, _GRADIENT, RAISES)
 def icr_terms(
     pred: Tensor,
     target: Tensor,
@@ -180,7 +182,7 @@ def icr_terms(
     return ICRTerms(*chosen.operators.terms(*tensors, *options))
 
 
-@_documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, _RAISES)
+@documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, RAISES)
 def icr_loss_and_grad(
     pred: Tensor,
     target: Tensor,

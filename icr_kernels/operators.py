@@ -20,6 +20,7 @@ from .checks import compute_dtype
 from .variants import REDUCTION_IDS
 
 WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS = 1, 2, 4
+WANTED_BOXES1, WANTED_BOXES2 = 1, 2
 
 _PAIRS = "Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index"
 _FORMULA = "int loss, int penalty, float penalty_weight, bool relative, float eps, int box_format"
@@ -31,6 +32,15 @@ _SCHEMAS = {
     "terms": f"({_PAIRS}, Tensor? mask, {_FORMULA}) -> (Tensor, Tensor, Tensor, Tensor)",
     "terms_backward": "(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment, Tensor grad_penalty, "
     f"{_PAIRS}, Tensor? mask, {_FORMULA}, int wanted) -> (Tensor, Tensor, Tensor)",
+    "pairwise": "(Tensor boxes1, Tensor boxes2, int kind, float eps, int box_format) -> Tensor",
+    "pairwise_backward": "(Tensor gradient, Tensor boxes1, Tensor boxes2, int kind, float eps, int box_format, "
+    "int wanted) -> (Tensor, Tensor)",
+    "selected": "(Tensor queries, Tensor candidates, Tensor? query_group, Tensor? candidate_group, Tensor? offset, "
+    "Tensor? at_least, int kind, bool candidate_first, int k, bool larger, float eps, int box_format) "
+    "-> (Tensor, Tensor)",
+    "matching_cost": "(Tensor boxes, Tensor logits, Tensor? log_normalizer, Tensor target_boxes, Tensor labels, "
+    "Tensor image, float class_weight, float l1_weight, float giou_weight, float alpha, float gamma, float eps, "
+    "int box_format) -> Tensor",
 }
 
 
@@ -41,12 +51,27 @@ class Operators(NamedTuple):
 
     The lacking factor is the 1/count of a mean over the unmasked pairs: on a GPU their number is known only when the
     pass over them is over. ``defers_count`` names the devices where that is so.
+
+    ``pairwise`` looks at all pairs of two sets of boxes (..., N, 4) and (..., M, 4) with the same leading dimensions;
+    its backward pass returns both gradients, without elements where they are not wanted.
+
+    ``selected`` returns the values (..., N) and indices of the best candidate of each query, or with k > 0 those of the
+    best k, best first. Only pairs of one group count, and none of a negative group; with ``larger`` only candidates of
+    a larger area than the query's; NaN does not count. The best has the largest value, less the candidate's ``offset``;
+    or, with ``at_least``, the smallest area of those whose value reaches that of the query, and its value is the
+    negative area. Of equals the first is best. Where there is none: -inf and -1.
+
+    ``matching_cost`` is that of each target with the queries of its own image.
     """
 
     loss: Any
     scaled: Any
     terms: Any
     terms_backward: Any
+    pairwise: Any
+    pairwise_backward: Any
+    selected: Any
+    matching_cost: Any
     defers_count: tuple[str, ...]
 
     def is_pending(self, pred: Tensor, mask: Tensor | None, normalizer: Tensor | None, reduction: int) -> bool:
@@ -95,7 +120,41 @@ def _terms_backward(self, *arguments):
     return _gradients(pred, target, anchors, arguments[-1], dtype, True, shape)
 
 
-_FAKES: tuple[Callable, ...] = (_loss, _scaled, _terms, _terms_backward)
+def _pairwise(self, boxes1, boxes2, *options):
+    shape = (*boxes1.shape[:-1], boxes2.shape[-2])
+    return boxes1.new_empty(shape, dtype=compute_dtype(boxes1, boxes2))
+
+
+def _pairwise_backward(self, gradient, boxes1, boxes2, *options):
+    wanted = options[-1]
+    return tuple(
+        boxes.new_empty(boxes.shape if wanted & bit else 0)
+        for boxes, bit in ((boxes1, WANTED_BOXES1), (boxes2, WANTED_BOXES2))
+    )
+
+
+def _selected(self, queries, candidates, *options):
+    k = options[6]
+    shape = queries.shape[:-1] if k == 0 else (*queries.shape[:-1], k)
+    values = queries.new_empty(shape, dtype=compute_dtype(queries, candidates))
+    return values, queries.new_empty(shape, dtype=torch.int64)
+
+
+def _matching_cost(self, boxes, logits, log_normalizer, target_boxes, *options):
+    shape = (target_boxes.shape[0], boxes.shape[1])
+    return boxes.new_empty(shape, dtype=compute_dtype(boxes, target_boxes, logits))
+
+
+_FAKES: tuple[Callable, ...] = (
+    _loss,
+    _scaled,
+    _terms,
+    _terms_backward,
+    _pairwise,
+    _pairwise_backward,
+    _selected,
+    _matching_cost,
+)
 _library = torch.library.Library("icr_kernels", "DEF")
 
 

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from .checks import compute_dtype
-from .variants import COORDINATE_LIMIT, LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
+from .variants import (
+    COORDINATE_LIMIT,
+    FOCAL_EPS,
+    KIND_NAMES,
+    LARGEST_GROUP,
+    LOSS_NAMES,
+    NO_PENALTY,
+    PENALTY_NAMES,
+)
 
 
 class Box(NamedTuple):
@@ -186,6 +194,16 @@ PENALTIES = dict(
 )
 
 
+def similarity(loss):
+    """1 - loss, without a detour for the plain IoU: the smallest overlaps keep their order."""
+    if loss is iou:
+        return iou_similarity
+    return lambda p, q, eps: 1 - loss(p, q, eps)
+
+
+KINDS = dict(zip(KIND_NAMES, (*map(similarity, LOSSES.values()), containment, *PENALTIES.values()), strict=True))
+
+
 class _Upcast(torch.autograd.Function):
     """``boxes.to(dtype)`` whose gradient saturates instead of overflowing on its way back to half precision."""
 
@@ -200,6 +218,10 @@ class _Upcast(torch.autograd.Function):
             largest = torch.finfo(ctx.dtype).max
             gradient = gradient.clamp(-largest, largest)
         return gradient.to(ctx.dtype), None
+
+
+def upcast(boxes: Tensor, dtype: torch.dtype) -> Tensor:
+    return boxes if boxes.dtype == dtype else _Upcast.apply(boxes, dtype)
 
 
 class ICRTerms(NamedTuple):
@@ -234,7 +256,7 @@ def icr_terms(
 
     def box(boxes: Tensor) -> Box:
         # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.
-        boxes = boxes if boxes.dtype == dtype else _Upcast.apply(boxes, dtype)
+        boxes = upcast(boxes, dtype)
         return corners(boxes if mask is None else torch.where(mask.unsqueeze(-1), boxes, 0), box_format)
 
     p, g = box(pred), box(target)
@@ -244,8 +266,7 @@ def icr_terms(
         inside, excess = torch.ones_like(total), torch.zeros_like(total)
     else:
         # Converted before it is gathered: the gradient of a table adds up in the arithmetic's dtype.
-        anchors = anchors if anchors.dtype == dtype else _Upcast.apply(anchors, dtype)
-        anchors, has_anchor = gather_anchors(anchors, anchor_index)
+        anchors, has_anchor = gather_anchors(upcast(anchors, dtype), anchor_index)
         a = box(anchors)
         inside = containment(p, a, eps)
         excess = PENALTIES[penalty](p, a, eps)
@@ -292,3 +313,117 @@ def icr_loss(
         pairs = max(loss.numel(), 1) if mask is None else mask.sum().clamp(min=1)
         return loss.sum() / pairs
     return loss.sum() / torch.as_tensor(normalizer, dtype=loss.dtype, device=loss.device).clamp(min=eps)
+
+
+class Selection(NamedTuple):
+    """The best partners of each box, best first: their values and their indices; -inf and -1 where there is none."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float, box_format: str) -> Tensor:
+    """`icr_kernels.pairwise_iou` in plain PyTorch, without its checks."""
+    dtype = compute_dtype(boxes1, boxes2)
+    first = corners(upcast(boxes1, dtype).unsqueeze(-2), box_format)
+    second = corners(upcast(boxes2, dtype).unsqueeze(-3), box_format)
+    return KINDS[kind](first, second, eps)
+
+
+# Pairs that are looked at together where no matrix is to be kept.
+_PAIRS_AT_ONCE = 1 << 22
+
+
+def selected(
+    queries: Tensor,
+    candidates: Tensor,
+    query_group: Tensor | None,
+    candidate_group: Tensor | None,
+    offset: Tensor | None,
+    at_least: Tensor | None,
+    kind: str,
+    candidate_first: bool,
+    k: int,
+    larger: bool,
+    eps: float,
+    box_format: str,
+) -> Selection:
+    """The operator of that name in plain PyTorch: for each query (..., N, 4) the best k of the candidates (..., M, 4),
+    k = 0: the best, without a dimension of its own. What is best, and which pairs count, `operators.py` says."""
+    dtype = compute_dtype(queries, candidates)
+    areas = area(corners(candidates.to(dtype), box_format)).unsqueeze(-2)
+
+    def scores(rows: Tensor, group: Tensor | None, least: Tensor | None) -> Tensor:
+        pair = (candidates, rows) if candidate_first else (rows, candidates)
+        value = pairwise_iou(*pair, kind, eps, box_format)
+        value = value.transpose(-1, -2) if candidate_first else value
+        if offset is not None:
+            value = value - offset.to(dtype).unsqueeze(-2)
+        counts = ~value.isnan()
+        if group is not None and candidate_group is not None:
+            is_group = (group >= 0) & (group <= LARGEST_GROUP)
+            counts &= (group.unsqueeze(-1) == candidate_group.unsqueeze(-2)) & is_group.unsqueeze(-1)
+        if larger:
+            counts &= areas > area(corners(rows.to(dtype), box_format)).unsqueeze(-1)
+        if least is not None:
+            counts &= value >= least.to(dtype).unsqueeze(-1)
+            value = -areas.expand_as(value)
+        return torch.where(counts, value, -math.inf)
+
+    def best(score: Tensor) -> tuple[Tensor, Tensor]:
+        if k == 0:
+            if score.shape[-1] == 0:
+                return score.new_full(score.shape[:-1], -math.inf), score.new_full(score.shape[:-1], -1).long()
+            index = score.argmax(-1)  # of equals the first
+            values = score.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        else:
+            padded = torch.nn.functional.pad(score, (0, k), value=-math.inf)
+            values, index = (part[..., :k] for part in torch.sort(padded, dim=-1, descending=True, stable=True))
+        return values, torch.where(values == -math.inf, -1, index)
+
+    count = max(_PAIRS_AT_ONCE // max(candidates.shape[:-1].numel(), 1), 1)
+    chunks = [None if part is None else part.split(count, -1) for part in (query_group, at_least)]
+    parts = [
+        best(scores(rows, *(None if chunk is None else chunk[number] for chunk in chunks)))
+        for number, rows in enumerate(queries.split(count, -2))
+    ]
+    dimension = -1 if k == 0 else -2
+    return Selection(*(torch.cat(each, dimension) for each in zip(*parts, strict=True)))
+
+
+def matching_cost(
+    boxes: Tensor,
+    logits: Tensor,
+    log_normalizer: Tensor | None,
+    target_boxes: Tensor,
+    labels: Tensor,
+    image: Tensor,
+    class_weight: float,
+    l1_weight: float,
+    giou_weight: float,
+    alpha: float,
+    gamma: float,
+    eps: float,
+    box_format: str,
+) -> Tensor:
+    """The operator of that name in plain PyTorch: the cost of each target (M) and each query (B, Q) of its own image,
+    (M, Q); NaN where image or label do not exist. With a log_normalizer, the logsumexp of a query's logits, its classes
+    exclude each other."""
+    dtype = compute_dtype(boxes, target_boxes, logits)
+    exists = (image >= 0) & (image < boxes.shape[0]) & (labels >= 0) & (labels < logits.shape[-1])
+    if boxes.shape[0] == 0 or logits.shape[-1] == 0:
+        return boxes.new_full((len(labels), boxes.shape[1]), math.nan, dtype=dtype)
+    image, label = torch.where(exists, image, 0), torch.where(exists, labels, 0)
+    found = boxes.to(dtype)[image]
+    logit = logits[image, :, label].to(dtype)
+    if log_normalizer is not None:
+        of_class = -torch.exp(logit - log_normalizer.to(dtype)[image])
+    else:
+        p, not_p = torch.sigmoid(logit), torch.sigmoid(-logit)
+        positive = alpha * not_p**gamma * -torch.log(p + FOCAL_EPS)
+        of_class = positive - (1 - alpha) * p**gamma * -torch.log(not_p + FOCAL_EPS)
+    target = target_boxes.to(dtype).unsqueeze(-2)
+    l1 = (found - target).abs().sum(-1)
+    overlap = KINDS["giou"](corners(found, box_format), corners(target, box_format), eps)
+    cost = class_weight * of_class + l1_weight * l1 - giou_weight * overlap
+    return torch.where(exists.unsqueeze(-1), cost, math.nan)

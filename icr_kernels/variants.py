@@ -49,13 +49,25 @@ NO_PENALTY = "none"
 
 LOSS_NAMES = tuple(variant.name for variant in LOSSES)
 PENALTY_NAMES = tuple(variant.name for variant in PENALTIES)
+# What a matrix of all pairs of two sets of boxes can hold: the similarity 1 - loss of each loss, the containment of the
+# first box in the second, and each penalty.
+KIND_NAMES = (*LOSS_NAMES, "containment", *(f"{name}_penalty" for name in PENALTY_NAMES))
 REDUCTIONS = ("none", "sum", "mean")
+CLASSIFICATIONS = ("softmax", "focal")
 BOX_FORMATS = ("xyxy", "cxcywh", "xywh")
 
 LOSS_IDS = {name: number for number, name in enumerate(LOSS_NAMES)}
 PENALTY_IDS = {NO_PENALTY: -1, **{name: number for number, name in enumerate(PENALTY_NAMES)}}
+KIND_IDS = {name: number for number, name in enumerate(KIND_NAMES)}
 REDUCTION_IDS = {name: number for number, name in enumerate(REDUCTIONS)}
 BOX_FORMAT_IDS = {name: number for number, name in enumerate(BOX_FORMATS)}
 
 # Coordinates beyond this magnitude count as this magnitude: areas then stay finite in float32.
 COORDINATE_LIMIT = 1e18
+
+# Added to a probability before its logarithm is taken, in the focal matching cost: as its users train with it.
+FOCAL_EPS = 1e-8
+# The most partners of a box that are kept while its candidates go by.
+MOST_SELECTED = 16
+# A group beyond this pairs with nothing, as a negative one.
+LARGEST_GROUP = 2**31 - 1

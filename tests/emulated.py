@@ -26,7 +26,8 @@ def register():
         name="_emulated",
         sources=[str(FOLDER / "operators.cpp"), str(FOLDER / "emulation.cpp")],
         extra_include_paths=[str(FOLDER), pybind11.get_include()],
-        extra_cflags=["-O1", "-g1", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
+        extra_cflags=["-O1", "-g1", "-fdata-sections", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
+        extra_ldflags=[f"-Wl,-T,{FOLDER / 'shared.ld'}"],
         build_directory=str(build),
     )
     backends.BY_NAME[NAME] = backends.Backend(NAME, "CUDA emulated", ("cpu",), _obstacle, family)

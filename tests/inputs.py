@@ -15,7 +15,7 @@ import emulated
 import icr_kernels as icr
 from icr_kernels import operators
 from icr_kernels.backends import BY_NAME
-from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
+from icr_kernels.variants import BOX_FORMATS, KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
 
 # Without the compiled extension its tests fail, unless this says that only the reference is meant to be tested.
 REFERENCE_ONLY = os.environ.get("ICR_KERNELS_TEST_REFERENCE_ONLY") == "1"
@@ -52,6 +52,7 @@ every_quick_compiled_backend = pytest.mark.parametrize(
 )
 every_loss = pytest.mark.parametrize("loss", LOSS_NAMES)
 every_penalty = pytest.mark.parametrize("penalty", PENALTY_NAMES)
+every_kind = pytest.mark.parametrize("kind", KIND_NAMES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 every_format = pytest.mark.parametrize("box_format", BOX_FORMATS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
@@ -143,6 +144,13 @@ def grid_boxes(n: int, side: int, seed: int, dtype: torch.dtype = torch.float64)
     """Boxes whose corners are integers from 0 to side: full of ties, touching edges, empty and inverted boxes."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, side + 1, (n, 4), generator=generator).to(dtype)
+
+
+def crowd(n: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    """Valid boxes that often overlap, without ties."""
+    uniform = _random(seed)
+    first = uniform(0, 60, n, 2)
+    return torch.cat((first, first + uniform(1, 40, n, 2)), 1).to(device, dtype)
 
 
 def box(*coordinates: float, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:

@@ -30,7 +30,8 @@ if platform.machine() == "x86_64":
     }
 CPU = {str(ROOT / "csrc" / "cpu" / f"{name}.cpp"): [*target, *ONE_VARIANT] for name, target in LOOPS.items()}
 CPU |= {str(CPP / name): [] for name in ("cpu_processors.cpp", "sanitize.cpp")}
-EMULATION = [f"-I{CPP / 'emulation'}"]
+EMULATION = [f"-I{CPP / 'emulation'}", "-fdata-sections"]
+SHARED_MEMORY = f"-Wl,-T,{CPP / 'emulation' / 'shared.ld'}"
 GPU = {
     str(CPP / "emulated_processors.cpp"): [*EMULATION, *ONE_VARIANT],
     str(CPP / "emulation" / "emulation.cpp"): EMULATION,
@@ -54,7 +55,8 @@ def build(folder: Path, sources: dict[str, list[str]], flags: list[str]) -> str:
         errors = process.communicate()[1]
         assert process.returncode == 0, errors
     program = str(folder / "sanitize")
-    subprocess.run([compiler, *flags, *objects, "-o", program], check=True)
+    layout = [SHARED_MEMORY] if any("emulation" in source for source in sources) else []
+    subprocess.run([compiler, *flags, *objects, *layout, "-o", program], check=True)
     return program
 
 
@@ -65,11 +67,13 @@ def run(program: str) -> str:
 
 
 def test_loops_touch_only_what_is_theirs(tmp_path):
-    assert "generic: 2304 runs" in run(build(tmp_path, CPU, ADDRESS))
+    output = run(build(tmp_path, CPU, ADDRESS))
+    assert "generic: 2304 runs\n" in output and "generic: 1792 runs over sets" in output
 
 
 def test_kernels_touch_only_what_is_theirs(tmp_path):
-    assert "emulated CUDA: 117 runs" in run(build(tmp_path, GPU, ADDRESS))
+    output = run(build(tmp_path, GPU, ADDRESS))
+    assert "emulated CUDA: 117 runs\n" in output and "emulated CUDA: 117 runs over sets" in output
 
 
 def races(folder: Path, sources: dict[str, list[str]]) -> subprocess.CompletedProcess:
@@ -85,7 +89,7 @@ def races(folder: Path, sources: dict[str, list[str]]) -> subprocess.CompletedPr
 def test_kernels_have_no_races(tmp_path):
     result = races(tmp_path, GPU)
     assert result.returncode == 0, result.stderr[-4000:]
-    assert "emulated CUDA: 21 runs" in result.stdout
+    assert "emulated CUDA: 21 runs\n" in result.stdout and "emulated CUDA: 14 runs over sets" in result.stdout
 
 
 @pytest.mark.parametrize("race", [0, 1, 2, 3], ids=["none", "fence_before", "fence_after", "barrier"])
@@ -104,9 +108,10 @@ def test_emulation_reaches_every_line_of_the_kernels(tmp_path):
     )
     with gzip.open(next(tmp_path.glob("*.gcov.json.gz"))) as report:
         files = json.load(report)["files"]
-    counts = {}
-    for line in next(file for file in files if file["file"].endswith("kernels.cu"))["lines"]:
-        number = line["line_number"]
-        counts[number] = counts.get(number, 0) + line["count"]
-    assert len(counts) > 100
-    assert [number for number, count in counts.items() if count == 0] == []
+    for name in ("kernels.cu", "pairwise.cu", "rows.h"):
+        counts = {}
+        for line in next(file for file in files if file["file"].endswith(f"cuda/{name}"))["lines"]:
+            number = line["line_number"]
+            counts[number] = counts.get(number, 0) + line["count"]
+        assert len(counts) > 30
+        assert [(name, number) for number, count in counts.items() if count == 0] == []

@@ -13,6 +13,8 @@ from icr_kernels.variants import (
     BOX_FORMAT_IDS,
     BOX_FORMATS,
     COORDINATE_LIMIT,
+    KIND_IDS,
+    KIND_NAMES,
     LOSS_IDS,
     LOSS_NAMES,
     PENALTY_IDS,
@@ -372,6 +374,170 @@ def test_gradient_of_the_terms_by_a_table():
     assert_close(gradient, truth, TOLERANCE[torch.float16])
 
 
+# All pairs of two sets. Other tests see the large blocks that the interpreter is given.
+
+
+@pytest.fixture(params=["many", "some", "few"])
+def small_tiles(request, monkeypatch):
+    """As a GPU has them, but smaller: for many, some or few queries and rows."""
+    pairwise = triton_kernels.pairwise_operators
+    tiles = pairwise.Tile(16, 4, 0), pairwise.Tile(4, 16, 1), pairwise.Tile(1, 32, 1)
+    blocks = pairwise.Blocks((4, 32), (16, 8), *tiles, span=16, mine=(8, 2), pairs=128, cost=(2, 16))
+    for name in ("BLOCKS", "INTERPRETED_BLOCKS"):
+        monkeypatch.setattr(pairwise, name, dict.fromkeys(pairwise.BLOCKS, blocks))
+    monkeypatch.setattr(pairwise, "WIDE", 20)
+    if request.param == "many":
+        monkeypatch.setattr(pairwise, "MANY_QUERIES", 0)
+        monkeypatch.setattr(pairwise, "MANY_ROWS", 0)
+    elif request.param == "some":
+        monkeypatch.setattr(pairwise, "SOME_QUERIES", 0)
+
+
+def matrix(first: Tensor, second: Tensor, kind: str = "iou") -> Tensor:
+    return triton_kernels.pairwise(first, second, KIND_IDS[kind], 0.5, 0)
+
+
+def matrix_gradients(upstream: Tensor, first: Tensor, second: Tensor, kind: str) -> tuple[Tensor, ...]:
+    return triton_kernels.pairwise_backward(upstream, first, second, KIND_IDS[kind], 0.5, 0, 3)
+
+
+def expected_matrix(upstream: Tensor, first: Tensor, second: Tensor, kind: str) -> list[Tensor]:
+    leaves = [boxes.detach().double().requires_grad_() for boxes in (first, second)]
+    value = reference.pairwise_iou(*leaves, kind, 0.5, "xyxy")
+    return [value.detach(), *torch.autograd.grad(value, leaves, upstream.double())]
+
+
+def assert_selected(
+    queries: Tensor, candidates: Tensor, k: int, kind: str = "iou", candidate_first: bool = False, **options
+) -> None:
+    """Exactly what a stable sort of the matrix gives."""
+    tensors = [options.get(name) for name in ("query_group", "candidate_group", "offset", "at_least")]
+    larger = options.get("larger", False)
+    result = triton_kernels.selected(
+        queries, candidates, *tensors, KIND_IDS[kind], candidate_first, k, larger, 0.5, BOX_FORMAT_IDS["xyxy"]
+    )
+    pair = (candidates, queries) if candidate_first else (queries, candidates)
+    score = matrix(*pair, kind).transpose(-1, -2) if candidate_first else matrix(*pair, kind)
+    query_group, candidate_group, offset, at_least = tensors
+    if offset is not None:
+        score = score - offset.unsqueeze(-2)
+    counts = ~score.isnan()
+    if query_group is not None:
+        counts &= (query_group.unsqueeze(-1) == candidate_group.unsqueeze(-2)) & (query_group >= 0).unsqueeze(-1)
+    areas = [reference.area(reference.corners(boxes, "xyxy")) for boxes in (queries, candidates)]
+    if larger:
+        counts &= areas[1].unsqueeze(-2) > areas[0].unsqueeze(-1)
+    if at_least is not None:
+        counts &= score >= at_least.unsqueeze(-1)
+        score = -areas[1].unsqueeze(-2).expand_as(score)
+    score = torch.nn.functional.pad(torch.where(counts, score, -torch.inf), (0, k + 1), value=-torch.inf)
+    values, indices = (part[..., : max(k, 1)] for part in torch.sort(score, dim=-1, descending=True, stable=True))
+    indices = torch.where(values == -torch.inf, -1, indices)
+    for actual, true in zip(result, (values, indices), strict=True):
+        assert torch.equal(actual, true.squeeze(-1) if k == 0 else true)
+
+
+@full_precision
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_matrix_and_its_gradients(kind, dtype):
+    for boxes_of in (ordinary, on_grid):
+        first, second = boxes_of(70, 0, dtype), boxes_of(50, 1, dtype)
+        upstream = torch.rand(50, 140, dtype=dtype, device=DEVICE)[:, ::2].t()
+        results = matrix(first, second, kind), *matrix_gradients(upstream, first, second, kind)
+        for actual, truth in zip(results, expected_matrix(upstream, first, second, kind), strict=True):
+            assert actual.dtype == dtype and actual.is_contiguous()
+            assert_close(actual, truth, 10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (1, 1), (17, 19), (8, 33)])
+def test_matrix_in_small_tiles(n, m, small_tiles):
+    first, second = ordinary(2 * n, 0).view(2, n, 4), ordinary(m, 1).expand(2, m, 4)
+    upstream = torch.ones((), device=DEVICE).expand(2, n, m)
+    results = matrix(first, second, "giou"), *matrix_gradients(upstream, first, second, "giou")
+    for actual, truth in zip(results, expected_matrix(upstream, first, second, "giou"), strict=True):
+        assert_close(actual, truth, 2e-6)
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 16])
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (1, 1), (9, 40)])
+def test_selection_in_small_tiles(n, m, k, small_tiles):
+    for boxes_of in (ordinary, on_grid):
+        queries, candidates = boxes_of(2 * n, 0).view(2, n, 4), boxes_of(2 * m, 1).view(2, m, 4)
+        queries[:1, 1:2, 2], candidates[1:, 2:3, 0] = float("nan"), float("nan")
+        assert_selected(queries, candidates, k)
+        group = torch.arange(n, device=DEVICE).expand(2, n) // 3, torch.arange(m, device=DEVICE).expand(2, m) // 7
+        assert_selected(queries, candidates, k, query_group=group[0], candidate_group=group[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("k", [0, 4])
+def test_groups_lie_anyhow(k, dtype, small_tiles):
+    queries, candidates, generator = ordinary(20, 0), ordinary(40, 1), torch.Generator().manual_seed(2)
+    mine, its = (torch.randint(-1, 4, (n,), generator=generator).to(DEVICE, dtype) for n in (40, 40))
+    largest = 2**31 - 1
+    groups = {
+        "unsorted": (mine[::2], its),
+        "none": (mine[::2], torch.full_like(its, -1)),
+        "one": (torch.full_like(mine[::2], largest), torch.where(its == 1, largest, its)),
+        "gaps": ((mine[::2] * 9).sort().values, torch.where(its == 2, -5, its * 9).sort().values),
+    }
+    if dtype == torch.int64:
+        groups["beyond"] = (mine[::2].clamp(min=0), its.clamp(min=0) + 2**32 * (its == 3))
+    for query_group, candidate_group in groups.values():
+        assert_selected(queries, candidates, k, query_group=query_group, candidate_group=candidate_group)
+
+
+@full_precision
+@pytest.mark.parametrize("candidate_first", [False, True])
+def test_selection_by_other_scores(candidate_first, dtype, small_tiles):
+    queries, candidates = ordinary(30, 0, dtype), ordinary(50, 1, dtype)
+    offset = torch.linspace(0, 1, 100, dtype=dtype, device=DEVICE)[::2]
+    at_least = torch.linspace(0, 0.4, 30, dtype=dtype, device=DEVICE)
+    for options in ({"offset": offset}, {"larger": True}, {"at_least": at_least, "larger": True}, {"k": 3}):
+        options = {"k": 0, "kind": "containment", **options}
+        assert_selected(queries, candidates, candidate_first=candidate_first, **options)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_largest_value_less_itself_is_zero(kind):
+    """Which the matching of low quality is made of."""
+    first, second = ordinary(40, 0), ordinary(30, 1)
+    numbers = 0, False, 0.5, 0
+    most, index = triton_kernels.selected(first, second, None, None, None, None, KIND_IDS[kind], False, *numbers)
+    value = matrix(first, second, kind)
+    assert torch.equal(most, value.gather(1, index.unsqueeze(1)).squeeze(1))
+    left, _ = triton_kernels.selected(second, first, None, None, most, None, KIND_IDS[kind], True, *numbers)
+    assert torch.equal(left == 0, (value == most.unsqueeze(1)).any(0))
+
+
+@full_precision
+@pytest.mark.parametrize("gamma", [2.0, 0.5])
+def test_matching_cost(gamma, dtype, small_tiles):
+    generator = torch.Generator().manual_seed(3)
+    boxes = ordinary(105, 0, dtype).view(35, 3, 4).transpose(0, 1)
+    logits = torch.randn(5, 35, 3, generator=generator).to(DEVICE, dtype).transpose(0, 2) * 10
+    targets = ordinary(9, 1)
+    image, labels = torch.tensor([0, 1, 2, 2, -1, 3, 1, 0, 2**31 - 1]).int(), torch.tensor([0, 4, 2, -1, 1, 1, 5, 3, 2])
+    tensors = targets, labels.to(DEVICE), image.to(DEVICE)
+    for normalizer in (None, logits.logsumexp(-1)):
+        numbers = 2.0, 5.0, 1.5, 0.25, gamma, 1e-7
+        cost = triton_kernels.matching_cost(boxes, logits, normalizer, *tensors, *numbers, 1)
+        wide = [None if rows is None else rows.double() for rows in (boxes, logits, normalizer, targets)]
+        truth = reference.matching_cost(*wide, *tensors[1:], *numbers, "cxcywh")
+        assert cost.dtype == dtype and cost.isnan().any(1).tolist() == [False, False, False] + [True] * 4 + [
+            False,
+            True,
+        ]
+        assert torch.equal(cost.isnan(), truth.isnan())
+        assert_close(cost.nan_to_num(), truth.nan_to_num(), TOLERANCE[dtype])
+
+
 def test_losses_and_penalties_are_those_of_the_registry():
     assert [loss.__name__ for loss in operators.LOSSES] == list(LOSS_NAMES)
     assert [penalty.__name__ for penalty in operators.PENALTIES] == [name.replace("+", "_") for name in PENALTY_NAMES]
+
+
+def test_kinds_are_those_of_the_registry():
+    kinds = triton_kernels.pairwise_operators.KINDS
+    assert len(kinds) == len(KIND_NAMES)
+    assert [kind.complement for kind in kinds] == [name in LOSS_NAMES and name != "iou" for name in KIND_NAMES]

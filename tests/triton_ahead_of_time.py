@@ -24,9 +24,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from icr_kernels import reference, triton_kernels
-from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
+from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES
 
-kernels, operators = triton_kernels.kernels, triton_kernels.operators
+operators, pairwise_operators = triton_kernels.operators, triton_kernels.pairwise_operators
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -77,11 +77,12 @@ def recorded(operator, *arguments) -> tuple[list[Launch], Any]:
         names = [parameter.name for parameter in kernel.params]
         launches.append(Launch(kernel, programs, {**dict(zip(names, positional, strict=False)), **named}))
 
-    launch, operators.launch = operators.launch, record
+    launch = operators.launch
+    operators.launch = pairwise_operators.launch = record
     try:
         return launches, operator(*arguments)
     finally:
-        operators.launch = launch
+        operators.launch = pairwise_operators.launch = launch
 
 
 def resources(compiled) -> dict[str, int]:
@@ -134,6 +135,8 @@ OPERATIONS = {
     "arith.mulf": np.multiply,
     "arith.muli": np.multiply,
     "arith.divf": np.divide,
+    "arith.divsi": np.floor_divide,  # of what is not negative
+    "arith.remsi": np.remainder,
     "arith.negf": np.negative,
     "arith.andi": np.bitwise_and,
     "arith.ori": np.bitwise_or,
@@ -141,6 +144,8 @@ OPERATIONS = {
     "arith.minimumf": np.minimum,
     "arith.maxnumf": np.fmax,
     "arith.minnumf": np.fmin,
+    "arith.maxsi": np.maximum,
+    "arith.minsi": np.minimum,
     "arith.select": np.where,
     "math.fma": fused,
     "math.exp": np.exp,
@@ -148,6 +153,7 @@ OPERATIONS = {
     "math.absf": np.abs,
     "math.sqrt": np.sqrt,
 }
+REDUCTIONS = {"arith.add": np.add, "arith.max": np.maximum, "arith.min": np.minimum}
 CASTS = ("arith.extsi", "arith.extui", "arith.extf", "arith.truncf", "arith.trunci", "arith.uitofp", "arith.sitofp")
 
 
@@ -181,9 +187,11 @@ class Program:
             at = self.statement(at, line)
 
     def values(self, text: str) -> list[Any]:
-        return [self.env[name] for name in re.findall(r"%[\w#]+", text)]
+        return [self.env[name] for name in re.findall(r"%[\w#-]+", text)]
 
     def assign(self, names: str, values: list[Any]) -> None:
+        if not names:
+            return
         name, _, count = names.partition(":")
         if count:
             self.env.update({f"{name}#{i}": value for i, value in enumerate(values)})
@@ -193,27 +201,32 @@ class Program:
     def end_of(self, at: int) -> int:
         """The line that closes the block which begins after this one."""
         depth = 1
-        while depth:
+        while True:
             at += 1
-            depth += self.lines[at].endswith("{") - self.lines[at].startswith("}")
-        return at
+            depth -= self.lines[at].startswith("}")
+            if not depth:
+                return at
+            depth += self.lines[at].endswith("{")
 
     def statement(self, at: int, line: str) -> int:
-        names, _, code = line.rpartition(" = ") if re.match(r"%[\w:, %]+ = ", line) is None else line.partition(" = ")
+        names, _, code = line.rpartition(" = ") if re.match(r"%[\w:, %-]+ = ", line) is None else line.partition(" = ")
         if code.startswith("scf.while"):
             return self.loop(at, names, code)
         if code.startswith("scf.if"):
-            end = self.end_of(at)
-            assert "else" not in self.lines[end] and not names
-            if self.env[re.search(r"%[\w#]+", code).group()]:
-                self.block(at + 1)
+            end = otherwise = self.end_of(at)
+            if "else" in self.lines[end]:
+                end = self.end_of(otherwise)
+            if self.env[re.search(r"%[\w#-]+", code).group()]:
+                self.assign(names, self.block(at + 1)[1])
+            elif otherwise < end:
+                self.assign(names, self.block(otherwise + 1)[1])
             return end + 1
         if code.startswith('"tt.reduce"'):
-            operand = self.env[re.search(r"%[\w#]+", code).group()]
+            operand = self.env[re.search(r"%[\w#-]+", code).group()]
             axis = int(re.search(r"axis = (\d+)", code).group(1))
             end = next(i for i in range(at, len(self.lines)) if self.lines[i].startswith("})"))
-            assert any("arith.add" in inner for inner in self.lines[at:end])
-            self.assign(names, [operand.sum(axis, dtype=operand.dtype)])
+            (combine,) = (of for of in REDUCTIONS if any(of in inner for inner in self.lines[at:end]))
+            self.assign(names, [REDUCTIONS[combine].reduce(operand, axis, operand.dtype)])
             return end + 1
         result = self.operation(code)
         if names:
@@ -221,7 +234,7 @@ class Program:
         return at + 1
 
     def loop(self, at: int, names: str, code: str) -> int:
-        initial = re.findall(r"(%\w+) = (%[\w#]+)", code.split(" : ")[0])
+        initial = re.findall(r"(%[\w-]+) = (%[\w#-]+)", code.split(" : ")[0])
         values = [self.env[value] for _, value in initial]
         while True:
             self.env.update(zip((name for name, _ in initial), values, strict=True))
@@ -242,6 +255,9 @@ class Program:
                 return np.bool_(code.endswith("true"))
             shape, dtype = type_of(text)
             value = re.sub(r"dense<(.*)>", r"\1", literal)
+            if value.startswith("0x"):
+                bits = bytes.fromhex(value[2:])[::-1]
+                return np.full(shape, np.frombuffer(bits, dtype)[0], dtype)
             number = value == "true" if value in ("true", "false") else float(value) if "." in value else int(value)
             return np.full(shape, number, dtype)
         if kind in ("arith.cmpf", "arith.cmpi"):
@@ -269,6 +285,8 @@ class Program:
         return np.full(shape, operands[0])
 
     def tt_broadcast(self, operands, shape, code):
+        if isinstance(operands[0], Pointers):
+            return operands[0]
         return np.broadcast_to(operands[0], shape)
 
     def tt_expand_dims(self, operands, shape, code):
@@ -294,13 +312,16 @@ class Program:
 
     def tt_load(self, operands, shape, code):
         pointers, keep, *other = operands if len(operands) > 1 else (operands[0], np.True_)
-        values = pointers.memory[np.where(keep, pointers.at, 0)]
+        at = np.where(keep, pointers.at, 0)
+        assert np.min(at) >= 0
+        values = pointers.memory[at]
         return np.where(keep, values, other[0]) if other else values
 
     def tt_store(self, operands, shape, code):
         pointers, values, keep = operands if len(operands) > 2 else (*operands, np.True_)
-        keep = np.broadcast_to(keep, np.shape(pointers.at))
-        pointers.memory[pointers.at[keep]] = np.broadcast_to(values, np.shape(pointers.at))[keep]
+        at, values, keep = np.broadcast_arrays(pointers.at, values, keep)
+        assert np.min(at, where=keep, initial=0) >= 0
+        pointers.memory[at[keep]] = values[keep]
 
     def tt_atomic_rmw(self, operands, shape, code):
         pointers, by, _ = operands
@@ -340,6 +361,7 @@ def run(launch: Launch, compiled) -> None:
 
 EVALUATED = 90  # the GPU whose code is also run
 PAIRS = 300
+MOST = 1 << 62  # more queries and rows than there are
 
 
 class Case(NamedTuple):
@@ -350,6 +372,9 @@ class Case(NamedTuple):
     penalty: str = "containment"
     wanted: int = 1
     dtype: torch.dtype = torch.float32
+    kind: str = "iou"
+    k: int = 0
+    tile: str = "many"
 
 
 def boxes_of(seed: int) -> torch.Tensor:
@@ -383,14 +408,14 @@ def gradients(value, asked: list[torch.Tensor], upstream=None) -> list[torch.Ten
     return list(torch.autograd.grad(value, asked, upstream)) if asked else []
 
 
-# Each returns the launch, where its results are, and what they are to be.
+# Each returns the launches, where its results are, and what they are to be.
 
 
 def loss(case: Case):
     of = given(case)
-    (launch,), results = recorded(operators.loss, *of.boxes, *(None,) * 4, 1.0, 1, *of.formula, case.wanted, False)
+    launches, results = recorded(operators.loss, *of.boxes, *(None,) * 4, 1.0, 1, *of.formula, case.wanted, False)
     value = reference.icr_loss(*of.leaves, reduction="sum", **of.options)
-    return launch, results, [value, None, *gradients(value, of.asked)]
+    return launches, results, [value, None, *gradients(value, of.asked)]
 
 
 def masked(case: Case):
@@ -398,12 +423,12 @@ def masked(case: Case):
     of = given(case)
     count = len(of.boxes[0])
     mask, weight = torch.arange(count) % 5 != 2, torch.linspace(0.5, 1.5, count)
-    (launch,), results = recorded(
+    launches, results = recorded(
         operators.loss, *of.boxes, None, weight, mask, None, 1.0, 2, *of.formula, case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, weight=weight, mask=mask, reduction="mean", **of.options)
     lacking = 1 / mask.sum().double()
-    return launch, results, [value, lacking, *(rows / lacking for rows in gradients(value, of.asked))]
+    return launches, results, [value, lacking, *(rows / lacking for rows in gradients(value, of.asked))]
 
 
 def table(case: Case):
@@ -413,57 +438,129 @@ def table(case: Case):
     pred = torch.cat((of.boxes[0], of.boxes[0]), 1)[:, 2:6]
     index, cars = (torch.arange(count) * 7 % 20 - 2).int(), of.boxes[2][:16].half()
     arguments = (pred, of.boxes[1], cars, index, None, None, torch.tensor(3.0), 2.0, 0, *of.formula[:5], 1)
-    (launch,), results = recorded(operators.loss, *arguments, case.wanted, True)
+    launches, results = recorded(operators.loss, *arguments, case.wanted, True)
     leaf = pred.double().requires_grad_()
     value = reference.icr_loss(
         leaf, of.leaves[1], cars.double(), anchor_index=index, reduction="none", box_format="cxcywh", **of.options
     )
-    return launch, results, [2 * value, None, 2 * gradients(value.sum(), [leaf])[0]]
+    return launches, results, [2 * value, None, 2 * gradients(value.sum(), [leaf])[0]]
 
 
 def terms(case: Case):
     of = given(case)
-    (launch,), results = recorded(operators.terms, *of.boxes, None, None, *of.formula)
-    return launch, results, list(reference.icr_terms(*of.leaves, **of.options))
+    launches, results = recorded(operators.terms, *of.boxes, None, None, *of.formula)
+    return launches, results, list(reference.icr_terms(*of.leaves, **of.options))
 
 
 def terms_backward(case: Case):
     of = given(case)
     upstream = [torch.linspace(0.5, 1 + number, len(of.boxes[0])) for number in range(4)]
-    (launch,), results = recorded(operators.terms_backward, *upstream, *of.boxes, None, None, *of.formula, case.wanted)
+    launches, results = recorded(operators.terms_backward, *upstream, *of.boxes, None, None, *of.formula, case.wanted)
     value = reference.icr_terms(*of.leaves, **of.options)
-    return launch, results, gradients(value, of.asked, [rows.double() for rows in upstream])
+    return launches, results, gradients(value, of.asked, [rows.double() for rows in upstream])
 
 
 def scaled(case: Case):
     rows = boxes_of(0).to(case.dtype)
     factor, lacking = torch.linspace(0.5, 1.5, len(rows)), torch.tensor(0.25)
-    (launch,), result = recorded(operators.scaled, rows, factor, lacking, torch.float16, None, None)
-    return launch, [result], [(rows.double() * 0.25 * factor.unsqueeze(1)).half().double()]
+    launches, result = recorded(operators.scaled, rows, factor, lacking, torch.float16, None, None)
+    return launches, [result], [(rows.double() * 0.25 * factor.unsqueeze(1)).half().double()]
 
 
 def scaled_table(case: Case):
     rows, cars = boxes_of(0).to(case.dtype), torch.empty(16, 4)
     index = torch.arange(len(rows)) * 7 % 20 - 2
-    (launch,), result = recorded(operators.scaled, rows, torch.tensor(0.5), None, case.dtype, cars, index)
+    launches, result = recorded(operators.scaled, rows, torch.tensor(0.5), None, case.dtype, cars, index)
     has_row = (index >= 0) & (index < 16)
     sums = torch.zeros(16, 4, dtype=torch.float64)
-    return launch, [result], [sums.index_add(0, index[has_row], rows[has_row].double() / 2)]
+    return launches, [result], [sums.index_add(0, index[has_row], rows[has_row].double() / 2)]
+
+
+def pairwise(case: Case):
+    first, second = (boxes_of(seed).to(case.dtype) for seed in range(2))
+    first, second = (first[7::29], second) if case.tile != "narrow" else (first[::4], second[7::29])
+    launches, result = recorded(triton_kernels.pairwise, first, second, KIND_NAMES.index(case.kind), 0.5, 0)
+    return launches, [result], [reference.pairwise_iou(first.double(), second.double(), case.kind, 0.5, "xyxy")]
+
+
+def pairwise_backward(case: Case):
+    """Of the boxes of one side, which do not lie one after the other; the gradient from above is strided."""
+    pairwise_operators.MANY_ROWS = 0 if case.tile == "many" else MOST
+    mine = boxes_of(0)[5::41].to(torch.float16 if case.tile == "few" else case.dtype)
+    sides = [mine, boxes_of(1).to(case.dtype)][:: 1 if case.wanted == 1 else -1]
+    upstream = torch.linspace(-1, 2, len(sides[0]) * len(sides[1]) * 2).view(len(sides[1]), -1)[:, ::2].t()
+    arguments = upstream, *sides, KIND_NAMES.index(case.kind), 0.5, 1, case.wanted
+    launches, results = recorded(triton_kernels.pairwise_backward, *arguments)
+    leaves = [rows.double().requires_grad_() for rows in sides]
+    value = reference.pairwise_iou(*leaves, case.kind, 0.5, "cxcywh")
+    truth = gradients(value, [leaves[case.wanted - 1]], upstream.double())
+    return launches, results, truth
+
+
+def of_selection(case: Case, group=None, offset=None, at_least=None, candidate_first=False, larger=False):
+    pairwise_operators.MANY_QUERIES = 0 if case.tile == "many" else MOST
+    pairwise_operators.SOME_QUERIES = 0 if case.tile == "some" else MOST
+    queries, candidates = (boxes_of(seed).to(case.dtype) for seed in range(2))
+    every = {"many": 4, "some": 30, "few": 100}[case.tile]
+    groups = (None, None) if group is None else (group[::every], group)
+    least = None if at_least is None else at_least[::every]
+    tensors, options = (*groups, offset, least), (candidate_first, case.k, larger, 0.5)
+    queries = queries[::every].clone()
+    launches, results = recorded(
+        triton_kernels.selected, queries, candidates, *tensors, KIND_NAMES.index(case.kind), *options, 0
+    )
+    truth = reference.selected(queries.double(), candidates.double(), *tensors, case.kind, *options, "xyxy")
+    return launches, results, truth
+
+
+def selected(case: Case):
+    return of_selection(case)
+
+
+def selected_in_groups(case: Case):
+    """Sorted ones."""
+    group = torch.arange(2 * PAIRS) // 70
+    return of_selection(case, group, torch.linspace(0, 1, 2 * PAIRS), candidate_first=True)
+
+
+def selected_by_area(case: Case):
+    """Of those that overlap enough; groups lie anyhow."""
+    group = (torch.arange(2 * PAIRS) * 7 % 5 - 1).int()
+    return of_selection(case, group, at_least=torch.linspace(0, 0.5, 2 * PAIRS), larger=True)
+
+
+def matching_cost(case: Case):
+    """Focal or, with k, softmax; images and labels that do not exist."""
+    boxes, targets = boxes_of(0).to(case.dtype).view(4, -1, 4), boxes_of(1)[::60]
+    logits = torch.linspace(-9, 9, 600 * 6, dtype=case.dtype).view(6, 150, 4).permute(2, 1, 0)
+    image, labels = torch.arange(10) % 6 - 1, torch.arange(10).int() % 8 - 1
+    tensors = boxes, logits, logits.logsumexp(-1) if case.k else None, targets.to(case.dtype), labels, image
+    numbers = 2.0, 5.0, 1.5, 0.25, 1.5 if case.tile == "few" else 2.0, 0.5
+    launches, result = recorded(triton_kernels.matching_cost, *tensors, *numbers, 1)
+    doubles = [rows if rows is None or not rows.is_floating_point() else rows.double() for rows in tensors]
+    return launches, [result], [reference.matching_cost(*doubles, *numbers, "cxcywh")]
+
+
+def error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """Relative; what is not finite counts as a number of its own."""
+    found, truth = (rows.double().nan_to_num(nan=-7, neginf=-11) for rows in (found, truth))
+    return float((found - truth).norm() / truth.norm())
 
 
 def checked(case: Case) -> dict[str, Any]:
     """Compiles the case; for one of the GPUs, also runs it and compares with the reference in double precision."""
-    launch, results, truth = globals()[case.what](case)
+    launches, results, truth = globals()[case.what](case)
     begin = time.perf_counter()
-    compiled = launch.compiled(case.capability)
+    compiled = [launch.compiled(case.capability) for launch in launches]
     found = {"name": case.name, "capability": case.capability, "seconds": time.perf_counter() - begin}
-    found |= resources(compiled)
+    used = [resources(each) for each in compiled]
+    found |= {name: max(each[name] for each in used) for name in used[0]}
     if case.capability == EVALUATED:
-        run(launch, compiled)
+        for launch, each in zip(launches, compiled, strict=True):
+            run(launch, each)
         results = [rows for rows in results if rows.numel()]
         truth = [rows.detach() for rows in truth if rows is not None]
-        errors = [(a.double() - b).norm() / b.norm() for a, b in zip(results, truth, strict=True)]
-        found["error"] = float(max(errors))
+        found["error"] = max(error(*pair) for pair in zip(results, truth, strict=True))
     return found
 
 
@@ -485,6 +582,34 @@ def cases() -> list[Case]:
     for what in ("terms", "scaled", "scaled_table"):
         found += [Case(what, capability, what) for capability in (80, 90)]
     found += [Case("terms_backward", capability, "terms_backward", wanted=7) for capability in (80, 90)]
+    return found + pairwise_cases()
+
+
+def pairwise_cases() -> list[Case]:
+    found = [Case(f"matrix of {kind}", what="pairwise", kind=kind) for kind in KIND_NAMES]
+    found += [Case("matrix of ciou, narrow", what="pairwise", kind="ciou", tile="narrow")]
+    found += [Case("matrix of siou, double", what="pairwise", kind="siou", dtype=torch.float64)]
+    for kind, wanted in (("ciou", 1), ("siou", 2), ("iou", 1), ("containment+pull_penalty", 2)):
+        found.append(Case(f"matrix gradient of {kind}", what="pairwise_backward", wanted=wanted, kind=kind))
+    for wanted in (1, 2):
+        name = f"matrix gradient in half precision {wanted}"
+        found.append(Case(name, what="pairwise_backward", wanted=wanted, tile="few"))
+    found.append(Case("matrix gradient, double", what="pairwise_backward", kind="siou", dtype=torch.float64))
+    for tile in ("many", "some", "few"):
+        found.append(Case(f"selected, {tile}, 5", what="selected", tile=tile, k=5))
+        found.append(Case(f"selected, {tile}, 16 in double", what="selected", tile=tile, k=16, dtype=torch.float64))
+        name = f"selected in groups, {tile}"
+        found.append(Case(f"{name}, 0", what="selected_in_groups", tile=tile, kind="siou"))
+        found.append(Case(f"{name}, by area, 0", what="selected_by_area", tile=tile))
+    found.append(Case("selected in groups, some, by area, 5", what="selected_by_area", tile="some", k=5))
+    found += [Case(f"cost {k}", what="matching_cost", k=k) for k in (0, 1)]
+    found.append(Case("cost, double", what="matching_cost", tile="few", dtype=torch.float64))
+    for capability in (80, 100):
+        found.append(Case("matrix of siou", capability, "pairwise", kind="siou"))
+        found.append(Case("matrix gradient of siou", capability, "pairwise_backward", kind="siou", wanted=2))
+        found.append(Case("cost 0", capability, "matching_cost"))
+        found.append(Case("selected in groups, few, 0", capability, "selected_in_groups", tile="few"))
+        found.append(Case("selected in groups, many, 16", capability, "selected_in_groups", tile="many", k=16))
     return found
 
 
@@ -492,6 +617,7 @@ if __name__ == "__main__":
     # Blocks of the size that a GPU gets, and several programs that share a reduction.
     operators.INTERPRETED_BLOCK, operators.INTERPRETED_TABLE_BLOCK = operators.BLOCK, operators.TABLE_BLOCK
     operators.INTERPRETED_PROGRAMS = 3
+    pairwise_operators.INTERPRETED_BLOCKS = pairwise_operators.BLOCKS
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for found in pool.imap(checked, [case for case in cases() if wanted in case.name]):

@@ -1,8 +1,9 @@
 """Triton's interpreter, made fit for tests: `prepare` before its first launch.
 
-Two of its operations are not what they are on a GPU: to bfloat16 it rounds by cutting off and gets its smallest numbers
-wrong, and a fused multiply-add it rounds twice. And it replaces the whole language anew for every call of a function by
-another one, which takes ten times as long as all the rest.
+Three of its operations are not what they are on a GPU: to bfloat16 it rounds by cutting off and gets its smallest
+numbers wrong, a fused multiply-add it rounds twice, and along a first axis it adds up one by one, which loses digits.
+And it replaces the whole language anew for every call of a function by another one, which takes ten times as long as
+all the rest.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ def prepare() -> None:
         interpreter.prepared_for_tests = True
         _convert_bfloat16()
         _round_once()
+        _add_as_a_tree()
         _patch_once_a_launch()
 
 
@@ -42,6 +44,15 @@ def _round_once() -> None:
         return interpreter.TensorHandle(exact.astype(a.data.dtype), a.dtype.scalar)
 
     interpreter.InterpreterBuilder.create_fma = fused
+
+
+def _add_as_a_tree() -> None:
+    def total(self, input):
+        turned = np.ascontiguousarray(np.swapaxes(input.handle.data, self.axis, -1))  # NumPy adds pairwise along it
+        sums = np.swapaxes(turned.sum(-1, keepdims=True), self.axis, -1)
+        return self.to_tensor(sums if self.keep_dims else sums.squeeze(self.axis), input.dtype)
+
+    interpreter.ReduceOps.sum = total
 
 
 def _patch_once_a_launch() -> None:

@@ -2,5 +2,15 @@
 (TRITON_INTERPRET=1) they run on CPU tensors."""
 
 from .operators import loss, scaled, terms, terms_backward
+from .pairwise_operators import matching_cost, pairwise, pairwise_backward, selected
 
-__all__ = ["loss", "scaled", "terms", "terms_backward"]
+__all__ = [
+    "loss",
+    "matching_cost",
+    "pairwise",
+    "pairwise_backward",
+    "scaled",
+    "selected",
+    "terms",
+    "terms_backward",
+]

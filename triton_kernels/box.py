@@ -75,6 +75,14 @@ def pull_back(c, gradient, box_format: tl.constexpr):
 
 
 @triton.jit
+def spread(b, axis: tl.constexpr):
+    """Boxes in a row (axis 0) or in a column (axis 1)."""
+    return Box(
+        tl.expand_dims(b.x1, axis), tl.expand_dims(b.y1, axis), tl.expand_dims(b.x2, axis), tl.expand_dims(b.y2, axis)
+    )
+
+
+@triton.jit
 def variables(box, first: tl.constexpr, count: tl.constexpr):
     """The box as the variables from ``first`` on, of ``count``; beyond them, as constants."""
     return Box(

@@ -58,7 +58,7 @@ def flat(tensor: Tensor, trailing: int) -> tuple[Tensor, int]:
         if covered == 1:
             stride = tensor.stride(dimension)
         elif tensor.stride(dimension) != stride * covered:
-            return tensor.contiguous(), tensor.shape[-1] if trailing else 1
+            return tensor.contiguous(), tensor.shape[tensor.dim() - trailing :].numel()
         covered *= size
     return tensor, stride
 

@@ -8,9 +8,9 @@
 #else
 #pragma GCC target("avx2,fma")
 #endif
-#include "loops.h"
+#include "pairwise.h"
 
-const icr_cpu::InstructionSet icr_cpu::avx2 = {"avx2", icr::run<8, 4>, icr::scale};
+const icr_cpu::InstructionSet icr_cpu::avx2 = icr::instruction_set<8, 4>("avx2");
 
 #if defined(__clang__)
 #pragma clang attribute pop

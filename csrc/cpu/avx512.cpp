@@ -8,9 +8,9 @@
 #else
 #pragma GCC target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")
 #endif
-#include "loops.h"
+#include "pairwise.h"
 
-const icr_cpu::InstructionSet icr_cpu::avx512 = {"avx512", icr::run<16, 8>, icr::scale};
+const icr_cpu::InstructionSet icr_cpu::avx512 = icr::instruction_set<16, 8>("avx512");
 
 #if defined(__clang__)
 #pragma clang attribute pop

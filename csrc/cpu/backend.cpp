@@ -94,6 +94,59 @@ void Cpu::scale(const Scaling& scaling) const {
 
 void Cpu::add_to_table(const Scaling& scaling, const Rows& table) const { icr_cpu::add_to_table(scaling, table); }
 
+namespace {
+
+// A thread is worth waking for so many pairs.
+constexpr int64_t kPairsPerThread = 1 << 15;
+
+template <class F>
+void over(int64_t count, int64_t pairs_of_each, F f) {
+  if (count == 0) return;
+  const int64_t grain = icr::divided(kPairsPerThread, std::max<int64_t>(pairs_of_each, 1));
+  torch::stable::parallel_for(0, count, grain, f);
+}
+
+}  // namespace
+
+void Cpu::pairwise(const PairwiseTask& task) const {
+  const auto loops = current().pairwise;
+  over(icr::parts_of(task), int64_t(kRows) * kColumns,
+       [&](int64_t begin, int64_t end) { loops(task, begin, end); });
+}
+
+void Cpu::pairwise_backward(const PairwiseTask& task) const {
+  const auto first = current().first_gradient, second = current().second_gradient;
+  if (task.grad_first.data != nullptr) {
+    over(task.batches * task.first.count, task.second.count,
+         [&](int64_t begin, int64_t end) { first(task, begin, end); });
+  }
+  if (task.grad_second.data != nullptr) {
+    over(task.batches * task.second.count, task.first.count,
+         [&](int64_t begin, int64_t end) { second(task, begin, end); });
+  }
+}
+
+void Cpu::select(const SelectionTask& task) const {
+  const auto loops = current().select;
+  std::vector<GroupRange> ranges;
+  if (task.candidate_group.data != nullptr) {
+    ranges.resize(icr::tiles_of(task));
+    for (int64_t i = 0; i < task.batches * task.candidates.count; ++i) {
+      const int64_t tile = i / task.candidates.count * icr::divided(task.candidates.count, kTile) +
+                           i % task.candidates.count / kTile;
+      icr::add_group(ranges[tile], icr::group_of(task.candidate_group, i));
+    }
+  }
+  over(icr::blocks_of(task), kQueries * task.candidates.count, [&](int64_t begin, int64_t end) {
+    loops(task, task.candidate_group.data != nullptr ? ranges.data() : nullptr, begin, end);
+  });
+}
+
+void Cpu::matching_cost(const CostTask& task) const {
+  const auto loops = current().cost;
+  over(task.targets, task.boxes.count, [&](int64_t begin, int64_t end) { loops(task, begin, end); });
+}
+
 std::vector<std::string> compiled_instruction_sets() {
   std::vector<std::string> names;
   for (const auto& set : compiled()) names.push_back(set.name);

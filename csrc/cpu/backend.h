@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../operators.h"
+#include "../pairwise_operators.h"
 #include "instruction_sets.h"
 
 namespace icr_cpu {
@@ -23,6 +23,11 @@ class Cpu {
   std::tuple<Tensor, Tensor> sum(Task& task, bool over_count, bool is_masked) const;
   void scale(const Scaling& scaling) const;
   void add_to_table(const Scaling& scaling, const Rows& table) const;
+
+  void pairwise(const PairwiseTask& task) const;
+  void pairwise_backward(const PairwiseTask& task) const;
+  void select(const SelectionTask& task) const;
+  void matching_cost(const CostTask& task) const;
 
  private:
   Tensor like_;

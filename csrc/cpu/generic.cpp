@@ -1,9 +1,9 @@
 // The instruction set that every machine of this architecture has: SSE2 on x86-64, NEON on 64-bit Arm. And what needs none.
-#include "loops.h"
+#include "pairwise.h"
 
 #include <vector>
 
-const icr_cpu::InstructionSet icr_cpu::generic = {"generic", icr::run<4, 4>, icr::scale};
+const icr_cpu::InstructionSet icr_cpu::generic = icr::instruction_set<4, 4>("generic");
 
 namespace {
 

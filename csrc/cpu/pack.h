@@ -73,6 +73,19 @@ struct Pack {
 };
 
 template <class T, int N>
+ICR_INLINE bool any_lane(typename Pack<T, N>::Integers m) {
+#if defined(ICR_AVX512)
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(__m512i(m)) != 0;
+  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask(__m512i(m)) != 0;
+#elif defined(ICR_AVX2)
+  return _mm256_movemask_epi8(__m256i(m)) != 0;
+#endif
+  bool found = false;
+  for (int i = 0; i < N; ++i) found |= m[i] != 0;
+  return found;
+}
+
+template <class T, int N>
 ICR_INLINE Pack<T, N> abs(Pack<T, N> x) {
   using P = Pack<T, N>;
   return P::from_bits(x.bits() & ~P(T(-0.0)).bits());

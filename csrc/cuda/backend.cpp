@@ -8,6 +8,8 @@
 namespace icr_cuda {
 namespace {
 
+using icr_kernels::BoxSet;
+using icr_kernels::RowsOut;
 using icr_kernels::ScalarType;
 
 void check(cudaError_t error, const char* what) {
@@ -99,6 +101,40 @@ void Cuda::scale(const Scaling& scaling) const {
 
 void Cuda::add_to_table(const Scaling& scaling, const Rows& table) const {
   if (table.row_count > 0) check(icr_cuda::add_to_table(scaling, table, stream_), "the launch for a table's gradient");
+}
+
+void Cuda::pairwise(const PairwiseTask& task) const {
+  if (task.batches * task.first.count * task.second.count == 0) return;
+  check(all_pairs(task, multiprocessors(device_), stream_), "the launch for all pairs");
+}
+
+void Cuda::pairwise_backward(const PairwiseTask& task) const {
+  const auto gradient = [&](bool of_second, const RowsOut& wanted, const BoxSet& boxes) {
+    if (wanted.data == nullptr || task.batches * boxes.count == 0) return;
+    check(gradient_of_boxes(task, of_second, multiprocessors(device_), stream_),
+          "the launch for the gradient of all pairs");
+  };
+  gradient(false, task.grad_first, task.first);
+  gradient(true, task.grad_second, task.second);
+}
+
+void Cuda::select(const SelectionTask& task) const {
+  if (task.batches * task.queries.count == 0) return;
+  const int64_t count = count_group_ranges(task);
+  GroupRange* ranges = nullptr;
+  Tensor memory;
+  if (count > 0) {
+    memory = icr_kernels::empty(like_, {count, 2}, ScalarType::Int);
+    ranges = static_cast<GroupRange*>(memory.data_ptr());
+    check(find_group_ranges(task, ranges, multiprocessors(device_), stream_),
+          "the launch for the groups of a selection");
+  }
+  check(select_candidates(task, ranges, multiprocessors(device_), stream_), "the launch for a selection");
+}
+
+void Cuda::matching_cost(const CostTask& task) const {
+  if (task.targets * task.boxes.count == 0) return;
+  check(matching_costs(task, multiprocessors(device_), stream_), "the launch for matching costs");
 }
 
 }  // namespace icr_cuda

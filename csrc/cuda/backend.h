@@ -1,10 +1,12 @@
-// A CUDA device, as csrc/operators.h asks of a processor: the tensors' own device and its current stream, no waiting.
+// A CUDA device, as csrc/operators.h and csrc/pairwise_operators.h ask of a processor: the tensors' own device and its
+// current stream, no waiting.
 #pragma once
 
 #include <tuple>
 
 #include "../operators.h"
 #include "kernels.h"
+#include "pairwise.h"
 
 namespace icr_cuda {
 
@@ -24,6 +26,10 @@ class Cuda {
   std::tuple<Tensor, Tensor> sum(Task& task, bool over_count, bool is_masked) const;
   void scale(const Scaling& scaling) const;
   void add_to_table(const Scaling& scaling, const Rows& table) const;
+  void pairwise(const PairwiseTask& task) const;
+  void pairwise_backward(const PairwiseTask& task) const;
+  void select(const SelectionTask& task) const;
+  void matching_cost(const CostTask& task) const;
 
  private:
   Tensor like_;

@@ -6,14 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "../register.h"
 #include "backend.h"
 
-STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CUDA, m) {
-  m.impl("loss", TORCH_BOX(&icr_kernels::loss<icr_cuda::Cuda>));
-  m.impl("scaled", TORCH_BOX(&icr_kernels::scaled<icr_cuda::Cuda>));
-  m.impl("terms", TORCH_BOX(&icr_kernels::terms<icr_cuda::Cuda>));
-  m.impl("terms_backward", TORCH_BOX(&icr_kernels::terms_backward<icr_cuda::Cuda>));
-}
+STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CUDA, m) { icr_kernels::implement<icr_cuda::Cuda>(m); }
 
 PYBIND11_MODULE(_C_cuda, m) {
   m.def("compiler", [] { return std::string(ICR_KERNELS_NVCC); }, "The version of nvcc of this build.");

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "../../csrc/cuda/kernels.cu"
+#include "../../csrc/cuda/pairwise.cu"
 
 using emulation::device;
 using emulation::Device;
@@ -58,12 +59,47 @@ void add(const Scaling& scaling, const Rows& table) {
   if (table.row_count > 0) must(add_to_table(scaling, table, nullptr) == cudaSuccess, "launch");
 }
 
+// On one multiprocessor, so that there are fewer blocks than pieces of work.
+constexpr int kMultiprocessors = 1;
+
+void pairwise(const PairwiseTask& task) {
+  if (task.batches * task.first.count * task.second.count == 0) return;
+  must(all_pairs(task, kMultiprocessors, nullptr) == cudaSuccess, "launch");
+}
+
+void pairwise_backward(const PairwiseTask& task) {
+  if (task.batches * task.first.count > 0 && task.grad_first.data != nullptr) {
+    must(gradient_of_boxes(task, false, kMultiprocessors, nullptr) == cudaSuccess, "launch");
+  }
+  if (task.batches * task.second.count > 0 && task.grad_second.data != nullptr) {
+    must(gradient_of_boxes(task, true, kMultiprocessors, nullptr) == cudaSuccess, "launch");
+  }
+}
+
+void select(const SelectionTask& task) {
+  if (task.batches * task.queries.count == 0) return;
+  const int64_t count = count_group_ranges(task);
+  const std::unique_ptr<GroupRange[]> ranges(count > 0 ? new GroupRange[count] : nullptr);
+  if (count > 0) must(find_group_ranges(task, ranges.get(), kMultiprocessors, nullptr) == cudaSuccess, "launch");
+  must(select_candidates(task, ranges.get(), kMultiprocessors, nullptr) == cudaSuccess, "launch");
+}
+
+void matching_cost(const CostTask& task) {
+  if (task.targets * task.boxes.count == 0) return;
+  must(matching_costs(task, kMultiprocessors, nullptr) == cudaSuccess, "launch");
+}
+
+Processor emulated(int every, std::vector<int64_t> sizes, std::vector<int64_t> set_sizes) {
+  return {"emulated CUDA", every,  std::move(sizes),  std::move(set_sizes), run, scale, add, pairwise,
+          pairwise_backward, select, matching_cost};
+}
+
 }  // namespace
 
 std::vector<Processor> processors() {
 #if defined(__SANITIZE_THREAD__)  // a hundred times as slow
-  return {{"emulated CUDA", 37, {1, 257, 1100}, run, scale, add}};
+  return {emulated(37, {1, 257, 1100}, {7, 270})};
 #else
-  return {{"emulated CUDA", 11, {0, 1, 31, 257, 4500}, run, scale, add}};
+  return {emulated(11, {0, 1, 31, 257, 4500}, {0, 1, 37, 270, 530})};
 #endif
 }

@@ -18,7 +18,7 @@
 #define __host__
 #define __grid_constant__
 #define __launch_bounds__(...)
-// All in one section, so that it can be poisoned.
+// All in one section, so that it can be poisoned: what a template has, shared.ld puts there.
 #define __shared__ static __attribute__((section("cuda_shared")))
 
 struct dim3 {
@@ -59,6 +59,8 @@ void fence();
 unsigned increment(unsigned* address, unsigned limit);
 // Offers a value to the lanes of the warp and returns what each of them offers.
 const uint64_t* exchange(unsigned lanes, uint64_t bits);
+// The largest or the smallest value of the lanes.
+int reduced(unsigned lanes, int value, bool largest);
 
 }  // namespace emulation
 
@@ -85,6 +87,8 @@ inline unsigned __ballot_sync(unsigned lanes, bool vote) {
   for (unsigned lane = 0; lane < 32; ++lane) result |= (lanes >> lane & 1u) != 0 ? unsigned(votes[lane]) << lane : 0u;
   return result;
 }
+inline int __reduce_min_sync(unsigned lanes, int value) { return emulation::reduced(lanes, value, false); }
+inline int __reduce_max_sync(unsigned lanes, int value) { return emulation::reduced(lanes, value, true); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline unsigned atomicInc(unsigned* address, unsigned limit) { return emulation::increment(address, limit); }

@@ -68,9 +68,15 @@ const std::function<void()>* body;
 ucontext_t scheduler;
 #if defined(TELL_THREAD_SANITIZER)
 void* scheduler_sanitizer;
-// Of all blocks, until the launch is over: the next thread to be given the number of a destroyed one would seem ordered
-// after it.
+// Of all blocks, as far as there may be so many: the next thread to be given the number of a destroyed one would seem
+// ordered after it.
 std::vector<void*> sanitizer_fibers;
+constexpr size_t kMostSanitizerFibers = 7168;
+
+void forget_sanitizer_fibers() {
+  for (void* const fiber : sanitizer_fibers) __tsan_destroy_fiber(fiber);
+  sanitizer_fibers.clear();
+}
 #endif
 // What happens before what: the beginning of a launch before its threads, and they before its end; arrivals at a barrier of
 // a block before what follows it.
@@ -171,9 +177,13 @@ void forget_shared_memory() {
 
 void run_block() {
 #if defined(TELL_THREAD_SANITIZER)
+  if (sanitizer_fibers.size() + threads > kMostSanitizerFibers) forget_sanitizer_fibers();
   forget_shared_memory();
-#endif
+  // memset would tell ThreadSanitizer of it.
   for (volatile char* byte = __start_cuda_shared; byte != __stop_cuda_shared; ++byte) *byte = char(0xcd);
+#else
+  std::memset(__start_cuda_shared, 0xcd, size_t(__stop_cuda_shared - __start_cuda_shared));
+#endif
   release(&launch_begin);
   for (unsigned t = 0; t < threads; ++t) start(fibers[t]);
   for (bool any = true; any;) {
@@ -208,8 +218,7 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
   }
   acquire(&launch_end);
 #if defined(TELL_THREAD_SANITIZER)
-  for (void* const fiber : sanitizer_fibers) __tsan_destroy_fiber(fiber);
-  sanitizer_fibers.clear();
+  forget_sanitizer_fibers();
 #endif
 }
 
@@ -265,6 +274,15 @@ const uint64_t* exchange(unsigned lanes, uint64_t bits) {
     if (waits) yield();
   }
   return offered[warp][number % 2];
+}
+
+int reduced(unsigned lanes, int value, bool largest) {
+  const uint64_t* const values = exchange(lanes, uint32_t(value));
+  for (unsigned lane = 0; lane < kWarp; ++lane) {
+    const int other = int(uint32_t(values[lane]));
+    if ((lanes >> lane & 1u) != 0) value = largest ? std::max(value, other) : std::min(value, other);
+  }
+  return value;
 }
 
 }  // namespace emulation

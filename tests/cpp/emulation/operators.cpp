@@ -3,18 +3,15 @@
 
 #include "../../../csrc/cuda/backend.cpp"
 #include "../../../csrc/cuda/kernels.cu"
+#include "../../../csrc/cuda/pairwise.cu"
+#include "../../../csrc/register.h"
 
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
   return AOTI_TORCH_SUCCESS;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) {
-  m.impl("emulated_loss", TORCH_BOX(&icr_kernels::loss<icr_cuda::Cuda>));
-  m.impl("emulated_scaled", TORCH_BOX(&icr_kernels::scaled<icr_cuda::Cuda>));
-  m.impl("emulated_terms", TORCH_BOX(&icr_kernels::terms<icr_cuda::Cuda>));
-  m.impl("emulated_terms_backward", TORCH_BOX(&icr_kernels::terms_backward<icr_cuda::Cuda>));
-}
+STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) { icr_kernels::implement<icr_cuda::Cuda>(m, "emulated_"); }
 
 PYBIND11_MODULE(_emulated, m) {
   using emulation::Device;

@@ -1,0 +1,144 @@
+// The operators over all pairs of two sets of boxes: from tensors to a task, as operators.h does it for aligned pairs.
+#pragma once
+
+#include "operators.h"
+
+namespace icr_kernels {
+
+constexpr int64_t kWantFirst = 1, kWantSecond = 2;
+
+// Boxes (..., N, 4) as a set a batch.
+inline BoxSet box_set(Inputs& inputs, const Tensor& boxes) {
+  const Flat batches = flat(boxes, 2);
+  const Tensor& view = inputs.keep(batches.tensor);
+  BoxSet set;
+  set.rows.data = view.data_ptr();
+  set.rows.type = type_of(view);
+  set.rows.row_stride = view.size(view.dim() - 2) == 1 ? 4 : view.stride(view.dim() - 2);
+  set.rows.column_stride = view.stride(view.dim() - 1);
+  set.count = view.size(view.dim() - 2);
+  set.batch_stride = batches.stride;
+  set.rows.row_count = set.count;
+  set.rows.aligned = is_aligned(set.rows) && set.batch_stride % 4 == 0;
+  return set;
+}
+
+inline Matrices matrices(Inputs& inputs, const Tensor& values) {
+  const Flat batches = flat(values, 2);
+  const Tensor& view = inputs.keep(batches.tensor);
+  return {view.data_ptr(), type_of(view), batches.stride, view.stride(view.dim() - 2), view.stride(view.dim() - 1)};
+}
+
+inline int64_t batches_of(const Tensor& boxes) {
+  int64_t batches = 1;
+  for (int64_t d = 0; d < boxes.dim() - 2; ++d) batches *= boxes.size(d);
+  return batches;
+}
+
+inline ScalarType scalar_type(bool in_double) { return in_double ? ScalarType::Double : ScalarType::Float; }
+
+inline PairFunction pair_function(const Tensor& a, const Tensor& b, int64_t kind, double eps, int64_t box_format) {
+  return {any_double(a, b, std::nullopt), int(kind), eps, int(box_format)};
+}
+
+template <class Backend>
+Tensor pairwise(Tensor boxes1, Tensor boxes2, int64_t kind, double eps, int64_t box_format) {
+  const Backend backend(boxes1);
+  Inputs inputs(2);
+  PairwiseTask task;
+  task.batches = batches_of(boxes1);
+  task.function = pair_function(boxes1, boxes2, kind, eps, box_format);
+  task.first = box_set(inputs, boxes1);
+  task.second = box_set(inputs, boxes2);
+  std::vector<int64_t> shape = shape_of(boxes1, 1);
+  shape.push_back(task.second.count);
+  Tensor out = empty(boxes1, shape, scalar_type(task.function.in_double));
+  task.out = out.data_ptr();
+  backend.pairwise(task);
+  return out;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Tensor boxes2, int64_t kind, double eps,
+                                             int64_t box_format, int64_t wanted) {
+  const Backend backend(boxes1);
+  Inputs inputs(3);
+  PairwiseTask task;
+  task.batches = batches_of(boxes1);
+  task.function = pair_function(boxes1, boxes2, kind, eps, box_format);
+  task.first = box_set(inputs, boxes1);
+  task.second = box_set(inputs, boxes2);
+  task.gradient = matrices(inputs, gradient);
+  const auto rows = [&](const Tensor& boxes, int64_t bit, RowsOut& out) {
+    if (!(wanted & bit)) return empty(boxes, {0}, boxes.scalar_type());
+    Tensor result = empty(boxes, shape_of(boxes, 0), boxes.scalar_type());
+    out = {result.data_ptr(), type_of(result)};
+    return result;
+  };
+  Tensor grad1 = rows(boxes1, kWantFirst, task.grad_first), grad2 = rows(boxes2, kWantSecond, task.grad_second);
+  backend.pairwise_backward(task);
+  return {grad1, grad2};
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> selected(Tensor queries, Tensor candidates, OptionalTensor query_group,
+                                    OptionalTensor candidate_group, OptionalTensor offset, OptionalTensor at_least,
+                                    int64_t kind, bool candidate_first, int64_t k, bool larger, double eps,
+                                    int64_t box_format) {
+  STD_TORCH_CHECK(k >= 0 && k <= kMostSelected, "icr_kernels: selected keeps at most 16 candidates of a query");
+  STD_TORCH_CHECK(candidates.size(candidates.dim() - 2) <= 0x7fffffff, "icr_kernels: more candidates than 2^31 - 1");
+  const Backend backend(queries);
+  Inputs inputs(6);
+  SelectionTask task;
+  task.batches = batches_of(queries);
+  task.function = pair_function(queries, candidates, kind, eps, box_format);
+  task.queries = box_set(inputs, queries);
+  task.candidates = box_set(inputs, candidates);
+  task.query_group = inputs.column(query_group);
+  task.candidate_group = inputs.column(candidate_group);
+  task.offset = inputs.column(offset);
+  task.at_least = inputs.column(at_least);
+  task.candidate_first = candidate_first;
+  task.larger = larger;
+  task.k = int(k);
+  std::vector<int64_t> shape = shape_of(queries, 1);
+  if (k > 0) shape.push_back(k);
+  Tensor values = empty(queries, shape, scalar_type(task.function.in_double));
+  Tensor indices = empty(queries, shape, ScalarType::Long);
+  task.values = values.data_ptr();
+  task.indices = static_cast<int64_t*>(indices.data_ptr());
+  backend.select(task);
+  return {values, indices};
+}
+
+template <class Backend>
+Tensor matching_cost(Tensor boxes, Tensor logits, OptionalTensor log_normalizer, Tensor target_boxes, Tensor labels,
+                     Tensor image, double class_weight, double l1_weight, double giou_weight, double alpha,
+                     double gamma, double eps, int64_t box_format) {
+  const Backend backend(boxes);
+  Inputs inputs(6);
+  CostTask task;
+  task.in_double = any_double(boxes, target_boxes, logits);
+  task.targets = target_boxes.size(0);
+  task.classes = logits.size(2);
+  task.boxes = box_set(inputs, boxes);
+  task.images = boxes.size(0);
+  task.logits = matrices(inputs, logits);
+  task.log_normalizer = inputs.column(log_normalizer);
+  task.target_boxes = inputs.rows(target_boxes);
+  task.labels = inputs.column(labels);
+  task.image = inputs.column(image);
+  task.class_weight = class_weight;
+  task.l1_weight = l1_weight;
+  task.giou_weight = giou_weight;
+  task.alpha = alpha;
+  task.gamma = gamma;
+  task.eps = eps;
+  task.box_format = int(box_format);
+  Tensor out = empty(boxes, {task.targets, task.boxes.count}, scalar_type(task.in_double));
+  task.out = out.data_ptr();
+  backend.matching_cost(task);
+  return out;
+}
+
+}  // namespace icr_kernels

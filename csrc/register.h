@@ -1,0 +1,22 @@
+// Every operator of icr_kernels/operators.py, implemented for a processor.
+#pragma once
+
+#include <string>
+
+#include "pairwise_operators.h"
+
+namespace icr_kernels {
+
+template <class Backend>
+void implement(torch::stable::detail::StableLibrary& library, const std::string& prefix = "") {
+  library.impl((prefix + "loss").c_str(), TORCH_BOX(&loss<Backend>));
+  library.impl((prefix + "scaled").c_str(), TORCH_BOX(&scaled<Backend>));
+  library.impl((prefix + "terms").c_str(), TORCH_BOX(&terms<Backend>));
+  library.impl((prefix + "terms_backward").c_str(), TORCH_BOX(&terms_backward<Backend>));
+  library.impl((prefix + "pairwise").c_str(), TORCH_BOX(&pairwise<Backend>));
+  library.impl((prefix + "pairwise_backward").c_str(), TORCH_BOX(&pairwise_backward<Backend>));
+  library.impl((prefix + "selected").c_str(), TORCH_BOX(&selected<Backend>));
+  library.impl((prefix + "matching_cost").c_str(), TORCH_BOX(&matching_cost<Backend>));
+}
+
+}  // namespace icr_kernels

@@ -1,0 +1,44 @@
+"""The ground truth of a batch, a dictionary an image as transformers and torchvision have it, as one table."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..relations import Relations
+
+
+class Targets(NamedTuple):
+    """Boxes of all images, one after the other; of each whether it is a part and the row of its anchor object."""
+
+    boxes: Tensor
+    is_part: Tensor
+    anchor_index: Tensor
+    first_rows: list[int]
+
+    def rows(self, of_images: list[Tensor]) -> Tensor:
+        """Numbers of boxes within each image as rows of the table; negative ones stay as they are."""
+        return torch.cat([_shifted(*each) for each in zip(of_images, self.first_rows, strict=True)])
+
+
+def table_of(
+    targets: list[dict[str, Tensor]], label_key: str, relations: Relations, *, eps: float, box_format: str
+) -> Targets:
+    """The anchor object of each box is looked for among those of its image; a ``parent_idx`` (n,) of every image takes
+    precedence."""
+    counts = [len(target["boxes"]) for target in targets]
+    first_rows = [sum(counts[:number]) for number in range(len(counts))]
+    boxes = torch.cat([target["boxes"] for target in targets])
+    labels = torch.cat([target[label_key] for target in targets])
+    image = torch.cat([torch.full_like(target[label_key], number) for number, target in enumerate(targets)])
+    parents = None
+    if all("parent_idx" in target for target in targets):
+        parents = torch.cat(
+            [_shifted(each["parent_idx"], first) for each, first in zip(targets, first_rows, strict=True)]
+        )
+    index = relations.anchor_index(boxes, labels, image, parent_idx=parents, eps=eps, box_format=box_format)
+    return Targets(boxes, relations.is_part(labels), index, first_rows)
+
+
+def _shifted(index: Tensor, first: int) -> Tensor:
+    return torch.where(index >= 0, index + first, index)

@@ -1,0 +1,382 @@
+"""Ultralytics 8.3.150 to 8.4: YOLO (11, 12, 26 and other detectors of its kind) and RT-DETR.
+
+Tried with ultralytics 8.3.150, 8.4.0 and 8.4.190.
+
+Nothing of Ultralytics is changed and nothing of this package is stored: when a training run begins, a callback puts a
+criterion around that of the model and of its moving average, and that criterion watches the stock one while it runs.
+Checkpoints load where this package is not installed.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..functional import icr_terms
+from ..relations import Relations
+from .handle import Handle, Record, framework
+
+EVENT = "on_pretrain_routine_end"
+WEIGHTINGS = ("uniform", "tal")
+
+# The boxes of RT-DETR are normalised: at 640 pixels an area of 1e-7 is one of 0.2 pixels squared.
+NORMALISED_EPS = 1e-16
+
+
+def enable_icr(
+    model: Any,
+    pairs: Mapping[str, str | Sequence[str]],
+    *,
+    weight: float = 0.5,
+    penalty: str = "containment",
+    relative: bool = False,
+    weighting: str = "uniform",
+    replace_iou_loss: bool = False,
+    auxiliary: bool = True,
+    denoising: bool = False,
+    min_containment: float = 0.5,
+) -> Handle:
+    """Adds the penalty to the box loss of every training run of this model that begins from now on.
+
+    ::
+
+        model = YOLO("yolo11n.pt")
+        icr = enable_icr(model, {"plate": ("car", "truck", "bus")})
+        model.train(data="plates.yaml", epochs=100)
+
+    Anchor objects are found by geometry, batch by batch, among the ground-truth boxes of the image that the network
+    sees, so mosaic and crops are no obstacle. The gradient of the penalty reaches the predicted boxes; which anchor
+    point is assigned to which object stays Ultralytics' choice.
+
+    From 8.4.120 or earlier on (wherever the loss items are a dict) the term has a column of its own, ``icr_loss``, in
+    the progress bar and in results.csv, in training and in validation, and ``box_loss`` is what it is without it. In
+    older versions it is part of ``box_loss``, and for RT-DETR, whose items are fixed, part of ``giou_loss``.
+
+    A resumed run is a new model: call this again before ``model.train(resume=True)``. Under DDP the term is trained
+    with, but the statistics stay in the processes of the ranks.
+
+    Args:
+        model: an `ultralytics.YOLO` or `ultralytics.RTDETR` that detects (not segments, not YOLO-World or YOLOE).
+        pairs: to each part the name or names of its wholes, as the data set's yaml spells them.
+        weight: of the penalty, in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean penalty of 1 counts
+            ``weight`` times as much as boxes without overlap, and ``box`` of the training arguments (RT-DETR: the
+            gain of the GIoU loss) multiplies both.
+        penalty, relative: as of `icr_loss`.
+        weighting: "uniform": the mean over the predictions that are assigned to a part with an anchor object. "tal":
+            weighted as the box loss weighs its terms, by the assigner's scores and over all predictions with a target
+            (RT-DETR: the sum divided by their number). These scores grow with the overlap that is reached: early in
+            training, and for small parts, they make the term a thousand times smaller.
+        replace_iou_loss: the CIoU (RT-DETR: GIoU) loss of this package in place of the stock one: the same but for
+            rounding and degenerate boxes.
+        auxiliary: RT-DETR: also at the outputs of the decoder's earlier layers and of the encoder.
+        denoising: RT-DETR: also at the denoising queries.
+        min_containment: a part of which no whole contains at least this share has no anchor object.
+
+    Returns:
+        A `Handle`: statistics (of the training steps; of both heads of an end-to-end model), reset, disable.
+
+    Raises:
+        ImportError: ultralytics is missing or of a version that is not supported.
+        TypeError, ValueError: not such a model, or a wrong name or number. The classes are those of the data set, so a
+            class that it lacks, and ``single_cls=True``, are a ValueError when training begins.
+    """
+    ultralytics = framework("ultralytics", "8.3.150", "8.5")
+    if not isinstance(model, (ultralytics.YOLO, ultralytics.RTDETR)):
+        raise TypeError(f"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got {type(model).__name__}")
+    if model.task != "detect":
+        raise ValueError(f"model: expected one with the task detect, got {model.task}")
+    # The names are known once the data set is; all else is checked now.
+    mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
+    checks.number("weight", weight, 0)
+    checks.formula("ciou", penalty, weight, relative, NORMALISED_EPS, "xyxy", None)
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    options = Options(
+        dict(pairs),
+        min_containment,
+        weight,
+        {"penalty": penalty, "relative": relative},
+        weighting,
+        replace_iou_loss,
+        auxiliary,
+        denoising,
+        Record(mentioned),
+    )
+    start = Start(options)
+
+    def disable() -> None:
+        _remove_callbacks(model, start)
+        for trained in _trained_models(getattr(model, "trainer", None)):
+            criterion = getattr(trained, "criterion", None)
+            if isinstance(criterion, Criterion):
+                _set_criterion(trained, criterion.stock)
+
+    _remove_callbacks(model)
+    model.add_callback(EVENT, start)
+    return Handle(options.record, disable)
+
+
+class Options(NamedTuple):
+    pairs: dict[str, str | Sequence[str]]
+    min_containment: float
+    weight: float
+    formula: dict[str, Any]
+    weighting: str
+    replace_iou_loss: bool
+    auxiliary: bool
+    denoising: bool
+    record: Record
+
+
+class Start:
+    """The callback: a training run is about to begin, its model and data are there."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __call__(self, trainer: Any) -> None:
+        from ultralytics.utils import LOGGER
+
+        if trainer.args.single_cls:
+            raise ValueError("single_cls: expected False, because the penalty needs parts and wholes, got True")
+        models = _trained_models(trainer)
+        relations = Relations(self.options.pairs, models[0].names, min_containment=self.options.min_containment)
+        for model in models:
+            # A resumed end-to-end model has a criterion already, which knows how far its schedule has come.
+            stock = getattr(model, "criterion", None)
+            stock = model.init_criterion() if stock is None else stock
+            _set_criterion(model, _criterion(stock, relations, self.options))
+        of_detr = isinstance(model.criterion, DetrCriterion)
+        # Where the trainer takes its names from the criterion it has none yet.
+        place = "giou_loss" if of_detr else "box_loss" if trainer.loss_names else "icr_loss"
+        pairs = "; ".join(f"{part} in {' or '.join(wholes)}" for part, wholes in relations.pairs.items())
+        LOGGER.info(f"ICR penalty: {pairs}, weight {self.options.weight:g} ({self.options.weighting}), in {place}")
+
+
+class Criterion:
+    """Around a criterion of Ultralytics. Copied it is another such; pickled it is the stock criterion."""
+
+    def __init__(self, stock: Any, relations: Relations, options: Options) -> None:
+        self.stock = stock
+        self.relations = relations
+        self.options = options
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stock, name)
+
+    def __deepcopy__(self, memo: dict) -> "Criterion":
+        return type(self)(copy.deepcopy(self.stock, memo), self.relations, self.options)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.stock.__reduce_ex__(protocol)
+
+    def end_step(self) -> None:
+        if torch.is_grad_enabled():
+            self.options.record.step()
+
+
+class YoloCriterion(Criterion):
+    """Around a `v8DetectionLoss`, or around a criterion that holds one for each of two heads."""
+
+    def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
+        heads = [HeadTerm(head, self.relations, self.options) for head in _heads(self.stock)]
+        # The hooks are there during this call only: nothing that belongs to a graph stays behind.
+        with ExitStack() as hooks:
+            for head in heads:
+                hooks.enter_context(head.stock.assigner.register_forward_hook(head.after_assigner))
+                hooks.enter_context(head.stock.bbox_loss.register_forward_hook(head.after_box_loss))
+            loss, items = self.stock(preds, batch)
+        self.end_step()
+        if isinstance(items, dict):
+            # The items of an end-to-end model are those of its last head.
+            term = torch.zeros_like(items["box_loss"]) if heads[-1].term is None else heads[-1].term
+            items = {**items, "box_loss": items["box_loss"] - term, "icr_loss": term}
+        return loss, items
+
+
+class HeadTerm:
+    """Watches the assigner and the box loss of one head, once each, and adds the penalty to the latter."""
+
+    def __init__(self, stock: Any, relations: Relations, options: Options) -> None:
+        self.stock = stock
+        self.relations = relations
+        self.options = options
+        # What is added to the head's box_loss, with its gain, without gradient; None as long as nothing is.
+        self.term: Tensor | None = None
+
+    def after_assigner(self, _: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        # It alone sees which ground truth each prediction is assigned to, and the labels.
+        self.points, self.labels, self.boxes, self.is_box = inputs[2:6]
+        self.gt_index = outputs[4]
+
+    def after_box_loss(self, _: nn.Module, inputs: tuple, outputs: tuple) -> tuple | None:
+        pred, points, _, scores, scores_sum, is_positive = inputs[1:7]
+        batch, padded = self.boxes.shape[:2]
+        if padded == 0:
+            return None
+        image = torch.arange(batch, device=self.boxes.device)[:, None]
+        table, labels = self.boxes.flatten(0, 1), self.labels.flatten().long()
+        # Rows of padding are boxes of no image.
+        box_image = torch.where(self.is_box[..., 0] > 0, image, -1).flatten()
+        # On the background the index is 0; the masks leave it out.
+        rows = self.gt_index.long() + padded * image
+        anchor_index = self.relations.anchor_index(table, labels, box_image)[rows]
+        is_paired = is_positive & (anchor_index >= 0)
+        # Predictions are in cells of their own level, ground truth in pixels; a point is known in both.
+        stride = (self.points / points)[:, :1]
+        terms = icr_terms(
+            pred.to(torch.promote_types(pred.dtype, torch.float32)) * stride,
+            table[rows],
+            table,
+            anchor_index=anchor_index,
+            loss="ciou" if self.options.replace_iou_loss else "iou",
+            penalty_weight=0.0,
+            mask=is_positive if self.options.replace_iou_loss else is_paired,
+            **self.options.formula,
+        )
+        if torch.is_grad_enabled():
+            is_part = self.relations.is_part(labels)[rows]
+            self.options.record.add(is_positive, is_part, is_paired, terms.penalty.detach())
+        box_weight = scores.sum(-1)
+        term = self.options.weight * (
+            terms.penalty.sum() / is_paired.sum().clamp(min=1)
+            if self.options.weighting == "uniform"
+            else (terms.penalty * box_weight).sum() / scores_sum
+        )
+        self.term = term.detach() * self.stock.hyp.box
+        iou_loss = (terms.loss * box_weight).sum() / scores_sum if self.options.replace_iou_loss else outputs[0]
+        return iou_loss + term, *outputs[1:]
+
+
+class DetrCriterion(Criterion):
+    """Around an `RTDETRDetectionLoss`."""
+
+    def __call__(self, preds: Any, batch: Any, *rest: Any, **named: Any) -> dict[str, Tensor]:
+        # A short-lived twin of the stock criterion: what it notes about the batch goes with it.
+        base: Any = type(self.stock)
+        running = object.__new__(_with_penalty(base))
+        running.__dict__.update(self.stock.__dict__, icr=self)
+        losses = running(preds, batch, *rest, **named)
+        self.end_step()
+        return losses
+
+
+class WithPenalty:
+    """Before an `RTDETRDetectionLoss`: matched boxes come normalised, as cxcywh, ground truth in one table."""
+
+    icr: DetrCriterion
+
+    def forward(self, preds: Any, batch: dict[str, Any], *rest: Any, **named: Any) -> dict[str, Tensor]:
+        self._is_main = True
+        self._table = batch["bboxes"]
+        labels = batch["cls"]
+        self._is_part = self.icr.relations.is_part(labels)
+        self._anchor_index = self.icr.relations.anchor_index(
+            self._table, labels, batch["batch_idx"], eps=NORMALISED_EPS, box_format="cxcywh"
+        )
+        return super().forward(preds, batch, *rest, **named)  # type: ignore[misc]
+
+    def _get_loss_aux(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+        self._is_main = False
+        losses = super()._get_loss_aux(*arguments, **named)  # type: ignore[misc]
+        self._is_main = True
+        return losses
+
+    def _get_index(self, match_indices: list[tuple]) -> tuple:
+        index = super()._get_index(match_indices)  # type: ignore[misc]
+        self._rows = index[1].to(self._table.device)
+        return index
+
+    def _get_loss_bbox(self, pred: Tensor, target: Tensor, postfix: str = "") -> dict[str, Tensor]:
+        losses = super()._get_loss_bbox(pred, target, postfix)  # type: ignore[misc]
+        options = self.icr.options
+        is_denoising = bool(postfix)
+        wanted = (options.denoising or not is_denoising) and (options.auxiliary or self._is_main)
+        if len(target) == 0 or not (wanted or options.replace_iou_loss):
+            return losses
+        anchor_index = self._anchor_index[self._rows]
+        terms = icr_terms(
+            pred,
+            target,
+            self._table,
+            anchor_index=anchor_index,
+            loss="giou",
+            penalty_weight=0.0,
+            eps=NORMALISED_EPS,
+            box_format="cxcywh",
+            **options.formula,
+        )
+        # The key of the stock loss, because only those are added up.
+        name = f"loss_giou{postfix}"
+        gain = self.loss_gain["giou"]  # type: ignore[attr-defined]
+        if options.replace_iou_loss:
+            losses[name] = gain * terms.loss.mean()
+        if not wanted:
+            return losses
+        is_paired = anchor_index >= 0
+        count = is_paired.sum().clamp(min=1) if options.weighting == "uniform" else len(target)
+        losses[name] = losses[name] + gain * options.weight * terms.penalty.sum() / count
+        if self._is_main and not is_denoising and torch.is_grad_enabled():
+            is_matched = torch.ones_like(is_paired)
+            options.record.add(is_matched, self._is_part[self._rows], is_paired, terms.penalty.detach())
+        return losses
+
+
+@cache
+def _with_penalty(base: Any) -> Any:
+    return type(f"ICR{base.__name__}", (WithPenalty, base), {})
+
+
+def _criterion(stock: Any, relations: Relations, options: Options) -> Criterion:
+    if hasattr(stock, "_get_loss_bbox"):
+        return DetrCriterion(stock, relations, options)
+    if all(hasattr(head, name) for head in _heads(stock) for name in ("assigner", "bbox_loss")):
+        return YoloCriterion(stock, relations, options)
+    raise ValueError(
+        f"model: expected one whose criterion has an assigner and a box loss, got one with {type(stock).__name__}"
+    )
+
+
+def _heads(stock: Any) -> list[Any]:
+    return [stock.one2many, stock.one2one] if hasattr(stock, "one2one") else [stock]
+
+
+def _trained_models(trainer: Any) -> list[Any]:
+    """The model of a training run and, for validation, its moving average."""
+    average = getattr(getattr(trainer, "ema", None), "ema", None)
+    models = [getattr(trainer, "model", None), average]
+    return [_detector(model) for model in models if isinstance(model, nn.Module)]
+
+
+def _detector(model: nn.Module) -> nn.Module:
+    """Without the wrappers of DDP, torch.compile and distillation."""
+    for wrapper in ("_orig_mod", "module", "student_model"):
+        inner = getattr(model, wrapper, None)
+        if isinstance(inner, nn.Module):
+            return _detector(inner)
+    return model
+
+
+def _set_criterion(model: nn.Module, criterion: Any) -> None:
+    if hasattr(model, "criterion"):
+        # One that is a module would not let one that is none take its place.
+        del model.criterion
+    model.criterion = criterion
+
+
+def _remove_callbacks(model: Any, only: Start | None = None) -> None:
+    model.callbacks[EVENT][:] = [
+        each for each in model.callbacks[EVENT] if not isinstance(each, Start) or only not in (None, each)
+    ]
+
+
+def _mentioned(pairs: Any) -> list[str]:
+    if not isinstance(pairs, Mapping):
+        return []
+    wholes = [[each] if isinstance(each, str) else list(each) for each in pairs.values()]
+    return list(dict.fromkeys([*pairs, *(name for names in wholes for name in names)]))

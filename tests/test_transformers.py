@@ -1,0 +1,345 @@
+"""The adapter for transformers: tiny models of eight families, with random weights, offline."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from frameworks import need
+from torchvision_without_extension import make_importable
+
+need("transformers")
+make_importable()  # a torchvision that does not import keeps transformers from importing its models
+
+import transformers  # noqa: E402
+
+import icr_kernels as icr  # noqa: E402
+from icr_kernels.integrations import handle  # noqa: E402
+from icr_kernels.integrations.transformers import enable_icr  # noqa: E402
+
+NAMES = {0: "car", 1: "plate", 2: "tree"}
+CLASSES = {"id2label": NAMES, "label2id": {name: label for label, name in NAMES.items()}}
+PAIRS = {"plate": "car"}
+
+
+def resnet(kind, *stages: str):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    return kind(**sizes, out_features=list(stages))
+
+
+def real_time(name: str, backbone=transformers.RTDetrResNetConfig):
+    """RT-DETR, its second version, D-FINE."""
+    config = getattr(transformers, f"{name}Config")(
+        backbone_config=resnet(backbone, "stage2", "stage3", "stage4"),
+        encoder_hidden_dim=32,
+        encoder_in_channels=[16, 24, 32],
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        d_model=32,
+        num_queries=20,
+        decoder_in_channels=[32, 32, 32],
+        decoder_ffn_dim=32,
+        decoder_layers=2,
+        num_denoising=10,
+        **CLASSES,
+    )
+    return getattr(transformers, f"{name}ForObjectDetection")(config)
+
+
+def detr(name: str, *stages: str, **options):
+    """DETR, and its conditional and deformable forms."""
+    config = getattr(transformers, f"{name}Config")(
+        backbone_config=resnet(transformers.ResNetConfig, *stages),
+        use_timm_backbone=False,
+        backbone=None,
+        num_queries=20,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        d_model=32,
+        auxiliary_loss=True,
+        **options,
+        **CLASSES,
+    )
+    return getattr(transformers, f"{name}ForObjectDetection")(config)
+
+
+def light_weight(name: str, backbone, **options):
+    """LW-DETR and RF-DETR: groups of queries, and a plain transformer as the backbone."""
+    backbone = backbone(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+        out_indices=[1, 2],
+        **options,
+    )
+    config = getattr(transformers, f"{name}Config")(
+        backbone_config=backbone,
+        num_queries=10,
+        d_model=32,
+        decoder_layers=2,
+        decoder_ffn_dim=32,
+        decoder_self_attention_heads=2,
+        decoder_cross_attention_heads=2,
+        group_detr=2,
+        num_feature_levels=1,
+        **({"projector_scale_factors": [1.0]} if name == "LwDetr" else {}),
+        **CLASSES,
+    )
+    return getattr(transformers, f"{name}ForObjectDetection")(config)
+
+
+FAMILIES = {
+    "rt_detr": lambda: real_time("RTDetr"),
+    "rt_detr_v2": lambda: real_time("RTDetrV2"),
+    "d_fine": lambda: real_time("DFine"),
+    "detr": lambda: detr("Detr", "stage4"),
+    "conditional_detr": lambda: detr("ConditionalDetr", "stage4"),
+    "deformable_detr": lambda: detr("DeformableDetr", "stage2", "stage3", "stage4", num_feature_levels=3),
+    "lw_detr": lambda: light_weight(
+        "LwDetr", transformers.LwDetrViTConfig, pretrain_image_size=64, num_windows=4, window_block_indices=[0]
+    ),
+    "rf_detr": lambda: light_weight("RfDetr", transformers.RfDetrDinov2Config, num_windows=2),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def model_of(family: str, seed: int = 0):
+    torch.manual_seed(seed)
+    return FAMILIES[family]().train()
+
+
+def batch(dtype: torch.dtype = torch.float32) -> dict:
+    """Two images: a car with its plate, a plate of no car and a tree; and nothing but a car."""
+    torch.manual_seed(0)
+    boxes = [[0.2, 0.3, 0.2, 0.2], [0.29, 0.3, 0.1, 0.05], [0.9, 0.1, 0.1, 0.05], [0.5, 0.7, 0.3, 0.3]]
+    labels = [
+        {"class_labels": torch.tensor([0, 1, 1, 2]), "boxes": torch.tensor(boxes, dtype=dtype)},
+        {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.3, 0.5, 0.4, 0.4]], dtype=dtype)},
+    ]
+    return {"pixel_values": torch.rand(2, 3, 64, 64, dtype=dtype), "labels": labels}
+
+
+def step(model, given: dict, seed: int = 1):
+    """The outputs of a training step, and the gradient of all weights."""
+    torch.manual_seed(seed)  # denoising queries and dropout are drawn
+    model.zero_grad()
+    outputs = model(**given)
+    outputs.loss.backward()
+    return outputs, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@every_family
+def test_weight_0_is_the_stock_loss(family):
+    """In double precision where the model can, so that rounding tips no edge over another."""
+    dtype = torch.float32 if family in ("detr", "d_fine") else torch.float64
+    model, given = model_of(family).to(dtype), batch(dtype)
+    stock, gradient = step(model, given)
+    enable_icr(model, PAIRS, weight=0.0, denoising=True)
+    ours, our_gradient = step(model, given)
+    assert ours.loss.item() == pytest.approx(stock.loss.item(), rel=1e-5)
+    assert (our_gradient - gradient).norm() <= 1e-5 * gradient.norm()
+    for name, value in stock.loss_dict.items():
+        assert torch.as_tensor(ours.loss_dict[name]).item() == pytest.approx(
+            torch.as_tensor(value).item(), rel=1e-5, abs=1e-6
+        )
+    assert set(ours.loss_dict) == {*stock.loss_dict, "icr_penalty"}
+
+
+@every_family
+def test_the_term_is_in_the_loss_and_its_gradient(family):
+    """The plate is said to belong to the tiny box in the corner, where no prediction lies."""
+    model, given = model_of(family), batch()
+    for label, parents in zip(given["labels"], ([-1, 2, -1, -1], [-1]), strict=True):
+        label["parent_idx"] = torch.tensor(parents)
+    enable_icr(model, PAIRS, weight=0.0)
+    stock, stock_gradient = step(model, given)
+    enable_icr(model, PAIRS, weight=1.0, penalty="containment+pull")
+    ours, gradient = step(model, given)
+    assert (ours.loss - stock.loss).item() > 0.1
+    assert (gradient - stock_gradient).norm() > 1e-3
+
+
+def test_training_lowers_the_penalty():
+    model, given = model_of("detr"), batch()
+    enable_icr(model, PAIRS, weight=10.0, penalty="containment+pull")
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    penalties = []
+    for _ in range(25):
+        penalties.append(float(step(model, given)[0].loss_dict["icr_penalty"]))
+        optimizer.step()
+    assert sum(penalties[-5:]) / 5 < 0.5 * penalties[0]
+
+
+def of_the_matched(model, given: dict) -> list[tuple]:
+    """Predictions and targets that the stock criterion matched at the last layer: image, box, row of the target."""
+    outputs = model(**given)
+    from transformers.loss.loss_for_object_detection import HungarianMatcher
+
+    config = model.config
+    matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+    indices = matcher({"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}, given["labels"])
+    return [
+        (image, outputs.pred_boxes[image, query], row)
+        for image, (queries, rows) in enumerate(indices)
+        for query, row in zip(queries, rows, strict=True)
+    ]
+
+
+def test_the_penalty_by_hand():
+    """In a model without anything random: what the matched plate leaves of its car, in corners."""
+    model, given = model_of("detr").eval(), batch()
+    ((_, box, _),) = [each for each in of_the_matched(model, given) if each[0] == 0 and each[2] == 1]
+    stock = model(**given)
+    handle = enable_icr(model, PAIRS, weight=3.0, auxiliary=False)
+    outputs = model(**given)
+    cx, cy, w, h = box.tolist()
+    car = (0.1, 0.2, 0.3, 0.4)
+    inside = [
+        max(min(c + s / 2, high) - max(c - s / 2, low), 0) / s
+        for c, s, low, high in ((cx, w, car[0], car[2]), (cy, h, car[1], car[3]))
+    ]
+    penalty = 1 - inside[0] * inside[1]
+    assert float(outputs.loss_dict["icr_penalty"]) == pytest.approx(penalty, abs=1e-5)
+    boxes, coefficient = 5, model.config.giou_loss_coefficient
+    assert (outputs.loss - stock.loss).item() == pytest.approx(coefficient * 3.0 * penalty / boxes, abs=1e-4)
+    statistics = handle.statistics
+    assert statistics[:4] == (1, 5, 2, 1) and statistics.mean_penalty == pytest.approx(penalty, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "detr", "lw_detr"])
+def test_where_the_penalty_applies(family):
+    """Each of the two options adds to the loss; only RT-DETR has denoising queries."""
+    given, losses = batch(), {}
+    for auxiliary in (False, True):
+        for denoising in (False, True):
+            model = model_of(family)
+            enable_icr(model, PAIRS, weight=1.0, penalty="pull", auxiliary=auxiliary, denoising=denoising)
+            losses[auxiliary, denoising] = step(model, given)[0].loss.item()
+    assert losses[True, False] > losses[False, False] + 1e-4
+    has_denoising = family == "rt_detr"
+    assert (losses[False, True] > losses[False, False] + 1e-5) == has_denoising
+
+
+def test_known_pairs():
+    """A parent_idx beside the boxes takes precedence over geometry."""
+    model, given = model_of("detr"), batch()
+    handle = enable_icr(model, PAIRS)
+    for label, parents in zip(given["labels"], ([-1, -2, 0, -1], [-1]), strict=True):
+        label["parent_idx"] = torch.tensor(parents)
+    step(model, given)
+    assert handle.statistics.paired == 1
+    given["labels"][0]["parent_idx"] = torch.tensor([-1, 0, 0, -1])
+    handle.reset()
+    step(model, given)
+    assert handle.statistics.paired == 2
+
+
+@every_family
+def test_without_objects(family):
+    model, given = model_of(family), batch()
+    enable_icr(model, PAIRS)
+    for label in given["labels"]:
+        label["class_labels"], label["boxes"] = label["class_labels"][:0], label["boxes"][:0]
+    outputs, gradient = step(model, given)
+    assert outputs.loss.isfinite() and gradient.isfinite().all()
+
+
+def test_disable_and_enable_again():
+    model, given = model_of("rt_detr"), batch()
+    stock = step(model, given)[0].loss
+    first = enable_icr(model, PAIRS, weight=5.0, penalty="pull")
+    once = step(model, given)[0].loss
+    second = enable_icr(model, PAIRS, weight=5.0, penalty="pull")
+    assert step(model, given)[0].loss == once != stock
+    assert first.statistics.steps == second.statistics.steps == 1
+    second.disable()
+    assert step(model, given)[0].loss == stock
+
+
+def test_checkpoints_are_ordinary(tmp_path):
+    """Weights load where this package cannot be imported, and a loaded model has the stock loss."""
+    model, given = model_of("rt_detr"), batch()
+    stock = step(model, given)[0].loss
+    enable_icr(model, PAIRS, weight=5.0, penalty="pull")
+    ours = step(model, given)[0].loss
+    copied = copy.deepcopy(model)
+    assert step(copied, given)[0].loss == ours
+    torch.save(model, tmp_path / "whole.pt")
+    assert step(torch.load(tmp_path / "whole.pt", weights_only=False), given)[0].loss == ours
+    model.save_pretrained(tmp_path)
+    loaded = transformers.RTDetrForObjectDetection.from_pretrained(tmp_path).train()
+    assert step(loaded, given)[0].loss == stock
+    script = (
+        "import sys; sys.modules['icr_kernels'] = sys.modules['torchvision'] = None\n"
+        "from transformers import RTDetrForObjectDetection\n"
+        f"RTDetrForObjectDetection.from_pretrained({str(tmp_path)!r})"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_after_inference():
+    """Validation in inference mode leaves nothing that training could stumble over, and is not counted."""
+    model, given = model_of("detr"), batch()
+    handle = enable_icr(model, PAIRS)
+    with torch.inference_mode():
+        model.eval()(**given)
+    assert handle.statistics.steps == handle.statistics.positives == 0
+    step(model.train(), given)
+    assert handle.statistics[:4] == (1, 5, 2, 1)
+
+
+def test_no_pairs_for_long_is_worth_a_warning(monkeypatch):
+    monkeypatch.setattr(handle, "STEPS_WITHOUT_PAIRS", 3)
+    model, given = model_of("detr"), batch()
+    enable_icr(model, {"tree": "plate"})
+    step(model, given)
+    step(model, given)
+    with pytest.warns(UserWarning, match=r"in 3 training steps no part was paired with a whole; Relations\({'tree'"):
+        step(model, given)
+    for _ in range(4):
+        step(model, given)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "error", "message"),
+    [
+        ({"licence": "car"}, {}, ValueError, "pairs: expected classes among car, plate, tree, got 'licence'"),
+        (PAIRS, {"weight": -1.0}, ValueError, "weight: expected a number from 0 to inf, got -1.0"),
+        (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
+        (PAIRS, {"min_containment": 2}, ValueError, "min_containment: expected a number from 0 to 1, got 2"),
+    ],
+)
+def test_errors(pairs, options, error, message):
+    with pytest.raises(error, match=message):
+        enable_icr(model_of("detr"), pairs, **options)
+
+
+def test_models_that_are_no_detectors():
+    with pytest.raises(TypeError, match="model: expected an object detection model of transformers, got Linear"):
+        enable_icr(torch.nn.Linear(2, 2), PAIRS)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", **CLASSES)
+    with pytest.raises(ValueError, match="model: expected a detector whose loss has a criterion with loss_boxes"):
+        enable_icr(transformers.ResNetForImageClassification(config), PAIRS)
+
+
+def test_missing_or_unsupported(monkeypatch):
+    with pytest.raises(ImportError, match="no_such_framework is not installed; pip install 'no_such_framework>=1,<2'"):
+        handle.framework("no_such_framework", "1", "2")
+    monkeypatch.setattr(handle.importlib.metadata, "version", lambda name: "4.57.1")
+    with pytest.raises(ImportError, match=r"transformers: expected a version from 5\.0 on and below 6, got 4\.57\.1"):
+        enable_icr(model_of("detr"), PAIRS)
+
+
+def test_package_imports_without_the_framework():
+    script = "import sys, icr_kernels.integrations; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert icr.Relations(PAIRS, NAMES)

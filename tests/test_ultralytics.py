@@ -1,0 +1,580 @@
+"""The adapter for Ultralytics: small models with random weights, a set of generated images, offline."""
+
+import copy
+import csv
+import importlib.metadata
+import io
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import icr_kernels as icr
+from frameworks import need
+from icr_kernels.integrations import handle
+from icr_kernels.integrations.ultralytics import EVENT, Criterion, enable_icr
+from torchvision_without_extension import make_importable
+
+need("ultralytics")
+
+NAMES = {0: "car", 1: "plate", 2: "truck"}
+CAR, PLATE, TRUCK = NAMES
+PAIRS = {"plate": ("car", "truck")}
+BOX_GAIN = 7.5
+SIZE = 64
+
+FAMILIES = ("yolo11n", "yolo12n", "yolo26n", "yolov10n", "yolov8n-rtdetr")
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_yolo = pytest.mark.parametrize("family", FAMILIES[:-1])
+
+# Image, class, box in pixels: two plates in their wholes and one of nobody; and fewer boxes, which are padded.
+SCENE = [
+    (0, CAR, (4, 4, 40, 40)),
+    (0, PLATE, (12, 24, 32, 36)),
+    (0, PLATE, (44, 6, 62, 18)),
+    (0, TRUCK, (30, 30, 64, 64)),
+    (1, TRUCK, (8, 8, 60, 60)),
+    (1, PLATE, (20, 40, 44, 52)),
+]
+WHOLE_OF = {1: 0, 5: 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ultralytics(tmp_path_factory):
+    """Imported late, because it changes settings of torch and numpy, and with a place of its own for its files."""
+    folder = tmp_path_factory.mktemp("settings")
+    matplotlib = importlib.import_module("matplotlib")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "YOLO_OFFLINE": "true",
+            "YOLO_AUTOINSTALL": "false",
+            "YOLO_CONFIG_DIR": str(folder),
+            "YOLO_VERBOSE": "true",
+        }.items():
+            patch.setenv(name, value)
+        # It would ask for its font in the network otherwise.
+        (folder / "Ultralytics").mkdir()
+        shutil.copy(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", folder / "Ultralytics/Arial.ttf")
+        shutil.copy(folder / "Ultralytics/Arial.ttf", folder / "Arial.ttf")
+        make_importable()
+        yield importlib.import_module("ultralytics")
+
+
+@pytest.fixture(scope="module")
+def yolo(ultralytics):
+    """What `enable_icr` is given where a test trains a network without its trainer."""
+    return ultralytics.YOLO("yolo11n.yaml")
+
+
+def small_detr(tasks) -> dict:
+    """RT-DETR with few queries and layers."""
+    architecture = tasks.yaml_model_load("yolov8n-rtdetr.yaml")
+    architecture["head"][-1][-1] = ["nc", 64, 30, 4, 4, 2]
+    return architecture
+
+
+def network(family: str):
+    """As the trainer makes it."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn import tasks
+
+    torch.manual_seed(0)
+    if family == "yolov8n-rtdetr":
+        model = tasks.RTDETRDetectionModel(small_detr(tasks), nc=len(NAMES), verbose=False)
+    else:
+        try:
+            model = tasks.DetectionModel(f"{family}.yaml", nc=len(NAMES), verbose=False)
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+    model.args, model.names, model.nc = get_cfg(), NAMES, len(NAMES)
+    return model.train()
+
+
+def begin(yolo, *models, **options):
+    """Switches the penalty on, and does what a trainer does then."""
+    icr_handle = enable_icr(yolo, options.pop("pairs", PAIRS), **options)
+    average = types.SimpleNamespace(ema=models[1]) if len(models) > 1 else None
+    arguments = types.SimpleNamespace(single_cls=False)
+    yolo.trainer = types.SimpleNamespace(model=models[0], ema=average, args=arguments, loss_names=())
+    for callback in yolo.callbacks[EVENT]:
+        callback(yolo.trainer)
+    return icr_handle
+
+
+def batch(scene=SCENE, images: int = 2) -> dict:
+    boxes = torch.tensor([box for _, _, box in scene]).view(-1, 4) / SIZE
+    return {
+        "img": torch.rand(images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)),
+        "cls": torch.tensor([[float(label)] for _, label, _ in scene]).view(-1, 1),
+        "bboxes": torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1),
+        "batch_idx": torch.tensor([float(image) for image, _, _ in scene]),
+    }
+
+
+def step(model, given: dict):
+    """Loss, items and the gradient of all weights."""
+    torch.manual_seed(1)  # the denoising queries are drawn
+    model.zero_grad()
+    loss, items = model.loss(given)
+    loss.sum().backward()
+    return loss.sum().item(), items, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def is_dict(model, given: dict) -> bool:
+    """Whether the loss items of this version have names, and so room for one more."""
+    return isinstance(step(model, given)[1], dict)
+
+
+def by_hand(model, given: dict, whole_of: dict[int, int]) -> list[tuple[float, float, float]]:
+    """Of every prediction of the last head that the stock assigner gives to a part: penalty, weight, sum of weights.
+
+    From pixels, one prediction after the other.
+    """
+    scene_row = {}
+    for row, image in enumerate(given["batch_idx"].int().tolist()):
+        scene_row[image, sum(key[0] == image for key in scene_row)] = row
+    corners = given["bboxes"] * SIZE
+    corners = torch.cat([corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2], 1).tolist()
+    criterion = model.init_criterion()
+    seen = []
+    head = getattr(criterion, "one2one", criterion)
+    head.assigner.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[1], *outputs)))
+    criterion(model(given["img"]), given)
+    ((boxes, _, _, scores, is_positive, gt_index),) = seen
+    found = []
+    for image, point in is_positive.nonzero().tolist():
+        whole = whole_of.get(scene_row[image, int(gt_index[image, point])])
+        if whole is None:
+            continue
+        x1, y1, x2, y2 = boxes[image, point].tolist()
+        ax1, ay1, ax2, ay2 = corners[whole]
+        inside = max(min(x2, ax2) - max(x1, ax1), 0) * max(min(y2, ay2) - max(y1, ay1), 0)
+        found.append((1 - inside / ((x2 - x1) * (y2 - y1)), float(scores[image, point].sum()), float(scores.sum())))
+    return found
+
+
+@every_family
+def test_weight_0_is_the_stock_loss(yolo, family):
+    model, given = network(family), batch()
+    stock, stock_items, stock_gradient = step(model, given)
+    begin(yolo, model, weight=0.0, denoising=True)
+    ours, items, gradient = step(model, given)
+    assert ours == pytest.approx(stock, rel=1e-6)
+    assert (gradient - stock_gradient).norm() <= 1e-6 * stock_gradient.norm()
+    if isinstance(stock_items, dict):
+        assert {name: items[name].item() for name in stock_items} == pytest.approx(
+            {name: value.item() for name, value in stock_items.items()}, rel=1e-6
+        )
+        assert set(items) - set(stock_items) == (set() if "rtdetr" in family else {"icr_loss"})
+
+
+@every_family
+def test_own_iou_loss(yolo, family):
+    """Differs from the stock one by rounding."""
+    model, given = network(family), batch()
+    stock, _, stock_gradient = step(model, given)
+    begin(yolo, model, weight=0.0, replace_iou_loss=True)
+    ours, _, gradient = step(model, given)
+    assert ours == pytest.approx(stock, rel=1e-5)
+    assert (gradient - stock_gradient).norm() <= 1e-3 * stock_gradient.norm()
+
+
+@every_family
+def test_the_term_is_in_the_loss_and_its_gradient(yolo, family):
+    model, given = network(family), batch()
+    begin(yolo, model, weight=0.0)
+    stock, _, stock_gradient = step(model, given)
+    begin(yolo, model, weight=1.0, penalty="containment+pull")
+    ours, _, gradient = step(model, given)
+    assert ours > stock + 0.1
+    assert (gradient - stock_gradient).norm() > 1e-3 * stock_gradient.norm()
+
+
+@every_family
+def test_training_lowers_the_penalty(yolo, family):
+    model, given = network(family), batch()
+    icr_handle = begin(yolo, model, weight=5.0, penalty="containment+pull")
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    penalties = []
+    for _ in range(12):
+        icr_handle.reset()
+        step(model, given)
+        optimizer.step()
+        penalties.append(icr_handle.statistics.mean_penalty)
+    assert min(penalties[-3:]) < 0.7 * penalties[0]
+
+
+@every_yolo
+@pytest.mark.parametrize("weighting", ["uniform", "tal"])
+def test_the_penalty_by_hand(yolo, family, weighting):
+    """In pixels, by the assignment of the stock criterion: units, weights and the gain of the box loss."""
+    model, given = network(family), batch()
+    found = by_hand(model, given, WHOLE_OF)
+    begin(yolo, model, weight=3.0, weighting=weighting)
+    _, items, _ = step(model, given)
+    if not isinstance(items, dict):
+        pytest.skip("the term has no item of its own in this version")
+    mean = sum(penalty for penalty, _, _ in found) / len(found)
+    weighted = sum(penalty * weight for penalty, weight, _ in found) / max(found[0][2], 1)
+    assert 0.1 < mean < 1 and abs(weighted - mean) > 0.01
+    expected = BOX_GAIN * 3.0 * (mean if weighting == "uniform" else weighted)
+    assert items["icr_loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_sum_by_hand(yolo):
+    """The loss grows by the term, times the batch size as all of it; statistics count what the assigner gave."""
+    model, given = network("yolo11n"), batch()
+    found = by_hand(model, given, WHOLE_OF)
+    stock, *_ = step(model, given)
+    icr_handle = begin(yolo, model, weight=3.0)
+    ours, *_ = step(model, given)
+    mean = sum(penalty for penalty, _, _ in found) / len(found)
+    assert ours - stock == pytest.approx(2 * BOX_GAIN * 3.0 * mean, rel=1e-3)
+    statistics = icr_handle.statistics
+    assert statistics.steps == 1 and statistics.paired == len(found) > 0
+    assert statistics.positives > statistics.parts > statistics.paired
+    assert statistics.mean_penalty == pytest.approx(mean, rel=1e-4)
+    assert repr(icr_handle).startswith("Handle(Relations({'plate': ('car', 'truck')}, min_containment=0.5), Statistics")
+
+
+def test_padding_is_nobodys_whole(yolo):
+    """Rows of padding read like empty boxes of class 0, a car: without a mask they would take in any plate that
+    overlaps no whole, if none is required to."""
+    scene = [SCENE[0], SCENE[1], SCENE[3], (1, PLATE, (20, 40, 44, 52))]
+    model, given = network("yolo11n"), batch(scene)
+    found = by_hand(model, given, {1: 0})
+    icr_handle = begin(yolo, model, min_containment=0.0)
+    step(model, given)
+    assert icr_handle.statistics.paired == len(found) > 0
+    assert icr_handle.statistics.parts > len(found)
+
+
+def test_detr_by_hand(yolo):
+    """Each main, auxiliary and denoising output adds to the loss, in units of the GIoU loss times its gain."""
+    model, given = network("yolov8n-rtdetr"), batch()
+    stock, *_ = step(model, given)
+    icr_handle = begin(yolo, model, weight=3.0, auxiliary=False)
+    ours, *_ = step(model, given)
+    statistics = icr_handle.statistics
+    assert statistics[:4] == (1, 6, 3, 2)
+    assert ours - stock == pytest.approx(2 * 3.0 * statistics.mean_penalty, rel=1e-3)
+    begin(yolo, model, weight=3.0, auxiliary=False, weighting="tal")
+    assert step(model, given)[0] - stock == pytest.approx(2 * 3.0 * statistics.mean_penalty * 2 / 6, rel=1e-3)
+    losses = [ours]
+    for options in ({}, {"denoising": True}):
+        begin(yolo, model, weight=3.0, **options)
+        losses.append(step(model, given)[0])
+    assert losses[0] + 0.1 < losses[1] < losses[2] - 0.1
+
+
+@every_family
+@pytest.mark.parametrize(
+    "scene", [[], [SCENE[0], SCENE[3]], [SCENE[2]]], ids=["without boxes", "without parts", "without a whole"]
+)
+def test_nothing_to_pair(yolo, family, scene):
+    """Without ground truth the assigner's index is even of a floating dtype."""
+    model, given = network(family), batch(scene)
+    stock, _, stock_gradient = step(model, given)
+    icr_handle = begin(yolo, model, weight=10.0)
+    ours, items, gradient = step(model, given)
+    assert ours == pytest.approx(stock, rel=1e-6)
+    assert (gradient - stock_gradient).norm() <= 1e-6 * stock_gradient.norm()
+    assert icr_handle.statistics.paired == 0
+    if "rtdetr" not in family and isinstance(items, dict):
+        assert items["icr_loss"].item() == 0
+
+
+def test_without_foreground(yolo):
+    """Ground truth of no extent is assigned to nothing."""
+    model, given = network("yolo11n"), batch([(0, PLATE, (0, 0, 0, 0))])
+    icr_handle = begin(yolo, model, weight=10.0)
+    loss, _, gradient = step(model, given)
+    assert torch.tensor(loss).isfinite() and gradient.isfinite().all()
+    assert icr_handle.statistics[1:4] == (0, 0, 0)
+
+
+@every_family
+def test_half_precision(yolo, family):
+    """Under autocast predictions come in bfloat16; the penalty is computed in float32."""
+    model, given = network(family), batch()
+    icr_handle = begin(yolo, model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.loss(given)
+    loss.sum().backward()
+    assert loss.isfinite().all() and 0 < icr_handle.statistics.mean_penalty <= 1
+
+
+@every_family
+def test_after_inference(yolo, family):
+    """Validation, in inference mode, leaves nothing that training could stumble over, and is not counted."""
+    model, given = network(family), batch()
+    icr_handle = begin(yolo, model)
+    with torch.inference_mode():
+        model.eval()
+        model.loss(given, model(given["img"]))
+    assert icr_handle.statistics.steps == icr_handle.statistics.positives == 0
+    step(model.train(), given)
+    assert icr_handle.statistics.steps == 1 and icr_handle.statistics.positives > 0
+
+
+@every_family
+def test_copies_and_pickles(yolo, family):
+    """A copy trains with the penalty, into the same statistics; what is stored is Ultralytics' alone."""
+    model, given = network(family), batch()
+    stock, *_ = step(model, given)
+    icr_handle = begin(yolo, model, weight=5.0)
+    ours, *_ = step(model, given)
+    copied = copy.deepcopy(model)
+    assert step(copied, given)[0] == pytest.approx(ours, rel=1e-6) and ours > stock + 0.1
+    assert icr_handle.statistics.steps == 2
+    file = io.BytesIO()
+    torch.save(model, file)
+    assert "icr_kernels" not in globals_of(file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert step(loaded, given)[0] == pytest.approx(stock, rel=1e-6)
+
+
+def globals_of(file) -> str:
+    """All that is said about classes in a checkpoint."""
+    with zipfile.ZipFile(file) as archive:
+        (name,) = [each for each in archive.namelist() if each.endswith("data.pkl")]
+        return archive.read(name).decode("latin-1")
+
+
+@every_family
+def test_disable_and_enable_again(yolo, family):
+    model, average, given = network(family), network(family), batch()
+    stock, *_ = step(model, given)
+    first = begin(yolo, model, average, weight=5.0)
+    once, *_ = step(model, given)
+    second = begin(yolo, model, average, weight=5.0)
+    assert step(model, given)[0] == once != stock
+    assert step(average, given)[0] == pytest.approx(once, rel=1e-6)
+    assert first.statistics.steps == 1 and second.statistics.steps == 2
+    second.disable()
+    for each in (model, average):
+        assert step(each, given)[0] == pytest.approx(stock, rel=1e-6)
+        assert not isinstance(each.criterion, Criterion)
+    assert not any(type(each).__module__.startswith("icr_kernels") for each in yolo.callbacks[EVENT])
+
+
+def test_an_end_to_end_schedule_goes_on(yolo):
+    """The trainer moves the weight from one head to the other through the criterion."""
+    model, given = network("yolo26n"), batch()
+    model.criterion = model.init_criterion()
+    model.criterion.updates = 3
+    begin(yolo, model)
+    before, *_ = step(model, given)
+    model.criterion.update()
+    assert model.criterion.updates == 4 and model.criterion.o2m < 0.8
+    assert step(model, given)[0] != before
+
+
+def test_no_pairs_for_long_is_worth_a_warning(yolo, monkeypatch):
+    monkeypatch.setattr(handle, "STEPS_WITHOUT_PAIRS", 2)
+    model, given = network("yolo11n"), batch()
+    begin(yolo, model, pairs={"truck": "plate"})
+    step(model, given)
+    with pytest.warns(UserWarning, match=r"in 2 training steps no part was paired with a whole; Relations\({'truck'"):
+        step(model, given)
+
+
+@pytest.fixture(scope="module")
+def data(ultralytics, tmp_path_factory) -> Path:
+    """Grey images with cars as rectangles and plates in them, and their labels."""
+    import cv2
+    import numpy
+
+    folder = tmp_path_factory.mktemp("plates")
+    random = numpy.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            image = random.integers(90, 130, (SIZE, SIZE, 3), dtype=numpy.uint8)
+            w, h = random.integers(32, 48, 2)
+            x, y = random.integers(0, SIZE - w), random.integers(0, SIZE - h)
+            lines = []
+            for label, box, colour in (
+                (CAR, (x, y, w, h), (200, 60, 40)),
+                (PLATE, (x + w // 4, y + h // 2, w // 2, h // 3), (255, 255, 255)),
+            ):
+                left, top, width, height = map(int, box)
+                cv2.rectangle(image, (left, top), (left + width, top + height), colour, -1)
+                values = (left + width / 2, top + height / 2, width, height)
+                lines.append(" ".join([str(label), *(f"{value / SIZE:.4f}" for value in values)]))
+            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), image)
+            (folder / "labels" / split / f"{number}.txt").write_text("\n".join(lines))
+    names = "\n".join(f"  {label}: {name}" for label, name in NAMES.items())
+    (folder / "plates.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames:\n{names}\n")
+    return folder / "plates.yaml"
+
+
+def train(model, data: Path, folder: Path, **options):
+    options = {"epochs": 2, "pretrained": False, **options}
+    model.train(
+        data=str(data),
+        imgsz=SIZE,
+        batch=4,
+        device="cpu",
+        workers=0,
+        amp=False,
+        plots=False,
+        deterministic=False,
+        project=str(folder),
+        name="run",
+        exist_ok=True,
+        **options,
+    )
+    return folder / "run"
+
+
+def test_training(ultralytics, data, tmp_path):
+    """Two epochs with validation: the log, the statistics, and checkpoints for those who lack this package."""
+    model = ultralytics.YOLO("yolo11n.yaml")
+    icr_handle = enable_icr(model, {"plate": "car"}, weight=0.5)
+    stored = []
+    model.add_callback("on_model_save", lambda trainer: stored.append(globals_of(trainer.last)))
+    run = train(model, data, tmp_path)
+    statistics = icr_handle.statistics
+    assert statistics.steps == 4 and 0 < statistics.paired <= statistics.parts < statistics.positives
+    assert 0 < statistics.mean_penalty <= 1
+    with open(run / "results.csv") as file:
+        rows = [{name.strip(): value for name, value in row.items()} for row in csv.DictReader(file)]
+    assert len(rows) == len(stored) == 2
+    if is_dict(network("yolo11n"), batch()):
+        assert all(float(row[f"{part}/icr_loss"]) > 0 for row in rows for part in ("train", "val"))
+    assert all("icr_kernels" not in each for each in stored)
+    script = (
+        "import sys; sys.modules['icr_kernels'] = sys.modules['torchvision'] = None\n"
+        "import ultralytics\n"
+        f"for name in ('best', 'last'): print(ultralytics.YOLO({str(run)!r} + f'/weights/{{name}}.pt').names)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == [str(NAMES)] * 2
+    # The same object once more, and then without the penalty.
+    train(model, data, tmp_path, epochs=1)
+    assert icr_handle.statistics.steps == 6
+    icr_handle.disable()
+    train(model, data, tmp_path, epochs=1)
+    assert icr_handle.statistics.steps == 6
+
+
+def test_disabling_during_training(ultralytics, data, tmp_path):
+    """The run goes on with the stock loss."""
+    model = ultralytics.YOLO("yolo11n.yaml")
+    icr_handle = enable_icr(model, {"plate": "car"})
+    model.add_callback("on_fit_epoch_end", lambda trainer: icr_handle.disable())
+    train(model, data, tmp_path)
+    assert icr_handle.statistics.steps == 2
+
+
+def test_resuming(ultralytics, data, tmp_path):
+    """A checkpoint in the middle of a run is one of Ultralytics; the penalty is switched on again, and goes on."""
+    family = "yolo26n" if (Path(ultralytics.__file__).parent / "cfg/models/26").exists() else "yolov10n"
+    model = ultralytics.YOLO(f"{family}.yaml")
+    enable_icr(model, {"plate": "car"})
+    middle, stored = tmp_path / "middle.pt", []
+
+    def save(trainer):
+        if not stored:
+            shutil.copy(trainer.last, middle)
+        stored.append(globals_of(trainer.last))
+
+    model.add_callback("on_model_save", save)
+    train(model, data, tmp_path)
+    assert len(stored) == 2 and all("icr_kernels" not in each for each in stored)
+    resumed = ultralytics.YOLO(middle)
+    icr_handle = enable_icr(resumed, {"plate": "car"})
+    updates = []
+
+    def note(trainer):
+        updates.append(getattr(trainer.model.criterion, "updates", None))
+
+    resumed.add_callback("on_train_start", note)
+    resumed.train(resume=True)
+    assert icr_handle.statistics.steps == 2 and icr_handle.statistics.paired > 0
+    if family == "yolo26n" and is_dict(network("yolo11n"), batch()):
+        assert updates == [1]
+
+
+def test_training_a_detr(ultralytics, data, tmp_path):
+    from ultralytics.nn import tasks
+    from ultralytics.utils import YAML
+
+    architecture = small_detr(tasks)
+    (tmp_path / "architectures").mkdir()
+    YAML.save(tmp_path / "architectures/yolov8n-rtdetr.yaml", architecture)
+    model = ultralytics.RTDETR(tmp_path / "architectures/yolov8n-rtdetr.yaml")
+    icr_handle = enable_icr(model, {"plate": "car"})
+    run = train(model, data, tmp_path, epochs=1)
+    statistics = icr_handle.statistics
+    assert statistics.steps == 2 and 0 < statistics.paired <= statistics.parts < statistics.positives
+    for name in ("best", "last"):
+        assert "icr_kernels" not in globals_of(run / "weights" / f"{name}.pt")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "message"),
+    [
+        ({"licence": "car"}, {}, "pairs: expected classes among car, plate, truck, got 'licence'"),
+        ({"plate": "car"}, {"single_cls": True}, "single_cls: expected False"),
+    ],
+)
+def test_errors_of_the_data(ultralytics, data, tmp_path, pairs, options, message):
+    """Known when training begins, and said before the first step."""
+    model = ultralytics.YOLO("yolo11n.yaml")
+    icr_handle = enable_icr(model, pairs)
+    with pytest.raises(ValueError, match=message):
+        train(model, data, tmp_path, epochs=1, **options)
+    assert icr_handle.statistics.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "error", "message"),
+    [
+        (["plate"], {}, TypeError, "pairs: expected a mapping from part to whole, got list"),
+        ({"plate": ()}, {}, ValueError, "pairs: expected the wholes of 'plate', got none"),
+        (PAIRS, {"weight": -1.0}, ValueError, "weight: expected a number from 0 to inf, got -1.0"),
+        (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
+        (PAIRS, {"weighting": "box"}, ValueError, "weighting: expected one of uniform, tal, got 'box'"),
+        (PAIRS, {"min_containment": 2}, ValueError, "min_containment: expected a number from 0 to 1, got 2"),
+    ],
+)
+def test_errors(yolo, pairs, options, error, message):
+    with pytest.raises(error, match=message):
+        enable_icr(yolo, pairs, **options)
+
+
+def test_models_that_are_none(ultralytics):
+    with pytest.raises(TypeError, match=r"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got Linear"):
+        enable_icr(torch.nn.Linear(2, 2), PAIRS)
+    with pytest.raises(ValueError, match="model: expected one with the task detect, got segment"):
+        enable_icr(ultralytics.YOLO("yolo11n-seg.yaml"), PAIRS)
+
+
+def test_missing_or_unsupported(yolo, monkeypatch):
+    monkeypatch.setattr(handle.importlib.metadata, "version", lambda name: "8.2.103")
+    with pytest.raises(
+        ImportError, match=r"ultralytics: expected a version from 8\.3\.150 on and below 8\.5, got 8\.2"
+    ):
+        enable_icr(yolo, PAIRS)
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(handle.importlib.metadata, "version", missing)
+    with pytest.raises(ImportError, match=r"ultralytics is not installed; pip install 'ultralytics>=8\.3\.150,<8\.5'"):
+        enable_icr(yolo, PAIRS)
+
+
+def test_package_imports_without_the_framework():
+    script = "import sys, icr_kernels.integrations.ultralytics; assert 'ultralytics' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert icr.Relations(PAIRS, NAMES)

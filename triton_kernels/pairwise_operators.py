@@ -1,0 +1,261 @@
+"""The operators over all pairs of two sets of boxes: views, allocations, launches, as in `operators`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from icr_kernels.checks import compute_dtype
+from icr_kernels.operators import WANTED_BOXES1, WANTED_BOXES2
+from icr_kernels.variants import BOX_FORMATS
+
+from .kinds import KINDS
+from .matching import matching_kernel
+from .operators import ALIGNMENT, DTYPES, column_of, flat, launch, programs_for, rows_of
+from .pairwise import LARGEST, pairwise_backward_kernel, pairwise_kernel, range_kernel, selected_kernel
+
+
+class Tile(NamedTuple):
+    """Of a selection: queries and candidates, and the axis that candidates lie along. Threads lie along axis 1."""
+
+    queries: int
+    candidates: int
+    axis: int
+
+
+class Blocks(NamedTuple):
+    """How much a program does at a time. A thread has several pairs, where registers allow it, that share what it has
+    loaded."""
+
+    # Rows and columns of a matrix, from WIDE columns on and below.
+    wide: tuple[int, int] = (8, 256)
+    narrow: tuple[int, int] = (32, 32)
+    # Of MANY_QUERIES, each thread has one; a program has SOME together; fewer have a program each, to fill the GPU.
+    many: Tile = Tile(128, 4, 0)
+    some: Tile = Tile(4, 128, 1)
+    few: Tile = Tile(1, 256, 1)
+    # Groups of candidates, or ranges of groups, that a program looks at at once.
+    span: int = 128
+    # Rows whose gradient a program adds up, from MANY_ROWS on and below; and the pairs that it looks at at once.
+    mine: tuple[int, int] = (8, 1)
+    pairs: int = 128
+    # Targets and queries of a matching cost.
+    cost: tuple[int, int] = (4, 128)
+
+
+WIDE, MANY_QUERIES, SOME_QUERIES, MANY_ROWS = 65, 1 << 16, 1 << 11, 1 << 12
+IN_DOUBLE = Blocks((2, 256), (8, 32), many=Tile(128, 2, 0), some=Tile(2, 128, 1), few=Tile(1, 128, 1), cost=(1, 128))
+BLOCKS = {torch.float32: Blocks(), torch.float64: IN_DOUBLE}
+# The interpreter takes as long for an operation, be it on a few pairs or on some thousands.
+_SIDES = (256, 512)
+INTERPRETED_BLOCKS = dict.fromkeys(
+    BLOCKS, Blocks(_SIDES, _SIDES, *[Tile(*_SIDES, 1)] * 3, span=256, mine=(256, 256), pairs=1 << 17, cost=_SIDES)
+)
+
+
+class Set(NamedTuple):
+    """Batches of boxes as kernels take them. Without strides rows lie one after the other, and each batch aligned."""
+
+    data: Tensor
+    batch_stride: int
+    row_stride: int | None
+    column_stride: int | None
+    count: int
+
+
+class Columns(NamedTuple):
+    """One value a box."""
+
+    data: Tensor | None = None
+    batch_stride: int | None = None
+    stride: int | None = None
+
+
+def set_of(boxes: Tensor) -> Set:
+    boxes, batch_stride = flat(boxes, 2)
+    count = boxes.shape[-2]
+    follow = boxes.stride(-1) == 1 and (boxes.stride(-2) == 4 or count == 1)
+    if follow and batch_stride % 4 == 0 and boxes.data_ptr() % ALIGNMENT == 0:
+        return Set(boxes, batch_stride, None, None, count)
+    return Set(boxes, batch_stride, boxes.stride(-2), boxes.stride(-1), count)
+
+
+def columns_of(values: Tensor | None) -> Columns:
+    if values is None:
+        return Columns()
+    values, batch_stride = flat(values, 1)
+    return Columns(values, batch_stride, values.stride(-1))
+
+
+def blocks_for(tensor: Tensor, dtype: torch.dtype) -> Blocks:
+    return (BLOCKS if tensor.is_cuda else INTERPRETED_BLOCKS)[dtype]
+
+
+def tile_for(blocks: Blocks, queries: int) -> Tile:
+    return blocks.many if queries >= MANY_QUERIES else blocks.some if queries >= SOME_QUERIES else blocks.few
+
+
+def formula(kind: int, eps: float, box_format: int, dtype: torch.dtype) -> tuple:
+    """The last argument that all kernels share, and their constants."""
+    function, complement = KINDS[kind]
+    constants = {"FUNCTION": function, "COMPLEMENT": complement}
+    return float(eps), {**constants, "FORMAT": BOX_FORMATS[box_format], "DTYPE": DTYPES[dtype]}
+
+
+def pairwise(boxes1, boxes2, kind, eps, box_format):
+    """The matrix of all pairs."""
+    dtype, batches = compute_dtype(boxes1, boxes2), boxes1.shape[:-2].numel()
+    first, second = set_of(boxes1), set_of(boxes2)
+    blocks = blocks_for(boxes1, dtype)
+    rows, columns = blocks.wide if second.count >= WIDE else blocks.narrow
+    out = torch.empty((*boxes1.shape[:-1], second.count), dtype=dtype, device=boxes1.device)
+    eps, constants = formula(kind, eps, box_format, dtype)
+    programs = batches * programs_for(first.count, rows) * programs_for(second.count, columns)
+    with torch.cuda.device_of(boxes1):
+        launch(pairwise_kernel, programs, *first, *second, out, eps, **constants, ROWS=rows, COLUMNS=columns)
+    return out
+
+
+def pairwise_backward(gradient, boxes1, boxes2, kind, eps, box_format, wanted):
+    """The gradients of the sum over the matrix times the one from above, each in the dtype of its boxes."""
+    dtype = compute_dtype(boxes1, boxes2)
+    blocks, (eps, constants) = blocks_for(boxes1, dtype), formula(kind, eps, box_format, dtype)
+    gradient, of_batch = flat(gradient, 2)
+    of_row, of_column = gradient.stride()[-2:]
+
+    def of(mine: Tensor, others: Tensor, bit: int, strides: tuple[int, int], axis: int) -> Tensor:
+        if not wanted & bit:
+            return mine.new_empty(0)
+        out = torch.empty(mine.shape, dtype=mine.dtype, device=mine.device)
+        rows, batches = mine.shape[-2], mine.shape[:-2].numel()
+        block = blocks.mine[batches * rows < MANY_ROWS]
+        launch(
+            pairwise_backward_kernel,
+            batches * programs_for(rows, block),
+            *set_of(mine),
+            *set_of(others),
+            gradient,
+            of_batch,
+            *strides,
+            out,
+            eps,
+            **constants,
+            MINE=block,
+            OTHERS=blocks.pairs // block,
+            AXIS=axis,
+        )
+        return out
+
+    with torch.cuda.device_of(boxes1):
+        return (
+            of(boxes1, boxes2, WANTED_BOXES1, (of_row, of_column), 1),
+            of(boxes2, boxes1, WANTED_BOXES2, (of_column, of_row), 0),
+        )
+
+
+def selected(
+    queries,
+    candidates,
+    query_group,
+    candidate_group,
+    offset,
+    at_least,
+    kind,
+    candidate_first,
+    k,
+    larger,
+    eps,
+    box_format,
+):
+    """The best candidates of each query: values and indices."""
+    dtype, batches = compute_dtype(queries, candidates), queries.shape[:-2].numel()
+    first, second = set_of(queries), set_of(candidates)
+    if second.count > LARGEST.value:
+        raise RuntimeError(f"icr_kernels: a selection looks at up to {LARGEST.value} candidates, got {second.count}")
+    shape = queries.shape[:-1] if k == 0 else (*queries.shape[:-1], k)
+    values = torch.empty(shape, dtype=dtype, device=queries.device)
+    indices = torch.empty(shape, dtype=torch.int64, device=queries.device)
+    eps, constants = formula(kind, eps, box_format, dtype)
+    blocks = blocks_for(queries, dtype)
+    tile = tile_for(blocks, batches * first.count)
+    ranges = (None, None)
+    with torch.cuda.device_of(queries):
+        if query_group is not None:
+            tiles = programs_for(second.count, tile.candidates)
+            ranges = torch.empty((2, batches, tiles), dtype=torch.int32, device=queries.device).unbind()
+            together = max(1, blocks.span // tile.candidates)
+            programs = batches * programs_for(tiles, together)
+            group = columns_of(candidate_group)
+            sizes = {"CANDIDATES": tile.candidates, "TILES": together}
+            launch(range_kernel, programs, *group, second.count, *ranges, **sizes)
+        launch(
+            selected_kernel,
+            batches * programs_for(first.count, tile.queries),
+            *first,
+            *second,
+            *columns_of(query_group),
+            *columns_of(candidate_group),
+            *ranges,
+            *columns_of(offset),
+            *columns_of(at_least),
+            values,
+            indices,
+            k,
+            eps,
+            **constants,
+            CANDIDATE_FIRST=bool(candidate_first),
+            LARGER=bool(larger),
+            QUERIES=tile.queries,
+            CANDIDATES=tile.candidates,
+            AXIS=tile.axis,
+            KEPT=1 << max(k - 1, 0).bit_length(),
+            SPAN=blocks.span,
+        )
+    return values, indices
+
+
+def matching_cost(
+    boxes,
+    logits,
+    log_normalizer,
+    target_boxes,
+    labels,
+    image,
+    class_weight,
+    l1_weight,
+    giou_weight,
+    alpha,
+    gamma,
+    eps,
+    box_format,
+):
+    """The cost of each target with the queries of its own image."""
+    dtype = compute_dtype(boxes, target_boxes, logits)
+    (batches, count, _), targets = boxes.shape, len(target_boxes)
+    target_block, query_block = blocks_for(boxes, dtype).cost
+    out = torch.empty((targets, count), dtype=dtype, device=boxes.device)
+    with torch.cuda.device_of(boxes):
+        launch(
+            matching_kernel,
+            programs_for(targets, target_block) * programs_for(count, query_block),
+            boxes,
+            *boxes.stride(),
+            batches,
+            count,
+            logits,
+            *logits.stride(),
+            logits.shape[-1],
+            *columns_of(log_normalizer),
+            *rows_of(target_boxes),
+            *column_of(labels),
+            *column_of(image),
+            targets,
+            out,
+            *map(float, (class_weight, l1_weight, giou_weight, alpha, gamma, eps)),
+            SQUARE=gamma == 2,
+            FORMAT=BOX_FORMATS[box_format],
+            DTYPE=DTYPES[dtype],
+            TARGETS=target_block,
+            QUERIES=query_block,
+        )
+    return out

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import icr_kernels as icr
+from icr_kernels.integrations.distributed import mean_over_ranks
 from inputs import pairs
 
 N, SHARE = 60, 37  # the shares differ in size
@@ -36,9 +37,9 @@ def process() -> None:
     head = nn.parallel.DistributedDataParallel(Head())
     rows = (slice(0, SHARE), slice(SHARE, N))[rank]
     # DDP averages gradients over the processes: each divides by the average number of pairs.
-    normalizer = torch.tensor(float(rows.stop - rows.start))
-    torch.distributed.all_reduce(normalizer)
-    found = gradients(head, rows, normalizer / torch.distributed.get_world_size())
+    normalizer = mean_over_ranks(torch.tensor(rows.stop - rows.start))
+    assert normalizer == N / 2
+    found = gradients(head, rows, normalizer)
     alone = gradients(Head(), slice(0, N), torch.tensor(float(N)))
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-7)
     sys.stdout.write(f"rank {rank} agrees\n")
@@ -54,6 +55,13 @@ def test_two_processes_have_the_gradient_of_one():
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-4000:]
     assert {"rank 0 agrees", "rank 1 agrees"} == set(result.stdout.splitlines())
+
+
+def test_without_processes_the_count_is_its_own_mean():
+    assert mean_over_ranks(torch.tensor(7)) == 7 and mean_over_ranks(3).dtype == torch.float32
+    assert mean_over_ranks(torch.tensor(0.25)) == 1, "never less than one pair"
+    count = torch.tensor(5.0, requires_grad=True)
+    assert not mean_over_ranks(count).requires_grad
 
 
 if __name__ == "__main__":

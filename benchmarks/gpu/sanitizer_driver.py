@@ -16,7 +16,14 @@ from torch import Tensor
 import icr_kernels as icr
 from benchmarks import aligned
 from icr_kernels import operators
-from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
+from icr_kernels.variants import (
+    BOX_FORMATS,
+    CLASSIFICATIONS,
+    KIND_NAMES,
+    LOSS_NAMES,
+    PENALTY_NAMES,
+    REDUCTIONS,
+)
 
 FINISHED = "driver finished"
 
@@ -24,6 +31,8 @@ FINISHED = "driver finished"
 SIZES = (0, 1, 31, 257, 1000, 100_003)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LAYOUTS = ("packed", "misaligned", "strided")
+# Rows and columns of all pairs: none, one, both sides of a warp and of a block, few of one and many of the other.
+SET_SIZES = ((0, 3), (3, 0), (1, 1), (31, 257), (1025, 33), (5, 3001), (3001, 5))
 TABLE_ROWS = 19
 
 
@@ -86,6 +95,52 @@ def call(backend: str, number: int, pairs: int, dtype: torch.dtype, layout: str)
         assert result.detach().cpu().isfinite().all(), (backend, number, pairs, dtype, layout, options)
 
 
+def call_over_sets(number: int, rows: int, columns: int, dtype: torch.dtype, layout: str) -> None:
+    """All pairs of two sets, with one combination of options: matrix, gradient, selections and matching cost."""
+    draw = random.Random(number)
+    sets = [aligned.boxes(count, seed=number + i)[i].detach().to(dtype) for i, count in enumerate((rows, columns))]
+    boxes = [place(values, layout) for values in sets]
+    options: dict[str, Any] = {"box_format": draw.choice(BOX_FORMATS), "backend": "cuda"}
+    kind = draw.choice(KIND_NAMES)
+
+    leaves = [values.detach().requires_grad_() for values in boxes]
+    matrix = icr.pairwise_iou(*leaves, kind=kind, **options)
+    upstream = torch.linspace(-1, 1, rows * columns).view(matrix.shape).to(matrix.dtype).cuda()
+    results = [matrix, *torch.autograd.grad(matrix, leaves, upstream)]
+
+    groups = [torch.arange(count) * 7 // max(count, 1) for count in (rows, columns)]
+    for group in groups:
+        group[::9] = draw.choice((-1, 2**40, -(2**62)))
+    grouped = {f"group{i}": place(group, layout) for i, group in enumerate(groups, 1)} if draw.random() < 0.6 else {}
+    chosen = {"kind": kind, "dim": draw.choice((-1, -2)), **grouped, **options}
+    selections = [icr.pairwise_max(*boxes, **chosen), icr.pairwise_topk(*boxes, draw.choice((1, 5, 16)), **chosen)]
+    for selection in selections:
+        results.append(selection.values.nan_to_num(neginf=0))
+        assert (selection.indices < max(rows, columns)).all()
+
+    classes, images = 5, 2
+    queries = boxes[1].unsqueeze(0).expand(images, columns, 4)
+    labels, image = torch.arange(rows) % classes, torch.arange(rows) % images
+    cost = icr.detr_matching_cost(
+        torch.linspace(-3, 3, images * columns * classes).view(images, columns, classes).to(dtype).cuda(),
+        queries,
+        place(torch.where(torch.arange(rows) % 11 == 3, 2**40, labels), layout),
+        boxes[0],
+        place(torch.where(torch.arange(rows) % 7 == 5, -(2**62), image), layout),
+        classification=draw.choice(CLASSIFICATIONS),
+        **options,
+    )
+    results.append(cost.nan_to_num())
+    for result in results:
+        assert result.detach().cpu().isfinite().all(), (number, rows, columns, dtype, layout, kind, options)
+
+
+def calls_over_sets() -> Iterator[tuple[int, int, int, torch.dtype, str]]:
+    number = itertools.count()
+    for sizes, dtype, layout in itertools.product(SET_SIZES, DTYPES, LAYOUTS):
+        yield next(number), *sizes, dtype, layout
+
+
 def calls() -> Iterator[tuple[str, int, int, torch.dtype, str]]:
     number = itertools.count()
     for pairs, dtype, layout in itertools.product(SIZES, DTYPES, LAYOUTS):
@@ -104,6 +159,9 @@ def main() -> int:
     count = 0
     for arguments in calls():
         call(*arguments)
+        count += 1
+    for arguments_over_sets in calls_over_sets():
+        call_over_sets(*arguments_over_sets)
         count += 1
     torch.cuda.synchronize()
     print(f"{FINISHED}: {count} combinations, backends {', '.join(icr.available_backends())}", flush=True)

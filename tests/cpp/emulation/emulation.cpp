@@ -175,15 +175,23 @@ void forget_shared_memory() {
 }
 #endif
 
+// Sanitizers know of memset, and there are red zones between the variables.
+#if defined(TELL_THREAD_SANITIZER) || defined(__SANITIZE_ADDRESS__)
+__attribute__((no_sanitize("address"))) void poison_shared_memory() {
+  for (volatile char* byte = __start_cuda_shared; byte != __stop_cuda_shared; ++byte) *byte = char(0xcd);
+}
+#else
+void poison_shared_memory() {
+  std::memset(__start_cuda_shared, 0xcd, size_t(__stop_cuda_shared - __start_cuda_shared));
+}
+#endif
+
 void run_block() {
 #if defined(TELL_THREAD_SANITIZER)
   if (sanitizer_fibers.size() + threads > kMostSanitizerFibers) forget_sanitizer_fibers();
   forget_shared_memory();
-  // memset would tell ThreadSanitizer of it.
-  for (volatile char* byte = __start_cuda_shared; byte != __stop_cuda_shared; ++byte) *byte = char(0xcd);
-#else
-  std::memset(__start_cuda_shared, 0xcd, size_t(__stop_cuda_shared - __start_cuda_shared));
 #endif
+  poison_shared_memory();
   release(&launch_begin);
   for (unsigned t = 0; t < threads; ++t) start(fibers[t]);
   for (bool any = true; any;) {

@@ -1,0 +1,250 @@
+"""The adapter for torchvision: small RetinaNet, FCOS and Faster R-CNN with random weights."""
+
+import copy
+import io
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from frameworks import need
+from torchvision_without_extension import make_importable
+
+need("torchvision")
+make_importable()
+
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet  # noqa: E402
+from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
+from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
+
+from icr_kernels.integrations.torchvision import enable_icr  # noqa: E402
+
+NAMES = ["background", "car", "plate", "tree"]
+CAR, PLATE, TREE = 1, 2, 3
+PAIRS = {"plate": "car"}
+
+
+class Backbone(nn.Sequential):
+    out_channels = 32  # the heads normalise in 32 groups
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, self.out_channels, 3, 2, 1))
+
+    def forward(self, x):
+        return OrderedDict({"0": super().forward(x)})
+
+
+class Pool(MultiScaleRoIAlign):
+    """Without RoIAlign, whose operator is compiled: what is read off does not matter here."""
+
+    def __init__(self):
+        super().__init__(["0"], 1, 1)
+
+    def forward(self, features, proposals, image_shapes):
+        boxes = torch.cat(proposals)
+        of_image = features["0"].mean((2, 3)).repeat_interleave(torch.tensor([len(each) for each in proposals]), 0)
+        return torch.cat((of_image, boxes / 64, boxes.new_ones(len(boxes), 4)), 1)[:, :, None, None]
+
+
+def retinanet():
+    anchors = AnchorGenerator(((8, 24, 40),), ((0.5, 1.0, 2.0),))
+    return RetinaNet(Backbone(), 4, min_size=64, max_size=64, anchor_generator=anchors)
+
+
+def fcos():
+    anchors = AnchorGenerator(((8,),), ((1.0,),))
+    return FCOS(Backbone(), 4, min_size=64, max_size=64, anchor_generator=anchors, center_sampling_radius=3.0)
+
+
+def faster_rcnn():
+    anchors = AnchorGenerator(((8, 24, 40),), ((0.5, 1.0, 2.0),))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(40, 16), nn.ReLU())
+    return FasterRCNN(
+        Backbone(),
+        box_roi_pool=Pool(),
+        box_head=head,
+        box_predictor=Predictor(),
+        min_size=64,
+        max_size=64,
+        rpn_anchor_generator=anchors,
+        box_batch_size_per_image=64,
+    )
+
+
+class Predictor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classes, self.boxes = nn.Linear(16, 4), nn.Linear(16, 16)
+        nn.init.normal_(self.boxes.weight, std=0.01)
+        nn.init.zeros_(self.boxes.bias)
+
+    def forward(self, x):
+        return self.classes(x), self.boxes(x)
+
+
+MODELS = {"retinanet": retinanet, "fcos": fcos, "faster_rcnn": faster_rcnn}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def model_of(name: str):
+    torch.manual_seed(0)
+    return MODELS[name]().train()
+
+
+def batch() -> tuple[list, list]:
+    """Images of 64 pixels: a car with its plate, which sticks out, and a plate of no car; a car; nothing."""
+    torch.manual_seed(0)
+    boxes = [[4.0, 8, 44, 40], [36, 20, 52, 28], [2, 52, 18, 60]], [[10.0, 10, 50, 50]], []
+    labels = [CAR, PLATE, PLATE], [CAR], []
+    targets = [
+        {"boxes": torch.tensor(each).view(-1, 4), "labels": torch.tensor(of_image, dtype=torch.int64)}
+        for each, of_image in zip(boxes, labels, strict=True)
+    ]
+    return [torch.rand(3, 64, 64) for _ in targets], targets
+
+
+def step(model, given=None):
+    torch.manual_seed(1)  # Faster R-CNN draws its samples
+    model.zero_grad()
+    losses = model(*copy.deepcopy(given or batch()))
+    total = sum(losses.values())
+    total.backward()
+    return losses, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@every_model
+def test_weight_0_is_the_stock_loss(name):
+    model = model_of(name)
+    stock, gradient = step(model)
+    enable_icr(model, PAIRS, NAMES, weight=0.0)
+    ours, our_gradient = step(model)
+    assert ours.pop("loss_icr") == 0
+    assert {key: value.item() for key, value in ours.items()} == {key: value.item() for key, value in stock.items()}
+    assert (our_gradient - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+@every_model
+def test_weight_1_is_the_mean_penalty_of_the_paired(name):
+    model = model_of(name)
+    handle = enable_icr(model, PAIRS, NAMES, weight=1.0)
+    losses, _ = step(model)
+    steps, positives, parts, paired, mean = handle.statistics
+    assert steps == 1 and positives > parts > paired > 0
+    assert losses["loss_icr"].item() == pytest.approx(mean, rel=1e-6)
+    assert 0 < mean <= 1  # FCOS begins with boxes of no size
+    enable_icr(model, PAIRS, NAMES, weight=3.0)
+    assert step(model)[0]["loss_icr"].item() == pytest.approx(3 * mean, rel=1e-6)
+
+
+def test_the_penalty_by_hand():
+    """RetinaNet with a regression of zeros predicts its anchors: each positive anchor of the plate against the car."""
+    model = model_of("retinanet")
+    nn.init.zeros_(model.head.regression_head.bbox_reg.weight)
+    seen = {}
+    stock = type(model.head).compute_loss
+
+    def look(head, targets, outputs, anchors, matched):
+        seen.update(targets=targets, anchors=anchors, matched=matched)
+        return stock(head, targets, outputs, anchors, matched)
+
+    enable_icr(model, PAIRS, NAMES, weight=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.head), "compute_loss", look)
+        losses, _ = step(model)
+    x1, y1, x2, y2 = seen["targets"][0]["boxes"][0].tolist()
+    penalties = []
+    for a, b, c, d in seen["anchors"][0][seen["matched"][0] == 1].tolist():
+        inside = max(min(c, x2) - max(a, x1), 0) * max(min(d, y2) - max(b, y1), 0)
+        penalties.append(1 - inside / ((c - a) * (d - b)))
+    assert penalties
+    assert losses["loss_icr"].item() == pytest.approx(sum(penalties) / len(penalties), abs=1e-5)
+
+
+@every_model
+def test_training_lowers_the_term(name):
+    model = model_of(name)
+    enable_icr(model, PAIRS, NAMES, weight=5.0, penalty="containment+pull")
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    terms = []
+    for _ in range(40):
+        terms.append(step(model)[0]["loss_icr"].item())
+        optimizer.step()
+    assert sum(terms[-5:]) / 5 < 0.6 * terms[0]
+
+
+def test_known_pairs_survive_resizing():
+    model, (images, targets) = model_of("retinanet"), batch()
+    images = [torch.rand(3, 128, 128) for _ in images]
+    for target in targets:
+        target["boxes"] = 2 * target["boxes"]
+    handle = enable_icr(model, PAIRS, NAMES)
+    for target, parents in zip(targets, ([-1, -2, -2], [-1], []), strict=True):
+        target["parent_idx"] = torch.tensor(parents, dtype=torch.int64)
+    losses, _ = step(model, (images, targets))
+    assert handle.statistics.paired == 0 and losses["loss_icr"] == 0
+    targets[0]["parent_idx"] = torch.tensor([-1, 0, 0])
+    handle.reset()
+    step(model, (images, targets))
+    assert handle.statistics.paired == handle.statistics.parts > 0
+
+
+@every_model
+def test_without_objects(name):
+    model, (images, _) = model_of(name), batch()
+    enable_icr(model, PAIRS, NAMES)
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses, gradient = step(model, (images, [empty] * 3))
+    assert losses["loss_icr"] == 0 and gradient.isfinite().all()
+
+
+@every_model
+def test_copies_keep_the_term_and_state_dicts_are_ordinary(name):
+    model = model_of(name)
+    stock = step(model)[0]
+    handle = enable_icr(model, PAIRS, NAMES)
+    ours = step(model)[0]["loss_icr"]
+    assert set(model.state_dict()) == set(model_of(name).state_dict())
+    copied = copy.deepcopy(model)
+    assert step(copied)[0]["loss_icr"] == ours
+    assert copied.eval()(batch()[0])[0].keys() >= {"boxes", "scores", "labels"}
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert step(torch.load(file, weights_only=False))[0]["loss_icr"] == ours
+    handle.disable()
+    assert step(model)[0] == stock
+    assert step(copied.train())[0]["loss_icr"] == ours
+
+
+def test_after_inference():
+    model = model_of("retinanet")
+    handle = enable_icr(model, PAIRS, NAMES)
+    with torch.inference_mode():
+        model(*batch())  # in training mode: losses of a validation set
+    assert handle.statistics.steps == 0
+    step(model)
+    assert handle.statistics.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "error", "message"),
+    [
+        (
+            {"licence": "car"},
+            {},
+            ValueError,
+            "pairs: expected classes among background, car, plate, tree, got 'licence'",
+        ),
+        (PAIRS, {"weight": "1"}, TypeError, "weight: expected a number, got str"),
+        (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
+    ],
+)
+def test_errors(pairs, options, error, message):
+    with pytest.raises(error, match=message):
+        enable_icr(model_of("retinanet"), pairs, NAMES, **options)
+
+
+def test_other_models_are_refused():
+    with pytest.raises(TypeError, match="model: expected a RetinaNet, FCOS or FasterRCNN of torchvision, got Backbone"):
+        enable_icr(Backbone(), PAIRS, NAMES)

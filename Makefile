@@ -1,6 +1,6 @@
 # make demo   set up, then: what is here, does it agree, how fast is it, the regression study (about two minutes once set up)
 # make test   set up, then: linters, type check, the whole test suite
-# make bench  set up, then: the speed table and its CSV
+# make bench  set up, then: speed and memory beside other people's code; tables, CSV and plots in build/benchmarks
 # make gpu    on a machine with an NVIDIA GPU: gpu-test, gpu-sanitize, gpu-bench, and the report on them (needs no network
 #             with PYTHON); a part that fails stops no other, and each can be run again alone
 #
@@ -17,23 +17,29 @@ ENVIRONMENT :=
 else
 PYTHON := $(VENV)/bin/python
 ENVIRONMENT := $(VENV)/complete
+# This one has every framework that an adapter is for, so none of their tests may be left out.
+export ICR_KERNELS_ALL_FRAMEWORKS := 1
 endif
 # Recipes change directories and start Python programs: the path must hold from anywhere.
 override PYTHON := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
+
+# What the demo measures, without what would have to be compiled first.
+DEMO := "^ciou . containment, 1(00)?,000, float" "^pairwise iou, 8400 x 100," "^row maximum, 8400 x 1000,"
 
 .PHONY: demo test bench gpu gpu-test gpu-sanitize gpu-bench lint build clean
 
 demo: build
 	$(PYTHON) -m icr_kernels info
 	$(PYTHON) -m icr_kernels check
-	$(PYTHON) -m benchmarks --quick
+	$(PYTHON) -m benchmarks run --without compile --no-memory --output build/demo $(DEMO)
 	$(PYTHON) -m icr_kernels study --output build/study
 
 test: build lint
 	$(PYTHON) -m pytest -n auto --dist loadfile
 
 bench: build
-	$(PYTHON) -m benchmarks --output build/benchmarks.csv
+	$(PYTHON) -m benchmarks run
+	$(PYTHON) -m benchmarks plot
 
 gpu: build
 	$(PYTHON) -m benchmarks.gpu
@@ -50,14 +56,16 @@ lint: build
 build: $(ENVIRONMENT)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 
-# torchvision is a peer that tests and benchmarks compare with; its dependencies would bring another torch. Triton comes
-# with a CUDA build of torch; beside a CPU build it serves for interpreting and compiling the kernels in tests.
+# torchvision is a peer that tests and benchmarks compare with; its dependencies would bring another torch, as would those of
+# Ultralytics, and mmengine's another OpenCV. Triton comes with a CUDA build of torch; beside a CPU build it serves for
+# interpreting and compiling the kernels in tests.
 $(VENV)/complete: pyproject.toml
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
 	$(PYTHON) -m pip install --quiet $(TORCH) numpy
 	$(PYTHON) -m pip install --quiet "setuptools>=77" wheel ninja "pybind11>=2.12" pillow
 	$(PYTHON) -m pip install --quiet --no-deps torchvision==0.28.0 $(TRITON)
+	$(PYTHON) -m pip install --quiet --no-deps ultralytics==8.4.190 ultralytics-thop mmengine==0.10.7
 	$(PYTHON) -m pip install --quiet --group dev
 	touch $@
 

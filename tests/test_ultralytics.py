@@ -34,12 +34,12 @@ every_yolo = pytest.mark.parametrize("family", FAMILIES[:-1])
 
 # Image, class, box in pixels: two plates in their wholes and one of nobody; and fewer boxes, which are padded.
 SCENE = [
-    (0, CAR, (4, 4, 40, 40)),
-    (0, PLATE, (12, 24, 32, 36)),
-    (0, PLATE, (44, 6, 62, 18)),
-    (0, TRUCK, (30, 30, 64, 64)),
+    (0, CAR, (0, 4, 38, 40)),
+    (0, PLATE, (14, 22, 38, 38)),
+    (0, PLATE, (42, 4, 62, 22)),
+    (0, TRUCK, (30, 40, 64, 64)),
     (1, TRUCK, (8, 8, 60, 60)),
-    (1, PLATE, (20, 40, 44, 52)),
+    (1, PLATE, (20, 42, 44, 60)),
 ]
 WHOLE_OF = {1: 0, 5: 4}
 
@@ -86,11 +86,19 @@ def network(family: str):
     torch.manual_seed(0)
     if family == "yolov8n-rtdetr":
         model = tasks.RTDETRDetectionModel(small_detr(tasks), nc=len(NAMES), verbose=False)
+        # Boxes that are large enough to reach out of their wholes, at every output.
+        model.model[-1].enc_bbox_head.layers[-1].bias.data[2:] = 2.5
     else:
         try:
             model = tasks.DetectionModel(f"{family}.yaml", nc=len(NAMES), verbose=False)
         except FileNotFoundError as error:
             pytest.skip(str(error))
+        # Boxes of a few cells, as for the smaller objects here; untrained ones reach over the whole image.
+        distances = model.model[-1].reg_max
+        for convolutions in ("cv2", "one2one_cv2"):
+            for level in getattr(model.model[-1], convolutions, None) or ():
+                if distances > 1:
+                    level[-1].bias.data[:] = -0.35 * torch.arange(distances).repeat(4)
     model.args, model.names, model.nc = get_cfg(), NAMES, len(NAMES)
     return model.train()
 
@@ -198,15 +206,15 @@ def test_the_term_is_in_the_loss_and_its_gradient(yolo, family):
 @every_family
 def test_training_lowers_the_penalty(yolo, family):
     model, given = network(family), batch()
-    icr_handle = begin(yolo, model, weight=5.0, penalty="containment+pull")
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    icr_handle = begin(yolo, model, weight=2.0, penalty="pull")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     penalties = []
     for _ in range(12):
         icr_handle.reset()
         step(model, given)
         optimizer.step()
         penalties.append(icr_handle.statistics.mean_penalty)
-    assert min(penalties[-3:]) < 0.7 * penalties[0]
+    assert sum(penalties[-3:]) / 3 < 0.7 * penalties[0]
 
 
 @every_yolo
@@ -245,7 +253,7 @@ def test_the_sum_by_hand(yolo):
 def test_padding_is_nobodys_whole(yolo):
     """Rows of padding read like empty boxes of class 0, a car: without a mask they would take in any plate that
     overlaps no whole, if none is required to."""
-    scene = [SCENE[0], SCENE[1], SCENE[3], (1, PLATE, (20, 40, 44, 52))]
+    scene = [SCENE[0], SCENE[1], SCENE[3], (1, PLATE, (20, 40, 44, 58))]
     model, given = network("yolo11n"), batch(scene)
     found = by_hand(model, given, {1: 0})
     icr_handle = begin(yolo, model, min_containment=0.0)
@@ -312,13 +320,12 @@ def test_half_precision(yolo, family):
 @every_family
 def test_after_inference(yolo, family):
     """Validation, in inference mode, leaves nothing that training could stumble over, and is not counted."""
-    model, given = network(family), batch()
-    icr_handle = begin(yolo, model)
+    model, average, given = network(family), network(family).eval(), batch()
+    icr_handle = begin(yolo, model, average)
     with torch.inference_mode():
-        model.eval()
-        model.loss(given, model(given["img"]))
+        average.loss(given, average(given["img"]))
     assert icr_handle.statistics.steps == icr_handle.statistics.positives == 0
-    step(model.train(), given)
+    step(model, given)
     assert icr_handle.statistics.steps == 1 and icr_handle.statistics.positives > 0
 
 
@@ -452,7 +459,9 @@ def test_training(ultralytics, data, tmp_path):
         assert all(float(row[f"{part}/icr_loss"]) > 0 for row in rows for part in ("train", "val"))
     assert all("icr_kernels" not in each for each in stored)
     script = (
-        "import sys; sys.modules['icr_kernels'] = sys.modules['torchvision'] = None\n"
+        f"import sys; sys.modules['icr_kernels'] = None; sys.path.append({str(Path(__file__).parent)!r})\n"
+        "import torchvision_without_extension, torch\n"
+        "torchvision_without_extension.make_importable()\n"
         "import ultralytics\n"
         f"for name in ('best', 'last'): print(ultralytics.YOLO({str(run)!r} + f'/weights/{{name}}.pt').names)\n"
     )

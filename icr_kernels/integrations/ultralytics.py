@@ -53,9 +53,9 @@ def enable_icr(
     sees, so mosaic and crops are no obstacle. The gradient of the penalty reaches the predicted boxes; which anchor
     point is assigned to which object stays Ultralytics' choice.
 
-    From 8.4.120 or earlier on (wherever the loss items are a dict) the term has a column of its own, ``icr_loss``, in
-    the progress bar and in results.csv, in training and in validation, and ``box_loss`` is what it is without it. In
-    older versions it is part of ``box_loss``, and for RT-DETR, whose items are fixed, part of ``giou_loss``.
+    Where the loss items of a version have names (8.4.120 is one, 8.4.60 is not) the term has a column of its own,
+    ``icr_loss``, in the progress bar and in results.csv, in training and in validation, and ``box_loss`` is what it is
+    without it. In older versions it is part of ``box_loss``, and for RT-DETR, whose items are fixed, of ``giou_loss``.
 
     A resumed run is a new model: call this again before ``model.train(resume=True)``. Under DDP the term is trained
     with, but the statistics stay in the processes of the ranks.
@@ -112,9 +112,7 @@ def enable_icr(
     def disable() -> None:
         _remove_callbacks(model, start)
         for trained in _trained_models(getattr(model, "trainer", None)):
-            criterion = getattr(trained, "criterion", None)
-            if isinstance(criterion, Criterion):
-                _set_criterion(trained, criterion.stock)
+            _set_criterion(trained, _stock_criterion(trained))
 
     _remove_callbacks(model)
     model.add_callback(EVENT, start)
@@ -148,7 +146,7 @@ class Start:
         relations = Relations(self.options.pairs, models[0].names, min_containment=self.options.min_containment)
         for model in models:
             # A resumed end-to-end model has a criterion already, which knows how far its schedule has come.
-            stock = getattr(model, "criterion", None)
+            stock = _stock_criterion(model)
             stock = model.init_criterion() if stock is None else stock
             _set_criterion(model, _criterion(stock, relations, self.options))
         of_detr = isinstance(model.criterion, DetrCriterion)
@@ -173,7 +171,8 @@ class Criterion:
         return type(self)(copy.deepcopy(self.stock, memo), self.relations, self.options)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.stock.__reduce_ex__(protocol)
+        # From protocol 2 on pickle insists that an object is pickled as one of its own class.
+        return self.stock.__reduce_ex__(1)
 
     def end_step(self) -> None:
         if torch.is_grad_enabled():
@@ -360,6 +359,11 @@ def _detector(model: nn.Module) -> nn.Module:
         if isinstance(inner, nn.Module):
             return _detector(inner)
     return model
+
+
+def _stock_criterion(model: nn.Module) -> Any:
+    criterion = getattr(model, "criterion", None)
+    return criterion.stock if isinstance(criterion, Criterion) else criterion
 
 
 def _set_criterion(model: nn.Module, criterion: Any) -> None:

@@ -35,7 +35,7 @@ demo: build
 	$(PYTHON) -m icr_kernels study --output build/study
 
 test: build lint
-	$(PYTHON) -m pytest -n auto --dist loadfile
+	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: build
 	$(PYTHON) -m benchmarks run

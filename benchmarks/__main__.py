@@ -1,114 +1,100 @@
-"""The speed table. A result that disagrees with the reference has no time; a peer that is not installed is named."""
+"""Speed and memory beside the code that users run today: ``python -m benchmarks run | plot | readme``."""
 
 import argparse
-import csv
-import datetime
-import platform
-import statistics
+import re
 import sys
-import time
-from collections.abc import Callable
-from itertools import groupby, product
 from pathlib import Path
 
 import torch
 
-import icr_kernels as icr
-from icr_kernels import operators
-from icr_kernels.terminal import progress, table
+from icr_kernels.info import cpu_name
 
-from . import aligned
+from . import report, results
+from . import run as runner
+from .registry import chosen
 
-COPY = "copy of 68 bytes a pair"
-OURS = "icr_kernels"
-
-
-def seconds(function: Callable[[], object], budget: float) -> list[float]:
-    """Times of single calls, warmed: at least five, then up to a thousand as the budget allows."""
-    for _ in range(3):
-        function()
-    times: list[float] = []
-    while len(times) < 5 or (len(times) < 1000 and sum(times) < budget):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return times
+DEFAULT = Path("build") / "benchmarks"
 
 
-def row(name: str, loss: aligned.Loss | str | None, pairs: int, threads: int, budget: float) -> dict[str, object]:
-    """One line of the CSV; ``loss`` is None for the copy, and the reason where there is none to measure."""
-    result: dict[str, object] = {
-        "case": "ciou + containment, forward + backward, mean",
-        "implementation": name,
-        "pairs": pairs,
-        "threads": threads,
-        "p20_us": "",
-        "p50_us": "",
-        "p80_us": "",
-        "note": loss if isinstance(loss, str) else "",
-        "processor": platform.machine(),
-        "instruction_set": operators.cpu_build.instruction_set() if operators.cpu_build else "",
-        "torch": torch.__version__,
-        "version": icr.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-    if isinstance(loss, str):
-        return result
-    torch.set_num_threads(threads)
-    if loss is not None and not aligned.agrees(loss, *aligned.boxes(min(pairs, 10_000))):
-        return result | {"note": "disagrees with the reference"}
-    function = aligned.copy(pairs) if loss is None else aligned.step(loss, *aligned.boxes(pairs))
-    times = statistics.quantiles(seconds(function, budget), n=10)
-    return result | {f"p{p}_us": round(times[p // 10 - 1] * 1e6, 1) for p in (20, 50, 80)}
-
-
-def show(rows: list[dict]) -> str:
-    """The rows of one size and number of threads, with ratios of medians within this run."""
-    medians = {each["implementation"]: each["p50_us"] for each in rows}
-    lines = []
-    for each in rows:
-        if each["note"]:
-            lines.append((each["implementation"], each["note"], "", "", "", "", ""))
-            continue
-        p20, p50, p80 = (each[f"p{p}_us"] for p in (20, 50, 80))
-        lines.append(
-            (
-                each["implementation"],
-                f"{p50:,.1f}",
-                f"{p20:,.1f}",
-                f"{p80:,.1f}",
-                f"{p50 * 1e3 / each['pairs']:,.2f}",
-                f"{p50 / medians[OURS]:.2f}",
-                f"{p50 / medians[COPY]:.2f}",
-            )
-        )
-    head = ("", "median us", "20 %", "80 %", "ns a pair", "x ours", "x copy")
-    title = f"{rows[0]['pairs']:,} pairs, {rows[0]['threads']} threads: {rows[0]['case']}"
-    return f"\n{title}\n{table(head, lines, 'lrrrrrr')}"
-
-
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two sizes, half a second a row, torch's own threads")
-    parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads (default: 1 and torch's own)")
-    parser.add_argument("--output", type=Path, help="write the rows to this CSV file")
-    options = parser.parse_args()
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    own = torch.get_num_threads()
-    sizes, budget = ((1_000, 100_000), 0.5) if options.quick else ((1_000, 10_000, 100_000, 1_000_000), 2.0)
-    threads = options.threads or ([own] if options.quick else sorted({1, own}))
-    measured: list[tuple[str, aligned.Loss | str | None]] = [*aligned.implementations().items(), (COPY, None)]
-    jobs = list(product(threads, sizes, measured))
-    rows = [row(name, loss, pairs, count, budget) for count, pairs, (name, loss) in progress(jobs, "measuring")]
-    for _, group in groupby(rows, key=lambda each: (each["threads"], each["pairs"])):
-        print(show(list(group)))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"\nwritten: {options.output}")
+    run = commands.add_parser("run", help="measure cases on this CPU, print their tables and write them to a CSV")
+    run.add_argument("patterns", nargs="*", metavar="PATTERN", help="cases whose name matches one (default: all)")
+    run.add_argument("--full", action="store_true", help="the full profile: all cases, longer")
+    run.add_argument("--without", metavar="PATTERN", help="leave out implementations whose name matches")
+    run.add_argument("--threads", type=int, nargs="+", help="numbers of threads (default: torch's own)")
+    run.add_argument("--no-memory", action="store_true", help="measure no memory, which starts many processes")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out cases that the CSV has of this commit and torch, unless the machine was busy",
+    )
+    run.add_argument("--list", action="store_true", help="show the cases and how long they will take")
+    run.add_argument("--output", type=Path, default=DEFAULT, help="folder of the CSV (default: %(default)s)")
+    run.set_defaults(command=_run)
+
+    plot = commands.add_parser("plot", help="draw the CSV of a folder")
+    plot.add_argument("folder", type=Path, nargs="?", default=DEFAULT, help="default: %(default)s")
+    plot.set_defaults(command=_plot)
+
+    readme = commands.add_parser("readme", help="write the tables of benchmarks/results into the documents")
+    readme.set_defaults(command=_readme)
+    options = parser.parse_args(arguments)
+    return options.command(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    cases = chosen(options.patterns, options.full)
+    if not cases:
+        print("No case matches; `python -m benchmarks run --full --list` names all.")
+        return 2
+
+    def leave_out(name: str) -> bool:
+        return options.without is not None and re.search(options.without, name, re.IGNORECASE) is not None
+
+    todo = runner.jobs(cases, options.threads, options.full)
+    if options.resume:
+        before = results.read(options.output)
+        todo = [job for job in todo if not runner.is_done(*job, before)]
+    budget = runner.FULL if options.full else runner.QUICK
+    with_memory = not options.no_memory
+    minutes = runner.duration(todo, budget, leave_out, with_memory) / 60
+    print(f"{len(todo)} measurements on {cpu_name()}, {torch.get_num_threads()} threads: about {minutes:.0f} minutes")
+    if options.list:
+        for case, threads in todo:
+            print(f"  {case}, {threads} threads")
+        return 0
+    wrong, busy = False, 0
+    for rows in runner.run(todo, options.output, budget, leave_out, with_memory):
+        print(report.shown(rows), flush=True)
+        wrong |= runner.is_wrong(rows)
+        busy += results.is_busy(rows)
+    print(f"\nwritten: {options.output / results.CSV}")
+    if busy:
+        print(f"Others used the machine in {busy} of {len(todo)} measurements: these are to be measured again.")
+    return 1 if wrong else 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    rows = results.read(options.folder)
+    if not rows:
+        print(f"No measurements in {options.folder}: `python -m benchmarks run --output {options.folder}`.")
+        return 2
+    from . import plots
+
+    for path, _ in plots.draw(options.folder, rows):
+        print(f"written: {path}")
+    return 0
+
+
+def _readme(options: argparse.Namespace) -> int:
+    from . import readme
+
+    for path in readme.DOCUMENTS:
+        path.write_text(readme.filled(path.read_text(), readme.machines()))
+        print(f"written: {path.relative_to(results.ROOT)}")
     return 0
 
 

@@ -84,7 +84,7 @@ class Relations:
             image: (N,) int64 or int32, the image of each box; None: all are of one. A negative number: a box to ignore.
             parent_idx: (N,) int64 or int32, pairs that are known: the row of the whole in ``boxes``. They take
                 precedence over geometry: -1 (and any other number outside the table but -2) is a pair that is not known
-                and is looked for, -2 a part that is known to have no whole. Of boxes that are no parts they are ignored.
+                and is looked for, -2 a part that is known to have no whole. Ignored for boxes that are no parts.
             eps, box_format, backend: as of `match_anchor_objects`.
 
         Returns:

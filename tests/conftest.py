@@ -47,6 +47,15 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
+# Files that take minutes begin first, so that at the end no process waits long for another.
+LONGEST = ("test_sanitizers", "test_cuda_build", "test_triton_ahead_of_time", "test_parity", "test_ultralytics")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture
 def extension():
     """The compiled extension `icr_kernels._C`."""

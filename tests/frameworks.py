@@ -4,6 +4,8 @@ import importlib.util
 import os
 
 import pytest
+import torch
+from torch import Tensor
 
 ALL = os.environ.get("ICR_KERNELS_ALL_FRAMEWORKS") == "1"
 
@@ -15,3 +17,14 @@ def need(name: str) -> None:
         if ALL:
             raise ModuleNotFoundError(reason)
         pytest.skip(reason, allow_module_level=True)
+
+
+COLOURS = torch.tensor([[0.2, 0.3, 0.8], [0.9, 0.9, 0.7], [0.1, 0.6, 0.2], [0.7, 0.2, 0.2]])
+
+
+def painted(boxes: Tensor, labels: Tensor, side: int) -> Tensor:
+    """An image (3, side, side) of the boxes, corners in pixels, each in the colour of its class, on a noisy ground."""
+    image = 0.4 + 0.1 * torch.rand(3, side, side)
+    for (x1, y1, x2, y2), label in zip(boxes.round().int().tolist(), labels.tolist(), strict=True):
+        image[:, y1:y2, x1:x2] = COLOURS[label].view(3, 1, 1)
+    return image

@@ -24,3 +24,11 @@ class OperatorCalls(TorchDispatchMode):
 def operator_names(backend: str) -> set[str]:
     """The operators of a backend."""
     return {each.name() for each in BY_NAME[backend].operators if isinstance(each, torch._ops.OpOverload)}
+
+
+# The operators over all pairs of two sets of boxes; the others are over aligned pairs.
+OVER_SETS = ("pairwise", "pairwise_backward", "selected", "matching_cost")
+
+
+def operators_over_sets(backend: str) -> set[str]:
+    return {name for name in operator_names(backend) if name.endswith(OVER_SETS)}

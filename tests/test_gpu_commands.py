@@ -1,21 +1,24 @@
 """The GPU commands, as far as they run without a GPU: what they conclude, keep and say. All numbers are made up."""
 
+import dataclasses
 import sys
 
 import pytest
 import torch
 
-from benchmarks import aligned
+from benchmarks import aligned, results
+from benchmarks.case import BOTH
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import measure, parts, report, results, sanitizer_driver
-from benchmarks.gpu.results import Outcome
+from benchmarks.gpu import measure, parts, report, sanitizer_driver
+from benchmarks.results import Outcome
 
 MACHINE = {"device": "Imaginary GPU 1", "commit": "abc", "date": "2000-01-01"}
 
 
 def row(figure="device", name="cuda", quantity="forward + backward", pairs=1000, unit="us", **rest):
-    key = {"figure": figure, "implementation": name, "quantity": quantity, "pairs": pairs, "unit": unit}
-    return {"device": MACHINE["device"], "dtype": "float32", "p20": 9, "p50": 10, "p80": 11, **key, **rest}
+    shape = {"case": aligned.MAIN, "shape": f"{pairs:,}", "pairs": pairs, "dtype": "float32", "threads": 16}
+    key = {"figure": figure, "implementation": name, "quantity": quantity, "unit": unit}
+    return {"device": MACHINE["device"], **shape, "p20": 9, "p50": 10, "p80": 11, **key, **rest}
 
 
 def ran(monkeypatch, tmp_path, **fakes) -> int:
@@ -90,28 +93,28 @@ def test_measured_again_a_row_takes_the_place_of_its_predecessor(tmp_path):
 
 def test_targets():
     """Each is a row, measured or not; a row without a number has not been measured."""
-    unmeasured = report.targets(results.Table([row(p50="", note="out of order")]))
+    unmeasured = report.targets(results.Table([row(p50="", note="out of order")], aligned.MAIN))
     assert {met for *_, met in unmeasured} == {"not measured"}
     ten_million = 10_000_000
     rows = [
         row(quantity="forward with gradient", pairs=ten_million, fraction_of_copy="0.93"),
         row(pairs=ten_million, p50=100),
         row(name="triton", pairs=ten_million, p50=140),
-        row(name="torch.compile, clamp form", pairs=ten_million, p50=130),
-        row(name="torch.compile, reference", pairs=ten_million, p50=110),
+        row(name="torch.compile, clamp form, dynamic", pairs=ten_million, p50=130),
+        row(name="torch.compile, reference, dynamic", pairs=ten_million, p50=110),
         row("end to end", p50=20),
         row("end to end", name="eager, clamp form", p50=600),
         row("end to end", name="eager, torchvision", p50=480),
         row("host", quantity="forward with gradient", p50=15.5),
     ]
-    table = results.Table(rows)
+    table = results.Table(rows, aligned.MAIN)
     measured = [(value, met) for _, _, value, met in report.targets(table) if met != "not measured"]
     assert measured == [
         ("93.0%", "yes"),
         ("30.0 x", "yes"),
         ("24.0 x", "no"),
         ("1.10 x", "no"),  # against the faster of the two
-        ("15.5 us", "no"),
+        ("15.5 µs", "no"),
         ("1.40 x", "no"),
     ]
     assert len(report.targets(table)) == len(unmeasured)
@@ -130,7 +133,7 @@ def test_report_and_plots_of_measurements(tmp_path):
     ]
     results.merge(tmp_path, [*rows, *counts, row(name="eager, torchvision", p50="", note="it waits")])
     text = report.write(tmp_path).read_text()
-    for line in ("| cuda | 10.0 us (50%) |", "it waits", "| backward | kernels | peak bytes |"):
+    for line in ("| cuda | 10.0 µs (50%) |", "it waits", "| backward | kernels | peak bytes |"):
         assert line in text
     for plot in ("time.png", "copy.png", "host.png"):
         assert f"({plot})" in text and (tmp_path / plot).stat().st_size > 10_000
@@ -194,24 +197,42 @@ def test_command_beyond_its_time_is_interrupted():
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: MACHINE["device"])
+    caches = (measure.found, measure.agrees, measure.truth, measure._inputs, measure.names)
     yield
-    measure.agrees.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def test_implementation_that_is_wrong_or_absent_has_no_time(monkeypatch, on_the_cpu):
-    def wrong(pred, target, anchors):
-        return aligned.pure_pytorch(pred, target, anchors) * 1.001
+    right = aligned.Mean.by_hand(aligned.clamp_form("ciou"))
 
-    for name, loss, note in (
-        ("right", aligned.clamp_form, None),
-        ("wrong", wrong, "disagrees with the reference"),
-        ("absent", "not installed", "RuntimeError: not installed"),
+    def wrong(pred, target, anchors):
+        return right(pred, target, anchors) * 1.001
+
+    def absent():
+        raise ImportError("not installed")
+
+    peers = {"right": lambda: right, "wrong": lambda: wrong, "missing": absent}
+    case = dataclasses.replace(aligned.main_case(1_000), peers=peers)
+    monkeypatch.setattr(aligned.Case, "inputs_on", lambda self, device: self.inputs())
+    for name, note in (
+        ("right", None),
+        ("wrong", "disagrees with the reference"),
+        ("missing", "RuntimeError: absent: not installed"),
     ):
-        monkeypatch.setattr(measure, "implementations", lambda name=name, loss=loss: {name: loss})
-        job = ("host", lambda *what: [measure.row("host", *what, "us", p50=1)], name, "forward with gradient", 1000)
-        (found,) = measure.measured(*job)
+        job = ("host", lambda *what: [measure.row("host", what[0], what[2], what[1], "us", p50=1)], case, name, BOTH)
+        (found,) = measure.measured(job)
         assert found.get("note") == note
         assert ("p50" in found) == (note is None)
+
+
+def test_all_jobs_are_named(on_the_cpu):
+    """The targets' rows come first, the other cases last, and nothing is measured twice."""
+    jobs = list(measure.jobs())
+    keys = [(figure, str(case), name, quantity) for figure, _, case, name, quantity in jobs]
+    assert len(set(keys)) == len(keys)
+    assert jobs[0][2].name == aligned.MAIN and jobs[-1][2].name == "DETR matching cost"
+    assert {name for _, _, name, _ in keys} >= {"cuda", "triton", "eager, torchvision", "mmdet", "torch-fast-box-ops"}
 
 
 def test_driver_of_the_sanitizers_runs(monkeypatch, on_the_cpu):

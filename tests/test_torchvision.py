@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from frameworks import need
+from frameworks import need, painted
 from torchvision_without_extension import make_importable
 
 need("torchvision")
@@ -101,7 +101,7 @@ def batch() -> tuple[list, list]:
         {"boxes": torch.tensor(each).view(-1, 4), "labels": torch.tensor(of_image, dtype=torch.int64)}
         for each, of_image in zip(boxes, labels, strict=True)
     ]
-    return [torch.rand(3, 64, 64) for _ in targets], targets
+    return [painted(each["boxes"], each["labels"], 64) for each in targets], targets
 
 
 def step(model, given=None):
@@ -175,9 +175,9 @@ def test_training_lowers_the_term(name):
 
 def test_known_pairs_survive_resizing():
     model, (images, targets) = model_of("retinanet"), batch()
-    images = [torch.rand(3, 128, 128) for _ in images]
     for target in targets:
         target["boxes"] = 2 * target["boxes"]
+    images = [painted(each["boxes"], each["labels"], 128) for each in targets]
     handle = enable_icr(model, PAIRS, NAMES)
     for target, parents in zip(targets, ([-1, -2, -2], [-1], []), strict=True):
         target["parent_idx"] = torch.tensor(parents, dtype=torch.int64)

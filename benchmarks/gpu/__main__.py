@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from . import parts, report, results
+from benchmarks import results
+
+from . import parts, report
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,6 @@ no row but one that says so.
 
 import argparse
 import functools
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import icr_kernels as icr
-from benchmarks import aligned
+from benchmarks import aligned, registry, results
+from benchmarks.case import BOTH, COPY, FORWARD, Case, Function, Inputs, first_line, loaded
+from benchmarks.results import Row, quantiles
+from benchmarks.run import DISAGREES
 from icr_kernels import autograd, checks
 from icr_kernels.backends import BY_NAME
 from icr_kernels.operators import WANTED_PRED
 from icr_kernels.terminal import progress
 from icr_kernels.variants import REDUCTION_IDS
 
-from . import counting, results
-from .results import COPY, Row
+from . import counting
 
 OURS = ("cuda", "triton")
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -34,72 +34,78 @@ HOST_SIZES = (1_000, 10_000)
 COUNTED_SIZE = 100_000
 
 # What each quantity has to read and write, in bytes a pair of float32 boxes with a gradient to the prediction.
-BYTES = {"forward": 48, "forward with gradient": 64, "backward scaling": 32, "forward + backward": 96}
+BYTES = {FORWARD: 48, "forward with gradient": 64, "backward scaling": 32, BOTH: 96}
 
 # Cycles that the device is kept busy for while the host gets ahead of it: about half a millisecond.
 HEAD_START = 1_000_000
 
-Boxes = tuple[Tensor, Tensor, Tensor]
+main_case = functools.cache(aligned.main_case)
 
 
 @functools.cache
-def implementations() -> dict[str, aligned.Loss | str]:
-    """This package's backends and the peers; what cannot run here is the reason why."""
-    ours: dict[str, aligned.Loss | str] = {}
-    for name in OURS:
-        obstacle = BY_NAME[name].obstacle("cuda")
-        ours[name] = obstacle or functools.partial(icr.icr_loss, backend=name)
-    return {**ours, **aligned.peers()}
-
-
-def loss_of(name: str) -> aligned.Loss:
-    """The implementation, or an error that says why there is none."""
-    loss = implementations()[name]
-    if isinstance(loss, str):
-        raise RuntimeError(loss)
-    return loss
-
-
-@functools.lru_cache(maxsize=1)
-def _boxes(pairs: int) -> list[Tensor]:
-    return [rows.detach().cuda() for rows in aligned.boxes(pairs)]
-
-
-def boxes(pairs: int) -> Boxes:
-    pred, target, anchors = _boxes(pairs)
-    return pred.detach().requires_grad_(), target, anchors
+def names(case: Case) -> list[str]:
+    """This package's backends and the peers."""
+    return list(case.loaders("cuda"))
 
 
 @functools.lru_cache(maxsize=64)
-def agrees(name: str, pairs: int) -> bool:
-    return aligned.agrees(loss_of(name), *boxes(pairs))
+def found(case: Case, name: str) -> Function | str:
+    return loaded(case.loaders("cuda")[name])
+
+
+def function_of(case: Case, name: str) -> Function:
+    """The implementation, or an error that says why there is none."""
+    function = found(case, name)
+    if isinstance(function, str):
+        raise RuntimeError(function)
+    return function
+
+
+@functools.lru_cache(maxsize=1)
+def _inputs(case: Case) -> Inputs:
+    return case.inputs_on("cuda")
+
+
+def inputs(case: Case) -> Inputs:
+    """The leaf, if there is one, is the caller's own: gradients of others do not add up in it."""
+    return tuple(each.detach().requires_grad_(each.requires_grad) for each in _inputs(case))
+
+
+@functools.lru_cache(maxsize=1)
+def truth(case: Case) -> Any:
+    return case.truth(inputs(case))
+
+
+@functools.lru_cache(maxsize=64)
+def agrees(case: Case, name: str) -> bool:
+    return case.agrees(function_of(case, name), inputs(case), truth(case))
 
 
 # Calls
 
 
-def forward(name: str, given: Boxes) -> Tensor:
+def forward(case: Case, name: str, given: Inputs) -> Tensor:
     with torch.no_grad():
-        return loss_of(name)(*given)
+        return function_of(case, name)(*given)
 
 
-def forward_with_gradient(name: str, given: Boxes) -> Tensor:
-    return loss_of(name)(*given)
+def forward_with_gradient(case: Case, name: str, given: Inputs) -> Tensor:
+    return function_of(case, name)(*given)
 
 
-def forward_and_backward(name: str, given: Boxes) -> Tensor:
+def forward_and_backward(case: Case, name: str, given: Inputs) -> Tensor:
     """The gradient from above is given: making a 1 would be another launch, everybody's."""
-    return torch.autograd.grad(loss_of(name)(*given), given[0], one())[0]
+    return torch.autograd.grad(function_of(case, name)(*given), given[0], one())[0]
 
 
-def backward_scaling(name: str, given: Boxes) -> Tensor:
+def backward_scaling(case: Case, name: str, given: Inputs) -> Tensor:
     """The launch of a backward pass alone; the targets stand for the gradient."""
     operators = BY_NAME[name].operators
     assert operators is not None
     return operators.scaled(given[1], one(), None, torch.float32, None, None)
 
 
-def operator_call(name: str, given: Boxes) -> Callable[[], Any]:
+def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
     """The operator of a forward with gradient, without the checks and the autograd around it."""
     operators = BY_NAME[name].operators
     assert operators is not None
@@ -109,11 +115,11 @@ def operator_call(name: str, given: Boxes) -> Callable[[], Any]:
     return lambda: operators.loss(pred, target, anchors, None, None, None, None, *options)
 
 
-CALLS: dict[str, Callable[[str, Boxes], Any]] = {
-    "forward": forward,
+CALLS: dict[str, Callable[[Case, str, Inputs], Any]] = {
+    FORWARD: forward,
     "forward with gradient": forward_with_gradient,
     "backward scaling": backward_scaling,
-    "forward + backward": forward_and_backward,
+    BOTH: forward_and_backward,
 }
 
 
@@ -184,11 +190,14 @@ def wall_times(call: Callable[[], Any], calls: int, batches: int, wait: bool) ->
     return times
 
 
-def copies_of(pairs: int, count: int) -> list[Boxes]:
-    """Boxes in memory of their own."""
-    first = boxes(pairs)
-    turned = [[rows.detach().roll(turn, 0) for rows in first] for turn in range(1, count)]
-    return [first, *((pred.requires_grad_(), target, anchors) for pred, target, anchors in turned)]
+def copies_of(case: Case, count: int) -> list[Inputs]:
+    """Inputs in memory of their own."""
+    first = inputs(case)
+    turned = (
+        tuple(each.detach().roll(turn, 0).requires_grad_(each.requires_grad) for each in first)
+        for turn in range(1, count)
+    )
+    return [first, *turned]
 
 
 def calls_in_graph(name: str, pairs: int) -> int:
@@ -199,26 +208,8 @@ def calls_in_graph(name: str, pairs: int) -> int:
 # Rows
 
 
-def row(figure: str, name: str, quantity: str, pairs: int, unit: str, **rest: Any) -> Row:
-    return {
-        "device": torch.cuda.get_device_name(),
-        "figure": figure,
-        "implementation": name,
-        "quantity": quantity,
-        "dtype": "float32",
-        "pairs": pairs,
-        "unit": unit,
-        **{key: value for key, value in _versions().items() if key in results.COLUMNS},
-        **rest,
-    }
-
-
-_versions = functools.cache(results.versions)
-
-
-def quantiles(times: list[float]) -> dict[str, float]:
-    tenths = statistics.quantiles(times, n=10, method="inclusive")
-    return {"p20": round(tenths[1], 3), "p50": round(tenths[4], 3), "p80": round(tenths[7], 3)}
+def row(figure: str, case: Case, quantity: str, name: str, unit: str, **rest: Any) -> Row:
+    return results.row(torch.cuda.get_device_name(), figure, case, quantity, name, unit, **rest)
 
 
 @functools.cache
@@ -233,19 +224,20 @@ def copy_time(bytes_per_pair: int, pairs: int, count: int) -> dict[str, float]:
     return min(map(quantiles, ways), key=lambda way: way["p50"])
 
 
-def device_row(name: str, quantity: str, pairs: int) -> list[Row]:
+def device_row(case: Case, name: str, quantity: str) -> list[Row]:
     if name == "eager, torchvision":
         note = "not measured: it waits for the device, so no graph can hold it"
-        return [row("device", name, quantity, pairs, "us", note=note)]
-    count = calls_in_graph(name, pairs)
-    times = quantiles(device_times(functools.partial(CALLS[quantity], name), copies_of(pairs, count)))
-    floor = copy_time(BYTES[quantity], pairs, count)
+        return [row("device", case, quantity, name, "us", note=note)]
+    count = calls_in_graph(name, case.pairs)
+    call = functools.partial(CALLS[quantity], case, name)
+    times = quantiles(device_times(call, copies_of(case, count)))
+    floor = copy_time(BYTES[quantity], case.pairs, count)
     return [
         row(
             "device",
-            which,
+            case,
             quantity,
-            pairs,
+            which,
             "us",
             bytes_per_pair=BYTES[quantity],
             fraction_of_copy=round(floor["p50"] / figures["p50"], 4),
@@ -257,29 +249,35 @@ def device_row(name: str, quantity: str, pairs: int) -> list[Row]:
     ]
 
 
-def host_row(name: str, quantity: str, pairs: int) -> list[Row]:
-    given = boxes(pairs)
+def host_row(case: Case, name: str, quantity: str) -> list[Row]:
+    given = inputs(case)
+    function = function_of(case, name)
     call: Callable[[], Any]
     if quantity == "operator":
         call = operator_call(name, given)
     elif quantity == "forward with gradient":
-        call = functools.partial(loss_of(name), *given)
+        call = functools.partial(function, *given)
     else:
-        call = aligned.step(loss_of(name), *given)
+        call = case.quantities[quantity](function, given)
     # The queue of launches must not fill up.
     times = wall_times(call, 4 if name.startswith("eager") else 100, 50, wait=False)
-    return [row("host", name, quantity, pairs, "us", **quantiles(times))]
+    return [row("host", case, quantity, name, "us", **quantiles(times))]
 
 
-def wall_row(name: str, quantity: str, pairs: int) -> list[Row]:
-    times = wall_times(aligned.step(loss_of(name), *boxes(pairs)), 5 if pairs > 1_000_000 else 20, 15, wait=True)
-    return [row("end to end", name, quantity, pairs, "us", **quantiles(times))]
+def wall_row(case: Case, name: str, quantity: str) -> list[Row]:
+    """End to end; and, where that is asked for, the peak of memory."""
+    call = case.quantities[quantity](function_of(case, name), inputs(case))
+    times = wall_times(call, 5 if case.pairs > 1_000_000 else 20, 15, wait=True)
+    rows = [row("end to end", case, quantity, name, "us", **quantiles(times))]
+    if case.memory:
+        rows.append(row("counts", case, quantity, name, "peak bytes", p50=counting.memory(call)["peak bytes"]))
+    return rows
 
 
-def count_rows(name: str, quantity: str, pairs: int) -> list[Row]:
+def count_rows(case: Case, name: str, quantity: str) -> list[Row]:
     """Of a forward with gradient and of its backward, each alone."""
-    given = boxes(pairs)
-    loss = loss_of(name)
+    given = inputs(case)
+    loss = function_of(case, name)
 
     def go_forward() -> Tensor:
         return loss(*given)
@@ -295,43 +293,51 @@ def count_rows(name: str, quantity: str, pairs: int) -> list[Row]:
             # Made anew for each count: compiled code has no second backward pass.
             call = go_forward if which != "backward" else functools.partial(go_back, go_forward())
             counts |= count(call)
-        rows += [row("counts", name, which, pairs, unit, p50=number) for unit, number in counts.items()]
+        rows += [row("counts", case, which, name, unit, p50=number) for unit, number in counts.items()]
 
-    def both() -> Tensor:
-        return aligned.step(loss, *given)()
-
-    rows.append(row("counts", name, "forward + backward", pairs, "peak bytes", p50=counting.memory(both)["peak bytes"]))
+    both = case.quantities[BOTH](loss, given)
+    rows.append(row("counts", case, BOTH, name, "peak bytes", p50=counting.memory(both)["peak bytes"]))
     return rows
 
 
-def jobs() -> Iterator[tuple[str, Callable[[str, str, int], list[Row]], str, str, int]]:
-    """Figure, how it is measured, and what of; the targets' own figures first."""
-    everybody = tuple(implementations())
+Job = tuple[str, Callable[[Case, str, str], list[Row]], Case, str, str]
+
+
+def jobs() -> Iterator[Job]:
+    """Figure, how it is measured, and what of; the targets' own figures first, the other cases last."""
+    # What is compiled for one shape is compiled for each: at one size only, of a run that has two minutes.
+    everybody = names(main_case(HOST_SIZES[-1]))
+    any_shape = [name for name in everybody if not name.endswith(", static")]
     for pairs in SIZES:
-        for name in everybody:
-            yield "end to end", wall_row, name, "forward + backward", pairs
+        for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
+            yield "end to end", wall_row, main_case(pairs), name, BOTH
     for pairs in HOST_SIZES:
-        for name in everybody:
-            for quantity in ("operator",) * (name in OURS) + ("forward with gradient", "forward + backward"):
-                yield "host", host_row, name, quantity, pairs
-    for name in everybody:
-        yield "counts", count_rows, name, "forward + backward", COUNTED_SIZE
+        for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
+            for quantity in ("operator",) * (name in OURS) + ("forward with gradient", BOTH):
+                yield "host", host_row, main_case(pairs), name, quantity
+    for name in any_shape:
+        yield "counts", count_rows, main_case(COUNTED_SIZE), name, BOTH
     for pairs in SIZES:
-        for name in everybody:
-            for quantity in BYTES if name in OURS else ("forward + backward",):
-                yield "device", device_row, name, quantity, pairs
+        for name in any_shape:
+            for quantity in BYTES if name in OURS else (BOTH,):
+                yield "device", device_row, main_case(pairs), name, quantity
+    for case in registry.chosen():
+        if case.name != aligned.MAIN:
+            for name in names(case):
+                if not name.endswith(", static"):
+                    yield "end to end", wall_row, case, name, case.quantity
 
 
-def measured(figure: str, how: Callable[[str, str, int], list[Row]], name: str, quantity: str, pairs: int) -> list[Row]:
+def measured(job: Job) -> list[Row]:
     """The rows of a job; where it has no result, one that says why."""
+    figure, how, case, name, quantity = job
     unit = "kernels" if figure == "counts" else "us"
     try:
-        if not agrees(name, pairs):
-            return [row(figure, name, quantity, pairs, unit, note="disagrees with the reference")]
-        return how(name, quantity, pairs)
+        if not agrees(case, name):
+            return [row(figure, case, quantity, name, unit, note=DISAGREES)]
+        return how(case, name, quantity)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return [row(figure, name, quantity, pairs, unit, note=reason)]
+        return [row(figure, case, quantity, name, unit, note=f"{type(error).__name__}: {first_line(error)}")]
 
 
 def main() -> int:
@@ -350,12 +356,12 @@ def main() -> int:
         if job[0] != figure:
             figure = job[0]
             print(f"{figure} ({time.monotonic() - began:.0f} s)", flush=True)
-        rows = measured(*job)
+        rows = measured(job)
         results.merge(options.output, rows)
         done += 1
         for each in rows:
             if each.get("note"):
-                print(f"{figure}: {each['implementation']}, {each['pairs']:,} pairs: {each['note']}", flush=True)
+                print(f"{figure}: {job[2]}: {each['implementation']}: {each['note']}", flush=True)
                 wrong += each["implementation"] in OURS
     print(f"{done} measurements, {wrong} of this package without a result")
     return 1 if wrong else 0

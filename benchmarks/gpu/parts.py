@@ -13,8 +13,10 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from . import results, sanitizer_driver
-from .results import ROOT, Outcome
+from benchmarks import results
+from benchmarks.results import ROOT, Outcome
+
+from . import sanitizer_driver
 
 # Seconds for each part, which together with the build stay below eight minutes.
 LIMITS = {"test": 200.0, "sanitize": 100.0, "bench": 120.0}
@@ -153,7 +155,7 @@ def bench(folder: Path, limit: float) -> Outcome:
     status = run(command, limit)
     rows = results.read(folder)
     notes = [
-        f"{row['figure']}: {row['implementation']}, {row['quantity']}, {row['pairs']} pairs: {row['note']}"
+        f"{row['figure']}: {row['case']}, {row['shape']}: {row['implementation']}, {row['quantity']}: {row['note']}"
         for row in rows
         if row["note"]
     ]

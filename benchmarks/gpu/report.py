@@ -3,86 +3,45 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import results
+from benchmarks import aligned, readme, results
+from benchmarks.case import BOTH
+from benchmarks.report import Target, at_least, markdown, target, time_of
+from benchmarks.results import Outcome, Row, Table
+
 from .measure import COUNTED_SIZE
-from .results import BOTH, Outcome, Row, Table
 
 CLAMP, TORCHVISION = "eager, clamp form", "eager, torchvision"
-COMPILED = ("torch.compile, clamp form", "torch.compile, reference")
+COMPILED = ("torch.compile, clamp form, dynamic", "torch.compile, reference, dynamic")
 
 
-def targets(table: Table) -> list[tuple[str, str, str, str]]:
+def targets(table: Table) -> list[Target]:
     """Each speed target: what of, how much is wanted, what was measured, met or not."""
-    found: list[tuple[str, str, str, str]] = []
-
-    def target(what: str, wanted: str, value: float | None, form: str, met: Callable[[float], bool]) -> None:
-        if value is None:
-            found.append((what, wanted, "not measured", "not measured"))
-        else:
-            found.append((what, wanted, form.format(value), "yes" if met(value) else "no"))
-
     row = table.row("device", "cuda", "forward with gradient", 10_000_000)
-    target(
-        "device time, forward with gradient, 10,000,000 pairs, of a copy of the same 64 bytes a pair",
-        ">= 90 %",
-        None if row is None else float(row["fraction_of_copy"]),
-        "{:.1%}",
-        lambda x: x >= 0.9,
-    )
+    share = None if row is None else float(row["fraction_of_copy"])
+    what = "device time, forward with gradient, 10,000,000 pairs, of a copy of the same 64 bytes a pair"
+    found = [target(what, ">= 90 %", share, "{:.1%}".format, share is not None and share >= 0.9)]
     for name in (CLAMP, TORCHVISION):
         for pairs, times in ((1_000, 25), (10_000, 25), (100_000, 25), (10_000_000, 20)):
-            target(
-                f"end to end, forward + backward, {pairs:,} pairs, against {name}",
-                f">= {times} x",
-                table.ratio("end to end", BOTH, pairs, [name]),
-                "{:.1f} x",
-                lambda x, times=times: x >= times,  # type: ignore[misc]
-            )
+            what = f"end to end, forward + backward, {pairs:,} pairs, against {name}"
+            found.append(at_least(what, times, table.ratio("end to end", BOTH, pairs, [name])))
     for pairs in (1_000, 10_000, 100_000):
-        target(
-            f"end to end, forward + backward, {pairs:,} pairs, against the faster torch.compile(dynamic=True)",
-            ">= 3 x",
-            table.ratio("end to end", BOTH, pairs, COMPILED),
-            "{:.1f} x",
-            lambda x: x >= 3,
-        )
-    target(
-        "device time, forward + backward, 10,000,000 pairs, against the faster torch.compile(dynamic=True)",
-        ">= 1.2 x",
-        table.ratio("device", BOTH, 10_000_000, COMPILED),
-        "{:.2f} x",
-        lambda x: x >= 1.2,
-    )
-    target(
-        "host time, one forward with gradient, 1,000 pairs",
-        "<= 15 us",
-        table.median("host", "cuda", "forward with gradient", 1_000),
-        "{:.1f} us",
-        lambda x: x <= 15,
-    )
+        what = f"end to end, forward + backward, {pairs:,} pairs, against the faster torch.compile(dynamic=True)"
+        found.append(at_least(what, 3, table.ratio("end to end", BOTH, pairs, COMPILED)))
+    what = "device time, forward + backward, 10,000,000 pairs, against the faster torch.compile(dynamic=True)"
+    found.append(at_least(what, 1.2, table.ratio("device", BOTH, 10_000_000, COMPILED), digits=2))
+    time = table.median("host", "cuda", "forward with gradient", 1_000)
+    what = "host time, one forward with gradient, 1,000 pairs"
+    found.append(target(what, "<= 15 µs", time, "{:.1f} µs".format, time is not None and time <= 15))
     ratios = [
         ratio
         for quantity in table.quantities("device")
         for pairs in table.sizes("device")
         if (ratio := table.ratio("device", quantity, pairs, ["triton"])) is not None
     ]
-    target(
-        "device time, Triton against cuda, the worst of all sizes and quantities",
-        "<= 1.3 x",
-        max(ratios, default=None),
-        "{:.2f} x",
-        lambda x: x <= 1.3,
-    )
+    worst = max(ratios, default=None)
+    what = "device time, Triton against cuda, the worst of all sizes and quantities"
+    found.append(target(what, "<= 1.3 x", worst, "{:.2f} x".format, worst is not None and worst <= 1.3))
     return found
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    align = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, align, *rows))
-
-
-def time_of(us: float) -> str:
-    return f"{us:,.1f} us" if us < 1_000 else f"{us / 1_000:,.2f} ms"
 
 
 def figure_table(table: Table, figure: str, quantity: str, extra: Callable[[Row], str]) -> str:
@@ -153,12 +112,12 @@ def write(folder: Path) -> Path:
     lines += [f"- {name}: {value}" for name, value in machine.items() if name != "device"]
     lines += ["", "## Parts", "", *parts_table(outcomes), ""]
     if rows:
-        table = Table(rows)
+        table = Table(rows, aligned.MAIN)
         met = targets(table)
         reached = sum(each[3] == "yes" for each in met)
         lines += ["## Speed targets", "", f"{reached} of {len(met)} met.", ""]
         lines += [markdown(("target", "wanted", "measured", "met"), met), ""]
-        lines += [*figures(table), *plot_links(folder, table), *unmeasured(rows)]
+        lines += [*figures(table), *others(folder, rows), *plot_links(folder, rows), *unmeasured(rows)]
     for part, outcome in outcomes.items():
         if not outcome.ok and outcome.details:
             lines += [f"## What failed: {part}", "", "```", *outcome.details, "```", ""]
@@ -182,13 +141,22 @@ def parts_table(outcomes: dict[str, Outcome]) -> list[str]:
 
 
 def unmeasured(rows: Iterable[Row]) -> list[str]:
-    notes = dict.fromkeys(f"- {row['figure']}, {row['implementation']}: {row['note']}" for row in rows if row["note"])
+    notes = dict.fromkeys(
+        f"- {row['figure']}, {row['case']}, {row['implementation']}: {row['note']}" for row in rows if row["note"]
+    )
     return ["## Without a result", "", *notes, ""] if notes else []
 
 
-def plot_links(folder: Path, table: Table) -> list[str]:
+def others(folder: Path, rows: list[Row]) -> list[str]:
+    """All other cases: this package and the fastest peers."""
+    if all(row["case"] == aligned.MAIN for row in rows):
+        return []
+    return ["## Other cases, end to end", "", readme.operators(readme.Machine(folder, rows)), ""]
+
+
+def plot_links(folder: Path, rows: Sequence[Row]) -> list[str]:
     try:
-        from . import plots
+        from benchmarks import plots
     except ImportError as error:
         return [f"No plots: {error}.", ""]
-    return ["## Plots", "", *(f"![{text}]({path.name})" for path, text in plots.draw(folder, table)), ""]
+    return ["## Plots", "", *(f"![{text}]({path.name})" for path, text in plots.draw(folder, rows)), ""]

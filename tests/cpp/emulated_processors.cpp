@@ -98,7 +98,7 @@ Processor emulated(int every, std::vector<int64_t> sizes, std::vector<int64_t> s
 
 std::vector<Processor> processors() {
 #if defined(__SANITIZE_THREAD__)  // a hundred times as slow
-  return {emulated(37, {1, 257, 1100}, {7, 270})};
+  return {emulated(67, {1, 257, 1100}, {7, 270})};
 #else
   return {emulated(11, {0, 1, 31, 257, 4500}, {0, 1, 37, 270, 530})};
 #endif

@@ -1,13 +1,16 @@
-"""The folder of results of one kind of GPU: a JSON file for each part of a run, and the CSV of the measurements."""
+"""A folder of results of one processor or GPU: the CSV of its measurements and, of a GPU, a JSON file for each part of
+a run."""
 
 import csv
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,28 +19,32 @@ from typing import Any
 import torch
 
 import icr_kernels as icr
+from icr_kernels import operators
 from icr_kernels.info import cpu_name
 
-# Names that rows are looked up by.
-COPY = "copy"
-BOTH = "forward + backward"
+from .case import COPY, Case
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("test", "sanitize", "bench")
 CSV = "bench.csv"
 
-# A row is known by these: measured again, it is replaced.
-KEY = ("device", "figure", "implementation", "quantity", "dtype", "pairs", "unit")
+# A row is known by these: measured again, it is replaced. What "p50" is of: "us", "peak bytes", "kernels" and so on.
+KEY = ("device", "threads", "figure", "case", "shape", "dtype", "quantity", "implementation", "unit")
 COLUMNS = (
     *KEY,
+    "pairs",
     "p20",
     "p50",
     "p80",
+    "ns_per_pair",
     "bytes_per_pair",
     "fraction_of_copy",
+    "waited",
     "note",
+    "instruction_set",
     "torch",
+    "torchvision",
     "triton",
     "cuda",
     "version",
@@ -45,6 +52,9 @@ COLUMNS = (
     "date",
 )
 Row = dict[str, Any]
+
+# "waited" is for how much of its time a case stood in line for a processor, on a CPU. Above this its times are others'.
+BUSY = 0.05
 
 
 def slug(device: str) -> str:
@@ -67,14 +77,13 @@ def machine() -> dict[str, str]:
     }
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = "none"
     return {
+        "instruction_set": operators.cpu_build.instruction_set() if operators.cpu_build else "none",
         "torch": torch.__version__,
-        "triton": triton,
+        "torchvision": _installed("torchvision"),
+        "triton": _installed("triton"),
         "cuda": torch.version.cuda or "none",
         "version": icr.__version__,
         # A copy without its history may be told which commit it is.
@@ -83,6 +92,13 @@ def versions() -> dict[str, str]:
         or "unknown",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _output(*command: str) -> str:
@@ -129,21 +145,55 @@ def merge(folder: Path, rows: Iterable[Row]) -> None:
 
     merged = {key(row): row for row in (*read(folder), *rows)}
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / CSV).open("w", newline="") as file:
+    unfinished = folder / f"{CSV}.part"
+    with unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(merged.values())
+    unfinished.replace(folder / CSV)  # an interruption leaves the old file or the new one
+
+
+def quantiles(times: Sequence[float]) -> dict[str, float]:
+    tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]] * 9
+    return {"p20": round(tenths[1], 3), "p50": round(tenths[4], 3), "p80": round(tenths[7], 3)}
+
+
+def row(device: str, figure: str, case: Case, quantity: str, name: str, unit: str, **rest: Any) -> Row:
+    """One line of the CSV: what was measured, under which circumstances, and in ``rest`` what came of it."""
+    if unit == "us" and "p50" in rest:
+        rest["ns_per_pair"] = round(rest["p50"] * 1e3 / case.pairs, 4)
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "figure": figure,
+        "case": case.name,
+        "shape": case.shape,
+        "dtype": case.dtype,
+        "quantity": quantity,
+        "implementation": name,
+        "unit": unit,
+        "pairs": case.pairs,
+        **versions(),
+        **rest,
+    }
+
+
+def is_busy(rows: Iterable[Row]) -> bool:
+    """Whether others used the machine in the meantime, so that the times are not those of the code."""
+    return any(float(row.get("waited") or 0) > BUSY for row in rows)
 
 
 class Table:
-    """The rows of the CSV, looked up by what they are of. A row without a number counts as absent."""
+    """The rows of one case in all its shapes, looked up by what they are of. Rows without a number count as absent."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self.rows = {self._key(row): row for row in rows if row["p50"] != ""}
-
-    @staticmethod
-    def _key(row: Row) -> tuple[str, str, str, int, str]:
-        return row["figure"], row["implementation"], row["quantity"], int(row["pairs"]), row["unit"]
+    def __init__(self, rows: Iterable[Row], case: str, dtype: str = "float32", threads: int | None = None) -> None:
+        self.rows = {
+            (row["figure"], row["implementation"], row["quantity"], int(row["pairs"]), row["unit"]): row
+            for row in rows
+            if row["p50"] != ""
+            and (row["case"], row["dtype"]) == (case, dtype)
+            and (threads is None or int(row["threads"]) == threads)
+        }
 
     def row(self, figure: str, name: str, quantity: str, pairs: int, unit: str = "us") -> Row | None:
         return self.rows.get((figure, name, quantity, pairs, unit))

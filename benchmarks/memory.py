@@ -1,0 +1,67 @@
+"""Peak memory of one call: ``python -m benchmarks.memory CASE IMPLEMENTATION``, a process of its own.
+
+Resident memory, because what a library takes from the system directly is memory too; the peak is that of the second
+call, after what the first one freed went back to the system.
+"""
+
+import ctypes
+import gc
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from . import registry
+from .case import Case, Function, first_line
+from .results import ROOT
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident(which: str) -> int:
+    """VmRSS, what is held now, or VmHWM, what was held at most."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{STATUS} says nothing of {which}")
+
+
+def main() -> int:
+    name, which, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    (case,) = (case for case in registry.CASES if str(case) == name)
+    print(json.dumps(peaks(case, case.loaders("cpu")[which]())))
+    return 0
+
+
+def peaks(case: Case, function: Function) -> dict[str, int]:
+    """Beyond what was held before the call, its inputs among it; and of the process, with interpreter and torch."""
+    call = case.quantities[case.quantity](function, case.inputs())
+    call()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")  # the peak starts anew
+    held = resident("VmRSS")
+    result = call()
+    peak = resident("VmHWM")
+    del result
+    return {"peak bytes": peak - held, "process peak bytes": peak}
+
+
+def measured(case: str, implementation: str) -> dict[str, int]:
+    """The same from another process. RuntimeError: why not."""
+    if not CLEAR.exists():
+        raise RuntimeError("peak memory is measured on Linux only")
+    command = [sys.executable, "-m", "benchmarks.memory", case, implementation, str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        raise RuntimeError(first_line(RuntimeError(done.stderr.strip().rpartition("\n")[2])))
+    return json.loads(done.stdout.strip().rpartition("\n")[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

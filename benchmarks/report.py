@@ -1,0 +1,136 @@
+"""What is said of the rows of a CSV: tables for the terminal and for Markdown, and the speed targets."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from icr_kernels.terminal import table as text_table
+
+from . import aligned
+from .case import BOTH, COPY, FORWARD
+from .results import Row, Table, is_busy
+
+LABELS = {
+    "cpu": "icr_kernels",
+    "cuda": "icr_kernels, CUDA",
+    "triton": "icr_kernels, Triton",
+    COPY: "copy of the same bytes",
+}
+OURS = ("cpu", "cuda", "triton")
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    align = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, align, *rows))
+
+
+def time_of(us: float) -> str:
+    """Three digits, in the unit that they are read in."""
+    for unit, size in (("µs", 1.0), ("ms", 1e3), ("s", 1e6)):
+        if us < 999.5 * size or unit == "s":
+            digits = max(0, 2 - math.floor(math.log10(max(us / size, 0.01))))
+            return f"{us / size:,.{min(digits, 2)}f} {unit}"
+    raise AssertionError
+
+
+def size_of(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"
+
+
+def shown(rows: Sequence[Row]) -> str:
+    """A case as the terminal shows it, with ratios of medians within this run."""
+    times = [row for row in rows if row["figure"] == "end to end"]
+    memory = {row["implementation"]: row.get("p50", "") for row in rows if row["unit"] == "peak bytes"}
+    ours = {row["quantity"]: row["p50"] for row in times if row["implementation"] in OURS and "p50" in row}
+    lines = []
+    for row in times:
+        if "p50" not in row:
+            lines.append([label(row["implementation"]), row["note"], *[""] * 6])
+            continue
+        mine, peak = ours.get(row["quantity"]), memory.get(row["implementation"], "")
+        share = row.get("fraction_of_copy")
+        lines.append(
+            [
+                label(row["implementation"]),
+                time_of(row["p50"]),
+                time_of(row["p20"]),
+                time_of(row["p80"]),
+                f"{row['ns_per_pair']:,.2f}",
+                f"{row['p50'] / mine:.2f}" if mine else "",
+                f"{share:.0%}" if share else "",
+                size_of(peak) if peak != "" else "",
+            ]
+        )
+    first = times[0]
+    head = ("", "median", "20 %", "80 %", "ns a pair", "x ours", "of a copy", "peak memory")
+    title = f"{first['case']}, {first['shape']}, {first['dtype']}, {first['quantity']}, {first['threads']} threads"
+    if is_busy(times):
+        title += (
+            f"\nBUSY: its threads waited for a processor for {float(first['waited']):.0%} of the time; measure it again"
+        )
+    return f"\n{title}\n{text_table(head, lines, 'lrrrrrrr')}"
+
+
+Target = tuple[str, str, str, str]
+
+
+def target(what: str, wanted: str, value: float | None, form: Callable[[float], str], met: bool) -> Target:
+    """What of, how much is wanted, what was measured, met or not."""
+    if value is None:
+        return what, wanted, "not measured", "not measured"
+    return what, wanted, form(value), "yes" if met else "no"
+
+
+def at_least(what: str, wanted: float, value: float | None, digits: int = 1) -> Target:
+    met = value is not None and value >= wanted
+    return target(what, f">= {wanted:g} x", value, lambda x: f"{x:.{digits}f} x", met)
+
+
+def cpu_targets(rows: Sequence[Row], threads: int) -> list[Target]:
+    """The targets on a CPU, met or not; a row without a number has not been measured."""
+    torchvision = ["eager, torchvision"]
+    dense, maximum, images = (
+        Table(rows, case, threads=threads) for case in ("pairwise iou", "row maximum", "row maximum of 128 images")
+    )
+    main = Table(rows, aligned.MAIN, threads=threads)
+    found = [
+        at_least(
+            f"{aligned.MAIN}, forward + backward, {pairs:,} pairs, against eager code in the clamp form",
+            25,
+            main.ratio("end to end", BOTH, pairs, ["eager, clamp form"], "cpu"),
+        )
+        for pairs in (1_000, 100_000, 1_000_000)
+    ]
+    found += [
+        at_least(
+            "IoU matrix of 8400 x 100 against torchvision's box_iou",
+            50,
+            dense.ratio("end to end", FORWARD, 840_000, torchvision, "cpu"),
+        ),
+        at_least(
+            "row maximum of 8400 x 1000 against torchvision's box_iou and max",
+            50,
+            maximum.ratio("end to end", FORWARD, 8_400_000, torchvision, "cpu"),
+        ),
+    ]
+    if is_busy(rows):
+        undecided = "undecided: busy machine"
+        found = [
+            (what, wanted, value, undecided if met in ("yes", "no") else met) for what, wanted, value, met in found
+        ]
+    for what, table, pairs, unit, most in (
+        ("row maximum of 1,000,000 x 2000: memory beyond the inputs", maximum, 2 * 10**9, "peak bytes", 64 * 2**20),
+        (
+            "row maximum of 128 images of 8400 x 4967: memory of the whole process",
+            images,
+            128 * 8_400 * 4_967,
+            "process peak bytes",
+            2 * 2**30,
+        ),
+    ):
+        peak = table.median("counts", "cpu", FORWARD, pairs, unit)
+        found.append(target(what, f"< {size_of(most)}", peak, size_of, peak is not None and peak < most))
+    return found

@@ -1,0 +1,164 @@
+"""The measurements on a CPU. A case is measured whole, its implementations taking turns, so that what is compared was
+measured in the same minutes; a result that disagrees with the reference has no time."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icr_kernels.info import cpu_name
+from icr_kernels.terminal import progress
+
+from . import memory, results
+from .case import COPY, Call, Case, copy, first_line, loaded
+from .results import Row
+
+DISAGREES = "disagrees with the reference"
+TURNS = 5
+MOST_CALLS = 1_000  # that are timed in a turn
+
+
+def seconds_of(calls: Sequence[Call], budget: float) -> list[list[float]]:
+    """Times of single calls, in turns. A turn begins with a call that does not count, unless that takes all of it."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(1, TURNS + 1):
+        for call, own in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            now = time.perf_counter()
+            end = begin + budget / TURNS
+            if now > end:
+                own.append(now - begin)
+            while now < end and len(own) < turn * MOST_CALLS:
+                begin = now
+                call()
+                now = time.perf_counter()
+                own.append(now - begin)
+    return times
+
+
+def queued() -> float | None:
+    """Seconds that threads of this process could have run and had no processor, all together; None: not known here."""
+    try:
+        files = [path.read_text().split() for path in Path("/proc/self/task").glob("*/schedstat")]
+    except OSError:
+        return None
+    return sum(int(fields[1]) for fields in files) / 1e9 if files else None
+
+
+def measure(
+    case: Case, budget: float, leave_out: Callable[[str], bool], with_memory: bool, device: str | None = None
+) -> list[Row]:
+    """The rows of a case with torch's present number of threads; ``budget`` seconds for each implementation."""
+    device = device or cpu_name()
+    torch.compiler.reset()  # each case is compiled as in a program of its own
+    inputs = case.inputs()
+    truth = case.truth(inputs)
+    notes: dict[str, str] = {}
+    calls: dict[tuple[str, str], Call] = {}
+    for name, load in case.loaders("cpu").items():
+        if leave_out(name):
+            continue
+        found = loaded(load)
+        try:
+            if isinstance(found, str):
+                notes[name] = found
+            elif case.agrees(found, inputs, truth):
+                calls |= {(name, what): make(found, inputs) for what, make in case.quantities.items()}
+            else:
+                notes[name] = DISAGREES
+        except Exception as error:
+            notes[name] = f"{type(error).__name__}: {first_line(error)}"
+    quantity = case.quantity
+    floor: dict[str, float] = {}
+    if case.bytes_per_pair is not None:
+        calls[COPY, quantity] = copy(case.bytes_per_pair * case.pairs)
+    before, began = queued(), time.perf_counter()
+    times = dict(zip(calls, seconds_of(list(calls.values()), budget), strict=True))
+    after, took = queued(), time.perf_counter() - began
+    waited = "" if before is None or after is None else round(max(after - before, 0) / took, 4)
+    if case.bytes_per_pair is not None:
+        floor = results.quantiles([each * 1e6 for each in times[COPY, quantity]])
+
+    rows = []
+    for (name, what), seconds in times.items():
+        numbers = results.quantiles([each * 1e6 for each in seconds])
+        extra: dict[str, Any] = {"waited": waited}
+        if floor and what == quantity:
+            extra["bytes_per_pair"] = case.bytes_per_pair
+            extra["fraction_of_copy"] = round(floor["p50"] / numbers["p50"], 4)
+        rows.append(results.row(device, "end to end", case, what, name, "us", **numbers, **extra))
+    rows += [results.row(device, "end to end", case, quantity, name, "us", note=note) for name, note in notes.items()]
+    if with_memory and case.memory:
+        for name in dict.fromkeys(name for name, _ in calls if name != COPY):
+            rows += memory_rows(case, quantity, name, device)
+    return rows
+
+
+def memory_rows(case: Case, quantity: str, name: str, device: str) -> list[Row]:
+    try:
+        peaks = memory.measured(str(case), name)
+    except RuntimeError as error:
+        return [results.row(device, "counts", case, quantity, name, "peak bytes", note=str(error))]
+    return [results.row(device, "counts", case, quantity, name, unit, p50=peak) for unit, peak in peaks.items()]
+
+
+# The profiles: seconds for each implementation of a case.
+QUICK, FULL = 0.4, 2.0
+# What it takes to compile a function or to start a process for its memory, and what a case takes beside: to say how
+# long it will be.
+COMPILING, STARTING, PREPARING = 4.0, 3.0, 2.0
+
+
+def jobs(cases: Sequence[Case], threads: Sequence[int] | None, full: bool) -> list[tuple[Case, int]]:
+    """Each case on torch's own threads; those that scale on fewer too, or all on those that were asked for."""
+    own = torch.get_num_threads()
+    fewer = [1 << power for power in range(own.bit_length()) if 1 << power < own] if full else []
+    return [(case, count) for case in cases for count in threads or [*(fewer if case.scales else []), own]]
+
+
+def duration(
+    jobs: Sequence[tuple[Case, int]], budget: float, leave_out: Callable[[str], bool], with_memory: bool
+) -> float:
+    """About how many seconds, said before it begins."""
+    total = 0.0
+    for case, _ in jobs:
+        names = [name for name in case.loaders("cpu") if not leave_out(name)]
+        total += PREPARING + budget * len(names) + COMPILING * sum(name.startswith("torch.compile") for name in names)
+        total += STARTING * len(names) * (with_memory and case.memory)
+    return total
+
+
+def is_done(case: Case, threads: int, rows: Sequence[Row]) -> bool:
+    """Whether rows of this case, of this build and torch, are already there, and not those of a busy machine."""
+    now = {"device": cpu_name(), "threads": str(threads), "case": case.name, "shape": case.shape, "dtype": case.dtype}
+    now |= {name: text for name, text in results.versions().items() if name != "date"}
+    found = [row for row in rows if all(str(row[name]) == text for name, text in now.items())]
+    return bool(found) and not results.is_busy(found)
+
+
+def run(
+    todo: Sequence[tuple[Case, int]],
+    folder: Path,
+    budget: float,
+    leave_out: Callable[[str], bool] = lambda name: False,
+    with_memory: bool = True,
+) -> Iterator[list[Row]]:
+    """The rows of each job, which are in the folder's CSV by then."""
+    own = torch.get_num_threads()
+    try:
+        for case, threads in progress(todo, "measuring"):
+            torch.set_num_threads(threads)
+            rows = measure(case, budget, leave_out, with_memory)
+            results.merge(folder, rows)
+            yield rows
+    finally:
+        torch.set_num_threads(own)
+
+
+def is_wrong(rows: Sequence[Row]) -> bool:
+    """Whether this package itself disagrees somewhere."""
+    ours = ("cpu", "cuda", "triton")
+    return any(row["implementation"] in ours and row.get("note") == DISAGREES for row in rows)

@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from benchmarks import case
 
 ALL = os.environ.get("ICR_KERNELS_ALL_FRAMEWORKS") == "1"
 
@@ -17,6 +20,13 @@ def need(name: str) -> None:
         if ALL:
             raise ModuleNotFoundError(reason)
         pytest.skip(reason, allow_module_level=True)
+
+
+def torchvision(member: str) -> Any:
+    """A member of torchvision, as in "ops.box_iou", for a test that compares with it."""
+    if not ALL and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    return case.torchvision(member)
 
 
 COLOURS = torch.tensor([[0.2, 0.3, 0.8], [0.9, 0.9, 0.7], [0.1, 0.6, 0.2], [0.7, 0.2, 0.2]])

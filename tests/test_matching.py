@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import icr_kernels as icr
+from frameworks import torchvision
 from inputs import (
     crowd,
     device_of,
@@ -20,11 +21,6 @@ from inputs import (
     to_format,
 )
 from tolerances import RELATIVE_L2, relative_l2, same_bits
-from torchvision_without_extension import make_importable
-
-make_importable()
-from torchvision.models.detection._utils import Matcher as TorchvisionMatcher  # noqa: E402
-from torchvision.ops import box_iou, generalized_box_iou  # noqa: E402
 
 # Anchor objects
 
@@ -212,7 +208,8 @@ def test_matcher_is_that_of_torchvision(grid, low_quality, backend):
     )
     expected, start = [], 0
     for of_image, rows in zip(truth.split(counts), boxes.split(sizes), strict=True):
-        matches = TorchvisionMatcher(*thresholds, low_quality)(box_iou(of_image, rows))
+        matrix = torchvision("ops.box_iou")(of_image, rows)
+        matches = torchvision("models.detection._utils.Matcher")(*thresholds, low_quality)(matrix)
         expected.append(torch.where(matches >= 0, matches + start, matches))
         start += len(of_image)
     assert torch.equal(found.cpu(), torch.cat(expected))
@@ -275,7 +272,7 @@ def cost_of_a_pair_of_sets(
     return (
         weights[0] * of_class
         + weights[1] * torch.cdist(boxes, targets, p=1)
-        - weights[2] * generalized_box_iou(*corners)
+        - weights[2] * torchvision("ops.generalized_box_iou")(*corners)
     )
 
 

@@ -356,6 +356,27 @@ void pass_some(Kind kind, const SelectionTask& task, const Candidates<P>& candid
   }
 }
 
+// Of a tile of candidates, the part from the first to the last whose group the queries have.
+struct PartOfTile {
+  int64_t first;
+  int count;
+  bool is_of_one_group;
+};
+inline PartOfTile part_of_tile(const SelectionTask& task, int64_t batch, int64_t first, int count,
+                               const GroupRange& wanted) {
+  const int64_t at = batch * task.candidates.count + first;
+  int begin = count, end = 0;
+  int counted = 0;
+  for (int j = 0; j < count; ++j) {
+    const int32_t group = group_of(task.candidate_group, at + j);
+    if (group < wanted.first || group > wanted.last) continue;
+    begin = end == 0 ? j : begin;
+    end = j + 1;
+    ++counted;
+  }
+  return {first + begin, end - begin, is_one(wanted) && counted == end - begin};
+}
+
 // The blocks of queries [begin, end) of all batches.
 template <class P>
 void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, int64_t end) {
@@ -372,23 +393,21 @@ void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, 
     queries.groups = {};
     queries.fill(task, batch, first_query, count);
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      bool all_of_one_group = true;
+      PartOfTile part{tile * kTile, at_most(task.candidates.count - tile * kTile, kTile), true};
       if (ranges != nullptr) {
-        const GroupRange& of_tile = ranges[batch * tiles + tile];
-        if (!meet(of_tile, queries.groups)) continue;
-        all_of_one_group = is_one(of_tile) && is_one(queries.groups);
+        if (!meet(ranges[batch * tiles + tile], queries.groups)) continue;
+        part = part_of_tile(task, batch, part.first, part.count, queries.groups);
+        if (part.count <= 0) continue;
       }
-      const int64_t first = tile * kTile;
-      const int candidate_count = at_most(task.candidates.count - first, kTile);
-      candidates.fill(task, batch, first, candidate_count);
+      candidates.fill(task, batch, part.first, part.count);
       visit(Kinds{}, task.function.kind, [&](auto kind) {
         for (int i = 0; i < count; i += lanes) {
-          if (!is_plain || !all_of_one_group) {
-            pass_some(kind, task, candidates, first, candidate_count, all_of_one_group, queries, i, eps);
+          if (!is_plain || !part.is_of_one_group) {
+            pass_some(kind, task, candidates, part.first, part.count, part.is_of_one_group, queries, i, eps);
           } else if (task.candidate_first) {
-            pass_all<true>(kind, candidates, first, candidate_count, queries, i, eps);
+            pass_all<true>(kind, candidates, part.first, part.count, queries, i, eps);
           } else {
-            pass_all<false>(kind, candidates, first, candidate_count, queries, i, eps);
+            pass_all<false>(kind, candidates, part.first, part.count, queries, i, eps);
           }
         }
       });

@@ -25,10 +25,12 @@ class Head(nn.Module):
         return boxes * self.scale.repeat(2) + self.shift.repeat(2)
 
 
-def gradients(head: nn.Module, rows: slice, normalizer: torch.Tensor) -> torch.Tensor:
+def step(head: nn.Module, rows: slice, normalizer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and the gradient of the parameters."""
     pred, target, anchors = (boxes[rows] for boxes in pairs(N))
-    icr.icr_loss(head(pred), target, anchors, normalizer=normalizer).backward()
-    return torch.cat([parameter.grad for parameter in head.parameters()])
+    loss = icr.icr_loss(head(pred), target, anchors, normalizer=normalizer)
+    loss.backward()
+    return loss.detach(), torch.cat([parameter.grad for parameter in head.parameters()])
 
 
 def process() -> None:
@@ -39,16 +41,18 @@ def process() -> None:
     # DDP averages gradients over the processes: each divides by the average number of pairs.
     normalizer = mean_over_ranks(torch.tensor(rows.stop - rows.start))
     assert normalizer == N / 2
-    found = gradients(head, rows, normalizer)
-    alone = gradients(Head(), slice(0, N), torch.tensor(float(N)))
+    loss, found = step(head, rows, normalizer)
+    loss_alone, alone = step(Head(), slice(0, N), torch.tensor(float(N)))
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-7)
+    torch.distributed.all_reduce(loss)
+    torch.testing.assert_close(loss / torch.distributed.get_world_size(), loss_alone, rtol=1e-5, atol=1e-7)
     sys.stdout.write(f"rank {rank} agrees\n")
     sys.stdout.flush()
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads may end the process with an error while Python takes it down
 
 
-def test_two_processes_have_the_gradient_of_one():
+def test_two_processes_have_the_loss_and_the_gradient_of_one():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "ICR_KERNELS_TEST_REFERENCE_ONLY": "1"}  # no emulation to build
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]

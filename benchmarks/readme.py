@@ -197,6 +197,8 @@ def threads(machine: Machine) -> str:
         for (case, shape, _, name), medians in found.items()
         if len(medians) > 1
     ]
+    if not rows:
+        return "Not measured on fewer threads here; the full profile does."
     return markdown(["", "", *(f"{count} threads" for count in counts)], rows)
 
 

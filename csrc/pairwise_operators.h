@@ -41,15 +41,22 @@ inline PairFunction pair_function(const Tensor& a, const Tensor& b, int64_t kind
   return {any_double(a, b, std::nullopt), int(kind), eps, int(box_format)};
 }
 
-template <class Backend>
-Tensor pairwise(Tensor boxes1, Tensor boxes2, int64_t kind, double eps, int64_t box_format) {
-  const Backend backend(boxes1);
-  Inputs inputs(2);
+// The part of a task that the matrix and its gradient share.
+inline PairwiseTask pairwise_task(Inputs& inputs, const Tensor& boxes1, const Tensor& boxes2, int64_t kind, double eps,
+                                  int64_t box_format) {
   PairwiseTask task;
   task.batches = batches_of(boxes1);
   task.function = pair_function(boxes1, boxes2, kind, eps, box_format);
   task.first = box_set(inputs, boxes1);
   task.second = box_set(inputs, boxes2);
+  return task;
+}
+
+template <class Backend>
+Tensor pairwise(Tensor boxes1, Tensor boxes2, int64_t kind, double eps, int64_t box_format) {
+  const Backend backend(boxes1);
+  Inputs inputs(2);
+  PairwiseTask task = pairwise_task(inputs, boxes1, boxes2, kind, eps, box_format);
   std::vector<int64_t> shape = shape_of(boxes1, 1);
   shape.push_back(task.second.count);
   Tensor out = empty(boxes1, shape, scalar_type(task.function.in_double));
@@ -63,11 +70,7 @@ std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Ten
                                              int64_t box_format, int64_t wanted) {
   const Backend backend(boxes1);
   Inputs inputs(3);
-  PairwiseTask task;
-  task.batches = batches_of(boxes1);
-  task.function = pair_function(boxes1, boxes2, kind, eps, box_format);
-  task.first = box_set(inputs, boxes1);
-  task.second = box_set(inputs, boxes2);
+  PairwiseTask task = pairwise_task(inputs, boxes1, boxes2, kind, eps, box_format);
   task.gradient = matrices(inputs, gradient);
   const auto rows = [&](const Tensor& boxes, int64_t bit, RowsOut& out) {
     if (!(wanted & bit)) return empty(boxes, {0}, boxes.scalar_type());

@@ -83,6 +83,8 @@ def test_the_hook_gives_the_loss_its_anchor_objects():
     hook.handle.disable()
     hook.before_train_iter(runner, 1, BATCH)
     assert model["head"].pairs is None
+    hook.after_train_iter(runner, 1)
+    assert hook.handle.statistics.steps == 1
 
 
 def test_a_head_that_scales_its_targets_is_worth_a_warning(monkeypatch):

@@ -309,7 +309,8 @@ void pass_all(Kind kind, const Candidates<P>& candidates, int64_t first, int cou
   auto number = integers<P>(IntegerOf<P>(first));
   for (int j = 0; j < count; ++j) {
     const auto candidate = candidates.corners.one(j);
-    const P value = CandidateFirst ? value_of_pair(kind, candidate, query, eps) : value_of_pair(kind, query, candidate, eps);
+    const P value = CandidateFirst ? value_of_pair(kind, candidate, query, eps)
+                                   : value_of_pair(kind, query, candidate, eps);
     const auto is_better = value > best;
     best = select(is_better, value, best);
     index = is_better.m ? number : index;

@@ -144,10 +144,10 @@ class ICRPairHook(Hook):
         self.losses = [module for module in runner.model.modules() if isinstance(module, ICRBoxLoss)]
         if not self.losses:
             raise ValueError("ICRPairHook: expected a model with an ICRBoxLoss, got one without")
-        record = Record(self.relations)
+        self.record = Record(self.relations)
         for loss in self.losses:
-            loss.record = record
-        self.handle = Handle(record, self._disable)
+            loss.record = self.record
+        self.handle = Handle(self.record, self._disable)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         assert self.relations is not None
@@ -165,7 +165,8 @@ class ICRPairHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         for loss in self.losses:
             loss.pairs = None
-        self.losses[0].record.step()  # type: ignore[union-attr]
+        if self.losses:
+            self.record.step()
 
     def _disable(self) -> None:
         for loss in self.losses:

@@ -70,7 +70,7 @@ def enable_icr(
 
 
 def _enable(term: "_Term", module: Any, loss: Any, methods: list[str]) -> Handle:
-    """Puts callables before the methods of a module. Being objects of its own, copies and pickles follow them."""
+    """Puts the methods of ``loss`` before those of a module that have the same names."""
 
     def disable() -> None:
         for name in methods:
@@ -78,11 +78,13 @@ def _enable(term: "_Term", module: Any, loss: Any, methods: list[str]) -> Handle
 
     disable()
     for name in methods:
-        module.__dict__[name] = loss if len(methods) == 1 else _Method(loss, name)
+        module.__dict__[name] = _Method(loss, name)
     return Handle(term.record, disable)
 
 
 class _Method:
+    """A bound method that follows its object into copies and pickles."""
+
     def __init__(self, owner: Any, name: str) -> None:
         self.owner = owner
         self.name = name
@@ -132,7 +134,7 @@ class _DenseLoss:
         self.head = head
         self.term = term
 
-    def __call__(
+    def compute_loss(
         self,
         targets: list[dict[str, Tensor]],
         head_outputs: dict[str, Tensor],

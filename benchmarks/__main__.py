@@ -1,4 +1,4 @@
-"""Speed and memory beside the code that users run today: ``python -m benchmarks run | plot | readme``."""
+"""Speed and memory beside the code that users run today: ``python -m benchmarks run | plot | compare | readme``."""
 
 import argparse
 import re
@@ -38,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     plot = commands.add_parser("plot", help="draw the CSV of a folder")
     plot.add_argument("folder", type=Path, nargs="?", default=DEFAULT, help="default: %(default)s")
     plot.set_defaults(command=_plot)
+
+    compare = commands.add_parser("compare", help="whether two runs agree within the quantiles that they print")
+    compare.add_argument("folders", type=Path, nargs=2, metavar="FOLDER")
+    compare.set_defaults(command=_compare)
 
     readme = commands.add_parser("readme", help="write the tables of benchmarks/results into the documents")
     readme.set_defaults(command=_readme)
@@ -86,6 +90,12 @@ def _plot(options: argparse.Namespace) -> int:
 
     for path, _ in plots.draw(options.folder, rows):
         print(f"written: {path}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    one, other = map(results.read, options.folders)
+    print(report.agreement(one, other))
     return 0
 
 

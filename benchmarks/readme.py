@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import aligned, results
+from . import aligned, results, training
 from .case import BOTH, COPY
-from .report import OURS, cpu_targets, label, markdown, size_of, time_of
+from .report import OURS, cpu_targets, label, markdown, size_of, threads_of, time_of
 from .results import ROOT, Row, Table, is_busy
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
@@ -36,7 +36,7 @@ class Machine(NamedTuple):
         first = next(row for row in self.rows if row["implementation"] == "cpu")
         busy = "; **on a machine that others used: no number of it is to be quoted**" if is_busy(self.rows) else ""
         return (
-            f"{first['device']}, {self.threads} threads, {first['instruction_set']}, torch {first['torch']}, "
+            f"{first['device']}, {threads_of(self.threads)}, {first['instruction_set']}, torch {first['torch']}, "
             f"icr_kernels {first['version']} ({first['commit']}), {first['date']}{busy}"
         )
 
@@ -145,7 +145,36 @@ def case_table(machine: Machine, keep: Callable[[Line], bool]) -> str:
 
 
 def operators(machine: Machine) -> str:
-    return case_table(machine, lambda line: line.case != aligned.MAIN)
+    return case_table(machine, lambda line: line.case not in (aligned.MAIN, training.NAME))
+
+
+def training_steps(machine: Machine) -> str:
+    """A detector's step with its stock loss and with the adapter's: how much of it is loss and matching, and the memory
+    of both."""
+    found = {
+        (row["shape"], row["implementation"], row["quantity"], row["unit"]): float(row["p50"])
+        for row in machine.rows
+        if row["case"] == training.NAME and int(row["threads"]) == machine.threads and row["p50"] != ""
+    }
+    rows = []
+    for objects in training.OBJECTS:
+        step, alone = (training.shape(objects, what) for what in (training.WHOLE, training.ALONE))
+        for name in ("stock loss", "cpu"):
+            numbers = [
+                found.get(key)
+                for key in (
+                    (step, name, training.STEP, "us"),
+                    (step, name, training.LOSS, "us"),
+                    (step, name, training.STEP, "peak bytes"),
+                    (alone, name, training.LOSS, "peak bytes"),
+                )
+            ]
+            if None not in numbers:
+                whole, loss, *peaks = map(float, filter(None, numbers))
+                cells = [time_of(whole), time_of(loss), f"{loss / whole:.1%}", *map(size_of, peaks)]
+                rows.append([f"{training.IMAGES} images of {objects} objects, {label(name)}", *cells])
+    head = ["", "step", "loss and matching in it", "share of the step", "peak of a step", "peak of the loss"]
+    return markdown(head, rows)
 
 
 LITTLE = 3.0
@@ -199,7 +228,7 @@ def threads(machine: Machine) -> str:
     ]
     if not rows:
         return "Not measured on fewer threads here; the full profile does."
-    return markdown(["", "", *(f"{count} threads" for count in counts)], rows)
+    return markdown(["", "", *map(threads_of, counts)], rows)
 
 
 def targets(machine: Machine) -> str:
@@ -234,6 +263,7 @@ def gpus(measured: Iterable[Machine]) -> str:
 BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "main": on_each_cpu(main_table),
     "operators": on_each_cpu(operators),
+    "training": on_each_cpu(training_steps),
     "targets": on_each_cpu(targets),
     "little": on_each_cpu(little),
     "memory": on_each_cpu(memory),

@@ -7,7 +7,7 @@ from icr_kernels.terminal import table as text_table
 
 from . import aligned
 from .case import BOTH, COPY, FORWARD
-from .results import Row, Table, is_busy
+from .results import KEY, Row, Table, is_busy
 
 LABELS = {
     "cpu": "icr_kernels",
@@ -38,6 +38,44 @@ def time_of(us: float) -> str:
 
 def size_of(count: float) -> str:
     return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"
+
+
+def threads_of(count: int | str) -> str:
+    return f"{count} thread{'s' * (int(count) != 1)}"
+
+
+def agreement(one: Iterable[Row], other: Iterable[Row]) -> str:
+    """How many times of two runs have quantiles (20 to 80 %) that overlap, and which have not; what a busy machine
+    measured counts as neither."""
+
+    def times(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
+        return {
+            tuple(str(row[name]) for name in KEY): row
+            for row in rows
+            if row["unit"] == "us" and row["p50"] != "" and not is_busy([row])
+        }
+
+    before, after = times(one), times(other)
+    both = [(before[key], after[key]) for key in before if key in after]
+
+    def agree(first: Row, second: Row) -> bool:
+        return float(first["p20"]) <= float(second["p80"]) and float(second["p20"]) <= float(first["p80"])
+
+    apart = [
+        [
+            f"{first['case']}, {first['shape']}, {first['dtype']}, {threads_of(first['threads'])}",
+            label(first["implementation"]),
+            time_of(float(first["p50"])),
+            time_of(float(second["p50"])),
+            f"{float(second['p50']) / float(first['p50']):.2f}",
+        ]
+        for first, second in both
+        if not agree(first, second)
+    ]
+    lines = [f"{len(both) - len(apart)} of {len(both)} times of quiet minutes agree within 20 to 80 %"]
+    if apart:
+        lines.append(text_table(["", "", "first", "second", "x"], apart, "llrrr"))
+    return "\n".join(lines)
 
 
 def shown(rows: Sequence[Row]) -> str:

@@ -14,6 +14,8 @@ from .case import Call, Case, Function, Inputs, LeftOut
 IMAGES, SIDE, QUERIES, LAYERS = 4, 192, 300, 3
 STEP, LOSS = "training step", "its loss and matching"
 NAMES = {0: "car", 1: "plate"}
+NAME, OBJECTS = "RT-DETR", (6, 100)  # objects an image: sparse and crowded
+WHOLE, ALONE = "a training step", "loss and matching"
 
 
 def scene(objects: int) -> Inputs:
@@ -134,11 +136,15 @@ def agrees(detector: Function, inputs: Inputs, truth: float) -> bool:
     return abs(detector(*inputs).item() - truth) < 1e-4 * truth
 
 
+def shape(objects: int, what: str) -> str:
+    return f"{IMAGES} images of {objects} objects, {what}"
+
+
 def cases() -> list[Case]:
     def case(objects: int, what: str, **rest: Any) -> Case:
         return Case(
-            name="RT-DETR",
-            shape=f"{IMAGES} images of {objects} objects, {what}",
+            name=NAME,
+            shape=shape(objects, what),
             pairs=IMAGES * objects,
             inputs=functools.partial(scene, objects),
             ours=ours,
@@ -157,7 +163,7 @@ def cases() -> list[Case]:
         return detector.loss_alone(*inputs)
 
     found = []
-    for objects in (6, 100):
-        found.append(case(objects, "a training step", quantities={STEP: step, LOSS: loss}))
-        found.append(case(objects, "loss and matching", quantities={LOSS: loss}))
+    for objects in OBJECTS:
+        found.append(case(objects, WHOLE, quantities={STEP: step, LOSS: loss}))
+        found.append(case(objects, ALONE, quantities={LOSS: loss}))
     return found

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import aligned, memory, plots, readme, registry, report, results, run
+from benchmarks import aligned, memory, plots, readme, registry, report, results, run, training
 from benchmarks.case import BOTH, COPY, Case, LeftOut, loaded, step
 from icr_kernels.backends import BY_NAME
 
@@ -278,6 +278,17 @@ def rows_of_everything() -> list[dict]:
                 row(name, factor * 100.0, pairs, **shape),
                 row(name, factor * 1e6, pairs, figure="counts", **(shape | {"unit": "peak bytes"})),
             ]
+    sparse, alone = (training.shape(training.OBJECTS[0], what) for what in (training.WHOLE, training.ALONE))
+    for name, step, loss, peak in (("stock loss", 1000.0, 200.0, 2**21), ("cpu", 900.0, 90.0, 2**20)):
+        found += [
+            row(name, p50, case=training.NAME, shape=shape, quantity=quantity, unit=unit)
+            for p50, shape, quantity, unit in (
+                (step, sparse, training.STEP, "us"),
+                (loss, sparse, training.LOSS, "us"),
+                (8.0 * peak, sparse, training.STEP, "peak bytes"),
+                (float(peak), alone, training.LOSS, "peak bytes"),
+            )
+        ]
     return [*found, row("mmdet", note="absent: no such package") | {"p50": ""}]
 
 
@@ -318,6 +329,16 @@ def test_table_of_a_case_in_the_terminal():
     assert "2.50" in text and "absent: no" in text
 
 
+def test_two_runs_are_compared():
+    """Times of both within the printed quantiles, 9 to 11 here; not what a busy machine measured, not memory."""
+    one = [row(), row("eager", 10.0), row(threads=1), row(pairs=7, waited="0.3"), row(unit="peak bytes")]
+    other = [row(p50=12.2), row("eager", 12.3), row(threads=1), row(pairs=7), row(unit="peak bytes"), row("mmdet")]
+    text = report.agreement(one, other)
+    assert text.startswith("2 of 3 times of quiet minutes agree") and text.count("\n") <= 3
+    assert "eager" in text and "10.0 µs" in text and "12.3 µs" in text and "1.23" in text
+    assert report.agreement(one, one) == "3 of 3 times of quiet minutes agree within 20 to 80 %"
+
+
 def test_targets():
     rows = rows_of_everything()
     found = {what: (value, met) for what, _, value, met in report.cpu_targets(rows, 2)}
@@ -349,7 +370,11 @@ def test_blocks_of_the_documents(tmp_path):
     assert "row maximum, 8400 x 1000" in blocks["little"] and aligned.MAIN not in blocks["little"]
     assert "| row maximum, 8400 x 100 | 1.0 MiB | 57.2 MiB | 1.9 MiB |" in blocks["memory"]
     assert "| 1,000 | 9.00 µs to 11.0 µs | 10.00 | 5.0 | 50% |" in blocks["floor"]
-    assert "1 threads" in blocks["threads"]
+    assert "| 1 thread | 2 threads |" in blocks["threads"]
+    assert blocks["training"].endswith(
+        "| 4 images of 6 objects, stock loss | 1.00 ms | 200 µs | 20.0% | 16.0 MiB | 2.0 MiB |\n"
+        "| 4 images of 6 objects, icr_kernels | 900 µs | 90.0 µs | 10.0% | 8.0 MiB | 1.0 MiB |"
+    )
     assert "No GPU figure has been measured yet" in blocks["gpus"]
     assert readme.filled(text, []) == text.replace("old", "Not measured yet.")
 

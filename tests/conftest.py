@@ -48,7 +48,14 @@ def pytest_report_header() -> list[str]:
 
 
 # Files that take minutes begin first, so that at the end no process waits long for another.
-LONGEST = ("test_sanitizers", "test_cuda_build", "test_triton_ahead_of_time", "test_parity", "test_ultralytics")
+LONGEST = (
+    "test_sanitizers",
+    "test_cuda_build",
+    "test_triton_ahead_of_time",
+    "test_parity",
+    "test_ultralytics",
+    "test_train_study",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

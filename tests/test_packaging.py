@@ -73,7 +73,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names} == {"icr_kernels", "icr_kernels-0.1.0.dist-info"}
-    packages = ("icr_kernels", "icr_kernels/study", "icr_kernels/triton_kernels")
+    parts = ("integrations", "scenes", "study", "train_study", "triton_kernels")
+    packages = ("icr_kernels", *(f"icr_kernels/{part}" for part in parts))
     for needed in ("icr_kernels/py.typed", *(f"{package}/__init__.py" for package in packages)):
         assert needed in names
     assert [name for name in names if name.startswith("icr_kernels/_C") and name.endswith(".so")]

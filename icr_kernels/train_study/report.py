@@ -1,0 +1,170 @@
+"""What the runs say: means and spread of each arm, and its difference to the same seeds without a penalty."""
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from . import ARMS, CURVES, RESULTS, Run, read, run_of
+
+BASELINE = "off"
+# Column of results.csv: what it is called, whether more is better, and the factor to what is shown.
+METRICS = {
+    "plate_ap50": ("plate AP50", True),
+    "plate_ap": ("plate AP", True),
+    "ap50": ("AP50", True),
+    "ap": ("AP", True),
+    "ap_small": ("AP small", True),
+    "ar_small": ("AR small", True),
+    "plates_outside": ("plates outside", False),
+    "plates_inside_mean": ("mean share inside", True),
+}
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+BLOCK = re.compile(r"(<!-- training study -->\n).*?(<!-- end of training study -->)", re.DOTALL)
+
+
+class Comparison(NamedTuple):
+    """What all its runs share."""
+
+    detector: str
+    labels: str
+    images: int
+    epochs: int
+    size: int
+    zoom: float
+    batch: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.detector}, {self.labels} labels, {self.images:,} training images of {self.size} px, "
+            f"{self.epochs} epochs"
+        )
+
+    @classmethod
+    def of(cls, run: Run) -> "Comparison":
+        return cls(*(getattr(run, name) for name in cls._fields))
+
+    def run(self, arm: str, weight: float, seed: int) -> Run:
+        return Run(arm=arm, weight=weight, seed=seed, **self._asdict())
+
+
+Arm = tuple[str, float]  # its name and weight
+Values = dict[Arm, dict[int, dict[str, float]]]  # of each arm and seed the metrics
+
+
+class Difference(NamedTuple):
+    """To the baseline, over the seeds that both have; ``low`` and ``high`` bound the mean."""
+
+    mean: float
+    low: float
+    high: float
+    better: int
+    seeds: int
+
+
+def comparisons(rows: Sequence[dict[str, str]]) -> dict[Comparison, Values]:
+    found: dict[Comparison, Values] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        run = run_of(row)
+        found[Comparison.of(run)][run.arm, run.weight][run.seed] = {name: float(row[name]) for name in METRICS}
+    order = list(ARMS)
+
+    def place(arm: Arm) -> tuple[int, float]:
+        return order.index(arm[0]), arm[1]
+
+    return {comparison: {arm: values[arm] for arm in sorted(values, key=place)} for comparison, values in found.items()}
+
+
+def paired_bootstrap(differences: Sequence[float]) -> tuple[float, float]:
+    """The percentile interval of the mean: seeds are drawn again, each with both of its runs."""
+    values = np.asarray(differences, np.float64)
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def difference(values: Values, arm: Arm, metric: str) -> Difference | None:
+    """None where no seed has both runs, or one of them has no number."""
+    base = values.get((BASELINE, 0.0), {})
+    pairs = [(values[arm][seed][metric], base[seed][metric]) for seed in sorted(values[arm].keys() & base.keys())]
+    differences = [ours - theirs for ours, theirs in pairs]
+    if not differences or np.isnan(differences).any():
+        return None
+    is_more_better = METRICS[metric][1]
+    better = sum((each > 0) if is_more_better else (each < 0) for each in differences)
+    return Difference(statistics.fmean(differences), *paired_bootstrap(differences), better, len(differences))
+
+
+def label(arm: Arm) -> str:
+    name, weight = arm
+    return "off" if name == BASELINE else f"{name}, weight {weight:g}"
+
+
+def tables(rows: Sequence[dict[str, str]]) -> str:
+    """Markdown: of each comparison the means, and the differences with their intervals. Numbers in percent."""
+    return "\n\n".join(_section(comparison, values) for comparison, values in comparisons(rows).items())
+
+
+def _section(comparison: Comparison, values: Values) -> str:
+    seeds = {len(of_seeds) for of_seeds in values.values()}
+    count = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    means = [[label(arm), *(_spread(of_seeds, metric) for metric in METRICS)] for arm, of_seeds in values.items()]
+    changes = [
+        [label(arm), *(_change(difference(values, arm, metric)) for metric in METRICS)]
+        for arm in values
+        if arm[0] != BASELINE
+    ]
+    head = [name for name, _ in METRICS.values()]
+    return "\n\n".join(
+        [
+            f"**{comparison}**; {count} seeds, mean ± standard deviation, in %:",
+            _markdown(["penalty", *head], means),
+            f"Difference to the same seeds without it: mean [{CONFIDENCE:.0%} interval], seeds that are better:",
+            _markdown(["penalty", *head], changes),
+        ]
+    )
+
+
+def _spread(of_seeds: dict[int, dict[str, float]], metric: str) -> str:
+    found = [100 * each[metric] for each in of_seeds.values()]
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.1f}{spread}"
+
+
+def _change(change: Difference | None) -> str:
+    if change is None:
+        return "-"
+    mean, low, high = (100 * each for each in change[:3])
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] {change.better}/{change.seeds}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(document: str, rows: Sequence[dict[str, str]]) -> str:
+    """The document with its block of tables written anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{tables(rows)}\n{match[2]}", document)
+
+
+def main(folder: Path, document: Path | None) -> int:
+    rows = read(folder / RESULTS)
+    if not rows:
+        print(f"No runs in {folder}: `python -m icr_kernels.train_study run --output {folder}`.")
+        return 2
+    from . import figures
+
+    text = tables(rows)
+    (folder / "report.md").write_text(text + "\n")
+    written = [folder / "report.md", *figures.draw(folder, comparisons(rows), read(folder / CURVES))]
+    if document is not None:
+        document.write_text(filled(document.read_text(), rows))
+        written.append(document)
+    print(text, *(f"written: {path}" for path in written), sep="\n")
+    return 0

@@ -279,11 +279,11 @@ def rows_of_everything() -> list[dict]:
                 row(name, factor * 1e6, pairs, figure="counts", **(shape | {"unit": "peak bytes"})),
             ]
     sparse, alone = (training.shape(training.OBJECTS[0], what) for what in (training.WHOLE, training.ALONE))
-    for name, step, loss, peak in (("stock loss", 1000.0, 200.0, 2**21), ("cpu", 900.0, 90.0, 2**20)):
+    for name, whole, loss, peak in (("stock loss", 1000.0, 200.0, 2**21), ("cpu", 900.0, 90.0, 2**20)):
         found += [
             row(name, p50, case=training.NAME, shape=shape, quantity=quantity, unit=unit)
             for p50, shape, quantity, unit in (
-                (step, sparse, training.STEP, "us"),
+                (whole, sparse, training.STEP, "us"),
                 (loss, sparse, training.LOSS, "us"),
                 (8.0 * peak, sparse, training.STEP, "peak bytes"),
                 (float(peak), alone, training.LOSS, "peak bytes"),

@@ -79,20 +79,20 @@ def _vehicles(canvas: Canvas, horizon: float, zoom: float, random: Generator) ->
     nearest = (1.05 * canvas.size - horizon) / camera  # a nearer one's plate would be below the image
     smallest, largest = 0.1 * zoom * canvas.size, min(0.45 * zoom * canvas.size, nearest)
     found = []
-    for _ in range(round(random.integers(2, 9) / zoom**0.5)):
+    for _ in range(round(random.integers(3, 10) / zoom**0.5)):
         w = np.exp(random.uniform(np.log(smallest), np.log(largest)))
         kind = NAMES[int(random.random() < 0.25)]
         w *= 1.25 if kind == "truck" else 1
         bottom = horizon + camera * w
         view = random.random()
-        if view < 0.2:
+        if view < 0.15:
             turned, h, w = 1.0, w * random.uniform(0.6, 0.75) * (1.5 if kind == "truck" else 1), w * 1.8
         else:
-            turned = 0.0 if view < 0.55 else random.uniform(0.15, 0.45) * random.choice((-1, 1))
+            turned = 0.0 if view < 0.5 else random.uniform(0.15, 0.45) * random.choice((-1, 1))
             h = w * (1 - abs(turned)) * random.uniform(0.72, 0.9) * (1.5 if kind == "truck" else 1)
         x = random.uniform(-0.3 * w, canvas.size - 0.7 * w)
         most = 3 if kind == "truck" else 1
-        plates = 0 if turned == 1 or random.random() < 0.15 else int(random.integers(1, most + 1))
+        plates = 0 if turned == 1 or random.random() < 0.1 else int(random.integers(1, most + 1))
         found.append(Vehicle(kind, x, bottom, w, h, turned, plates))
     return sorted(found, key=lambda vehicle: vehicle.bottom)
 

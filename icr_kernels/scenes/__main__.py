@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     view = commands.add_parser("view", help="a contact sheet of the first images of a COCO JSON, with boxes and pairs")
     view.add_argument("annotations", type=Path)
-    view.add_argument("picture", type=Path, help="the PNG to write")
+    view.add_argument("picture", type=Path, help="the picture to write, PNG or JPEG")
     view.add_argument("--images", type=Path, help="the folder of the images (default: that of the JSON)")
     view.add_argument("--count", type=int, default=12, help="images (default: %(default)s)")
     view.add_argument("--columns", type=int, default=4, help="of the sheet (default: %(default)s)")

@@ -301,16 +301,16 @@ def photographed(canvas: Canvas, random: Generator) -> Picture:
     """The picture in the image's size, with light from one side, dusk or night, blur, motion and noise."""
     size = canvas.size // SUPERSAMPLING
     image: Picture = cv2.resize(canvas.picture, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-    brightness = random.choice((1.0, 0.8, 0.5), p=(0.5, 0.3, 0.2)) * random.uniform(0.85, 1.15)
+    brightness = random.choice((1.0, 0.8, 0.5), p=(0.6, 0.3, 0.1)) * random.uniform(0.85, 1.15)
     tint = np.array((1.0, 1.0, 1.0), np.float32) + random.uniform(-0.08, 0.08, 3).astype(np.float32)
     left, right = random.uniform(0.8, 1.2, 2)
     slope = np.linspace(left, right, size, dtype=np.float32)[None, :, None]
     image *= tint * brightness * slope
-    if random.random() < 0.25:
+    if random.random() < 0.15:
         reach = int(random.integers(2, 4))
         image = cv2.blur(image, (reach, 1))
-    sigma = random.uniform(0, 0.8)
+    sigma = random.uniform(0, 0.6)
     if sigma > 0.2:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
-    image += random.standard_normal((size, size, 3), np.float32) * random.uniform(2, 10)
+    image += random.standard_normal((size, size, 3), np.float32) * random.uniform(1, 7)
     return np.clip(image, 0, 255).astype(np.uint8)

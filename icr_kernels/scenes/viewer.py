@@ -12,6 +12,7 @@ from .drawing import Colour, Picture
 
 # By class, blue, green, red; well apart in grey too.
 COLOURS: tuple[Colour, ...] = ((255, 200, 60), (90, 220, 255), (60, 60, 255), (120, 255, 120), (255, 120, 220))
+SHOWN = 0.25  # the score from which on a detection is drawn
 SHEET = 1600  # pixels across a contact sheet, at most
 
 
@@ -42,7 +43,7 @@ def labelled(picture: Picture, boxes: Tensor, labels: Tensor, parent_idx: Tensor
     return result
 
 
-def detected(picture: Picture, detections: Detections, *, scale: int = 2, least_score: float = 0.25) -> Picture:
+def detected(picture: Picture, detections: Detections, *, scale: int = 2, least_score: float = SHOWN) -> Picture:
     """The picture, enlarged, with what was detected with at least this score."""
     result = _enlarged(picture, scale)
     for box, score, label in zip(*(each.tolist() for each in detections), strict=True):
@@ -70,6 +71,7 @@ def contact_sheet(pictures: Sequence[Picture], columns: int) -> Picture:
 
 
 def save(path: str | Path, picture: Picture) -> None:
+    """As PNG or JPEG, by the name."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), picture):
         raise OSError(f"{path}: the picture could not be written")

@@ -6,6 +6,7 @@ detectors' packages, ultralytics and transformers.
 """
 
 import csv
+import functools
 import importlib.metadata
 import json
 import multiprocessing
@@ -20,23 +21,37 @@ import torch
 
 from .. import scenes
 from ..info import cpu_name
-from ..scenes import LabelNoise
+from ..scenes import LabelNoise, viewer
 from ..scenes.viewer import Detections
 
 RESULTS, CURVES = "results.csv", "curves.csv"
 
-# To each arm the penalty and whether it is relative; "off" trains with weight 0.
+BASELINE = "off"
+
+
+class Arm(NamedTuple):
+    """What is different between runs; ``gain`` is a factor of the IoU loss."""
+
+    penalty: str = "containment"
+    relative: bool = False
+    gain: float = 1.0
+    has_penalty: bool = True
+
+
 ARMS = {
-    "off": ("containment", False),
-    "containment": ("containment", False),
-    "containment+pull": ("containment+pull", False),
-    "relative": ("containment", True),
+    BASELINE: Arm(has_penalty=False),
+    "containment": Arm(),
+    "containment+pull": Arm("containment+pull"),
+    "relative": Arm(relative=True),
+    # Whether a penalty does more than a heavier loss of boxes would.
+    "box loss x 1.5": Arm(gain=1.5, has_penalty=False),
 }
+PENALTIES = tuple(name for name, arm in ARMS.items() if arm.has_penalty)
 NOISE = {"clean": None, "noisy": LabelNoise(jitter=0.1, misses=0.1, beyond=0.1)}
 # The labels that are learnt from may be noisy; those that are measured against never are.
 VALIDATION_SEED = 1_000_000
-CHECKS = 8  # on the way of a run, for its learning curve
-PICTURES = 4  # validation images of which the detections are kept
+CHECKS = 6  # on the way of a run, for its learning curve
+PICTURED_SEED, PICTURES = 0, 4  # of which runs, and on how many validation images, the detections are kept
 
 
 class Run(NamedTuple):
@@ -62,11 +77,11 @@ class Plan(NamedTuple):
     """Runs that are compared: the product of arms, weights and seeds."""
 
     detector: str
-    arms: Sequence[str] = tuple(ARMS)
+    arms: Sequence[str] = (BASELINE, *PENALTIES)
     weights: Sequence[float] = (0.5,)
     labels: str = "clean"
-    images: int = 400
-    epochs: int = 40
+    images: int = 320
+    epochs: int = 30
     size: int = 160
     zoom: float = 2.0
     batch: int = 8
@@ -76,7 +91,7 @@ class Plan(NamedTuple):
         if self.seeds is not None and seed >= self.seeds:
             return
         for arm in self.arms:
-            for weight in (0.0,) if arm == "off" else self.weights:
+            for weight in self.weights if ARMS[arm].has_penalty else (0.0,):
                 values = self._asdict() | {"arm": arm, "weight": weight, "seed": seed}
                 yield Run(*(values[name] for name in Run._fields))
 
@@ -88,16 +103,16 @@ class Profile(NamedTuple):
     """Images that are measured on."""
 
     def runs(self, seeds: int | None = None) -> list[Run]:
-        """Seed by seed, so that what an interruption leaves can be compared."""
+        """Plan by plan and seed by seed, so that what an interruption leaves can be compared."""
         count = self.seeds if seeds is None else seeds
-        return list(dict.fromkeys(run for seed in range(count) for plan in self.plans for run in plan.runs(seed)))
+        return list(dict.fromkeys(run for plan in self.plans for seed in range(count) for run in plan.runs(seed)))
 
 
 PROFILES = {
     "quick": Profile(
         [
             Plan("yolo11n", images=32, epochs=2, size=128),
-            Plan("rtdetr", ("off", "containment"), images=32, epochs=2, size=128),
+            Plan("rtdetr", (BASELINE, "containment"), images=32, epochs=2, size=128),
         ],
         seeds=1,
         validation=16,
@@ -105,16 +120,19 @@ PROFILES = {
     "cpu": Profile(
         [
             Plan("yolo11n"),
-            Plan("yolo11n", labels="noisy"),
+            Plan("yolo11n", (BASELINE, "box loss x 1.5")),
+            Plan("yolo11n", labels="noisy", seeds=3),
+            Plan("yolo11n", (BASELINE, "containment"), weights=(0.1, 2.0), seeds=3),
+            Plan("yolo11n", (BASELINE, "containment"), images=80, epochs=120, seeds=3),
         ],
         seeds=5,
         validation=200,
     ),
     "gpu": Profile(
         [
-            Plan("yolo12n", images=4000, epochs=100, size=640, batch=64),
-            Plan("yolo12n", labels="noisy", images=4000, epochs=100, size=640, batch=64),
-            Plan("rtdetr", images=4000, epochs=100, size=640, batch=32),
+            Plan("yolo12n", images=4000, epochs=100, size=640, zoom=1.0, batch=64),
+            Plan("yolo12n", labels="noisy", images=4000, epochs=100, size=640, zoom=1.0, batch=64),
+            Plan("rtdetr", images=4000, epochs=100, size=640, zoom=1.0, batch=32),
         ],
         seeds=5,
         validation=1000,
@@ -199,12 +217,13 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
     setting.output.mkdir(parents=True, exist_ok=True)
+    arm = ARMS[run.arm]
     curve: list[dict[str, Any]] = []
     kept: list[Detections] = []
     with tempfile.TemporaryDirectory(dir=setting.output) as place:
         folder = Path(place)
-        camera = {"size": run.size, "zoom": run.zoom}
-        validation = scenes.write(folder, "val", setting.validation, **camera, seed=VALIDATION_SEED)
+        write = functools.partial(scenes.write, folder, size=run.size, zoom=run.zoom)
+        validation = write("val", setting.validation, seed=VALIDATION_SEED)
 
         def check(epoch: int, found: list[Detections]) -> None:
             curve.append({**run._asdict(), "epoch": epoch, **_rounded(evaluated(validation, found))})
@@ -212,14 +231,15 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
 
         training = Training(
             detector=run.detector,
-            penalty=Penalty(run.weight, *ARMS[run.arm]),
+            penalty=Penalty(run.weight, arm.penalty, arm.relative),
+            gain=arm.gain,
             seed=run.seed,
             epochs=run.epochs,
             size=run.size,
             batch=run.batch,
             device=setting.device,
             folder=folder,
-            train=scenes.write(folder, "train", run.images, **camera, seed=run.seed, noise=NOISE[run.labels]),
+            train=write("train", run.images, seed=run.seed, noise=NOISE[run.labels]),
             validation=validation,
             every=max(run.epochs // CHECKS, 1),
             checked=check,
@@ -227,9 +247,10 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
         began = time.monotonic()
         statistics = detectors.train(training)
         seconds = round(time.monotonic() - began)
-    path = setting.output / "detections" / f"{run}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps([[values.tolist() for values in each] for each in kept[:PICTURES]]))
+    if run.seed == PICTURED_SEED:
+        path = _detections_file(setting.output, run)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([_shown(each) for each in kept[:PICTURES]]))
     last = {name: value for name, value in curve[-1].items() if name != "epoch"}
     package = "transformers" if run.detector == "rtdetr" else "ultralytics"
     row = last | {
@@ -243,6 +264,23 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
         "icr_kernels": importlib.metadata.version("icr-kernels"),
     }
     return row, curve
+
+
+def _detections_file(output: Path, run: Run) -> Path:
+    return output / "detections" / f"{run}.json"
+
+
+def _shown(detections: Detections) -> list[list[float]]:
+    """What a picture shows of them: four sides, score and label of each, to hundredths."""
+    boxes, scores, labels = (values[detections.scores >= viewer.SHOWN] for values in detections)
+    rows = torch.cat((boxes, scores[:, None], labels[:, None].to(boxes.dtype)), 1)
+    return [[round(value, 2) for value in row] for row in rows.tolist()]
+
+
+def pictured(output: Path, run: Run) -> list[Detections]:
+    """The detections that a run has kept, of as many images."""
+    kept = [torch.tensor(rows).view(-1, 6) for rows in json.loads(_detections_file(output, run).read_text())]
+    return [Detections(rows[:, :4], rows[:, 4], rows[:, 5].long()) for rows in kept]
 
 
 def _rounded(numbers: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The study's plots and pictures."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from .. import scenes
 from ..scenes import viewer
 from ..scenes.drawing import Picture
 from ..scenes.viewer import Detections
-from . import PICTURES, VALIDATION_SEED, run_of
-from .report import BASELINE, Arm, Comparison, Values, difference, label
+from . import BASELINE, PICTURED_SEED, PICTURES, VALIDATION_SEED, pictured, run_of
+from .report import Arm, Comparison, Values, difference, label
 
 DPI = 100
 STYLES: dict[str, dict[str, Any]] = {
@@ -26,6 +25,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "containment": {"color": "#0072b2", "linestyle": "--", "marker": "s"},
     "containment+pull": {"color": "#d55e00", "linestyle": "-.", "marker": "^"},
     "relative": {"color": "#009e73", "linestyle": ":", "marker": "D"},
+    "box loss x 1.5": {"color": "0.5", "linestyle": "-", "marker": "v"},
 }
 SHOWN = {"plate_ap50": "plate AP50", "ap": "AP, all classes", "plates_outside": "plates outside every vehicle"}
 
@@ -100,16 +100,15 @@ def learning(path: Path, found: dict[Comparison, Values], curves: Sequence[dict[
 
 
 def detections(folder: Path, found: dict[Comparison, Values]) -> list[Path]:
-    """Of the first seed of each comparison: the labels, then what each arm detects, an image a row."""
+    """Of one seed of each comparison: the labels, then what each arm detects, an image a row."""
     paths = []
     for number, (comparison, values) in enumerate(found.items(), start=1):
-        seed = min(seed for of_seeds in values.values() for seed in of_seeds)
-        columns = {}
-        for arm, weight in values:
-            run = comparison.run(arm, weight, seed)
-            kept = json.loads((folder / "detections" / f"{run}.json").read_text())
-            columns[label((arm, weight))] = [Detections(*map(torch.tensor, each)) for each in kept]
-        paths.append(folder / f"detections-{number}.png")
+        columns = {
+            label(arm): pictured(folder, comparison.run(*arm, PICTURED_SEED))
+            for arm, of_seeds in values.items()
+            if PICTURED_SEED in of_seeds
+        }
+        paths.append(folder / f"detections-{number}.jpg")
         viewer.save(paths[-1], _side_by_side(comparison, columns))
     return paths
 

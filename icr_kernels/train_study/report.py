@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import ARMS, CURVES, RESULTS, Run, read, run_of
+from . import ARMS, BASELINE, CURVES, RESULTS, Run, read, run_of
 
-BASELINE = "off"
 # Column of results.csv: what it is called, whether more is better, and the factor to what is shown.
 METRICS = {
     "plate_ap50": ("plate AP50", True),
@@ -102,7 +101,7 @@ def difference(values: Values, arm: Arm, metric: str) -> Difference | None:
 
 def label(arm: Arm) -> str:
     name, weight = arm
-    return "off" if name == BASELINE else f"{name}, weight {weight:g}"
+    return f"{name}, weight {weight:g}" if ARMS[name].has_penalty else name
 
 
 def tables(rows: Sequence[dict[str, str]]) -> str:

@@ -58,20 +58,23 @@ def _run(options: argparse.Namespace) -> int:
     def leave_out(name: str) -> bool:
         return options.without is not None and re.search(options.without, name, re.IGNORECASE) is not None
 
+    profile = runner.FULL if options.full else runner.QUICK
     todo = runner.jobs(cases, options.threads, options.full)
     if options.resume:
         before = results.read(options.output)
-        todo = [job for job in todo if not runner.is_done(*job, before)]
-    budget = runner.FULL if options.full else runner.QUICK
+        todo = [job for job in todo if not runner.is_done(*job, profile.rounds, before)]
     with_memory = not options.no_memory
-    minutes = runner.duration(todo, budget, leave_out, with_memory) / 60
-    print(f"{len(todo)} measurements on {cpu_name()}, {torch.get_num_threads()} threads: about {minutes:.0f} minutes")
+    minutes = runner.duration(todo, profile, leave_out, with_memory) / 60
+    print(
+        f"{len(todo)} measurements on {cpu_name()}, {torch.get_num_threads()} threads, {profile.rounds} rounds: "
+        f"about {minutes:.0f} minutes"
+    )
     if options.list:
         for case, threads in todo:
             print(f"  {case}, {threads} threads")
         return 0
     wrong, busy = False, 0
-    for rows in runner.run(todo, options.output, budget, leave_out, with_memory):
+    for rows in runner.run(todo, options.output, profile, leave_out, with_memory):
         print(report.shown(rows), flush=True)
         wrong |= runner.is_wrong(rows)
         busy += results.is_busy(rows)

@@ -41,6 +41,7 @@ COLUMNS = (
     "bytes_per_pair",
     "fraction_of_copy",
     "waited",
+    "rounds",
     "note",
     "instruction_set",
     "torch",

@@ -1,10 +1,12 @@
 """The measurements on a CPU. A case is measured whole, its implementations taking turns, so that what is compared was
 measured in the same minutes; a result that disagrees with the reference has no time."""
 
+import dataclasses
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,10 +50,28 @@ def queued() -> float | None:
     return sum(int(fields[1]) for fields in files) / 1e9 if files else None
 
 
+@dataclasses.dataclass
+class Rounds:
+    """What the rounds of a case have found: of each implementation and quantity the times of single calls, and the
+    largest share of a round that was spent in a queue. Between two rounds all other cases are measured, so that the
+    quantiles of all times know how much the minutes differ."""
+
+    count: int = 0
+    seconds: dict[tuple[str, str], list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    waited: float | None = None
+
+
 def measure(
-    case: Case, budget: float, leave_out: Callable[[str], bool], with_memory: bool, device: str | None = None
+    case: Case,
+    budget: float,
+    leave_out: Callable[[str], bool],
+    with_memory: bool,
+    device: str | None = None,
+    earlier: Rounds | None = None,
 ) -> list[Row]:
-    """The rows of a case with torch's present number of threads; ``budget`` seconds for each implementation."""
+    """The rows of a case with torch's present number of threads, together with its earlier rounds, to which this one is
+    added; ``budget`` seconds for each implementation."""
+    rounds = earlier or Rounds()
     device = device or cpu_name()
     torch.compiler.reset()  # each case is compiled as in a program of its own
     inputs = case.inputs()
@@ -76,16 +96,19 @@ def measure(
     if case.bytes_per_pair is not None:
         calls[COPY, quantity] = copy(case.bytes_per_pair * case.pairs)
     before, began = queued(), time.perf_counter()
-    times = dict(zip(calls, seconds_of(list(calls.values()), budget), strict=True))
+    for key, seconds in zip(calls, seconds_of(list(calls.values()), budget), strict=True):
+        rounds.seconds[key] += seconds
     after, took = queued(), time.perf_counter() - began
-    waited = "" if before is None or after is None else round(max(after - before, 0) / took, 4)
+    rounds.count += 1
+    if before is not None and after is not None:
+        rounds.waited = max(rounds.waited or 0, round((after - before) / took, 4))
     if case.bytes_per_pair is not None:
-        floor = results.quantiles([each * 1e6 for each in times[COPY, quantity]])
+        floor = results.quantiles([each * 1e6 for each in rounds.seconds[COPY, quantity]])
 
     rows = []
-    for (name, what), seconds in times.items():
+    for (name, what), seconds in rounds.seconds.items():
         numbers = results.quantiles([each * 1e6 for each in seconds])
-        extra: dict[str, Any] = {"waited": waited}
+        extra: dict[str, Any] = {"waited": "" if rounds.waited is None else rounds.waited, "rounds": rounds.count}
         if floor and what == quantity:
             extra["bytes_per_pair"] = case.bytes_per_pair
             extra["fraction_of_copy"] = round(floor["p50"] / numbers["p50"], 4)
@@ -105,10 +128,15 @@ def memory_rows(case: Case, quantity: str, name: str, device: str) -> list[Row]:
     return [results.row(device, "counts", case, quantity, name, unit, p50=peak) for unit, peak in peaks.items()]
 
 
-# The profiles: seconds for each implementation of a case.
-QUICK, FULL = 0.4, 2.0
-# What it takes to compile a function or to start a process for its memory, and what a case takes beside: to say how
-# long it will be.
+class Profile(NamedTuple):
+    rounds: int
+    budget: float
+    """Seconds for each implementation of a case, all rounds together."""
+
+
+QUICK, FULL = Profile(1, 0.4), Profile(3, 2.0)
+# What it takes to compile a function or to start a process for its memory, and what a case takes beside in each round:
+# to say how long it will be.
 COMPILING, STARTING, PREPARING = 4.0, 3.0, 2.0
 
 
@@ -120,40 +148,49 @@ def jobs(cases: Sequence[Case], threads: Sequence[int] | None, full: bool) -> li
 
 
 def duration(
-    jobs: Sequence[tuple[Case, int]], budget: float, leave_out: Callable[[str], bool], with_memory: bool
+    jobs: Sequence[tuple[Case, int]], profile: Profile, leave_out: Callable[[str], bool], with_memory: bool
 ) -> float:
     """About how many seconds, said before it begins."""
     total = 0.0
     for case, _ in jobs:
         names = [name for name in case.loaders("cpu") if not leave_out(name)]
-        total += PREPARING + budget * len(names) + COMPILING * sum(name.startswith("torch.compile") for name in names)
+        compiled = sum(name.startswith("torch.compile") for name in names)
+        total += profile.rounds * (PREPARING + COMPILING * compiled) + profile.budget * len(names)
         total += STARTING * len(names) * (with_memory and case.memory)
     return total
 
 
-def is_done(case: Case, threads: int, rows: Sequence[Row]) -> bool:
-    """Whether rows of this case, of this build and torch, are already there, and not those of a busy machine."""
+def is_done(case: Case, threads: int, rounds: int, rows: Sequence[Row]) -> bool:
+    """Whether rows of this case, of this build and torch, are already there with all rounds, and not those of a busy
+    machine."""
     now = {"device": cpu_name(), "threads": str(threads), "case": case.name, "shape": case.shape, "dtype": case.dtype}
     now |= {name: text for name, text in results.versions().items() if name != "date"}
     found = [row for row in rows if all(str(row[name]) == text for name, text in now.items())]
-    return bool(found) and not results.is_busy(found)
+    counts = [int(row.get("rounds") or 1) for row in found if row["unit"] == "us" and row["p50"] != ""]
+    return bool(counts) and min(counts) >= rounds and not results.is_busy(found)
 
 
 def run(
     todo: Sequence[tuple[Case, int]],
     folder: Path,
-    budget: float,
+    profile: Profile,
     leave_out: Callable[[str], bool] = lambda name: False,
     with_memory: bool = True,
 ) -> Iterator[list[Row]]:
-    """The rows of each job, which are in the folder's CSV by then."""
+    """The rows of each job at the end of its last round; those of all rounds so far are in the folder's CSV."""
     own = torch.get_num_threads()
+    found = [Rounds() for _ in todo]
     try:
-        for case, threads in progress(todo, "measuring"):
+        for job in progress([*range(len(todo))] * profile.rounds, "measuring"):
+            case, threads = todo[job]
             torch.set_num_threads(threads)
-            rows = measure(case, budget, leave_out, with_memory)
+            is_first = found[job].count == 0
+            rows = measure(
+                case, profile.budget / profile.rounds, leave_out, with_memory and is_first, earlier=found[job]
+            )
             results.merge(folder, rows)
-            yield rows
+            if found[job].count == profile.rounds:
+                yield rows
     finally:
         torch.set_num_threads(own)
 

@@ -153,21 +153,45 @@ def test_step_starts_from_no_gradient():
 def test_resumed_after_an_interruption(backend_is_there, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "cpu_name", lambda: DEVICE)
     first, second = made_up(peers={}), made_up(peers={}, name="other")
-    runner = run.run([(first, 1), (second, 1)], tmp_path, 0.01, with_memory=False)
+    runner = run.run([(first, 1), (second, 1)], tmp_path, run.Profile(1, 0.01), with_memory=False)
     next(runner)
     runner.close()
     rows = results.read(tmp_path)
     assert {row["case"] for row in rows} == {"adding"}
     quiet, busy = ([each | {"waited": waited} for each in rows] for waited in ("0.01", "0.2"))
-    assert run.is_done(first, 1, quiet) and not run.is_done(first, 1, busy)
-    assert not run.is_done(first, 2, rows) and not run.is_done(second, 1, rows)
+    assert run.is_done(first, 1, 1, quiet) and not run.is_done(first, 1, 1, busy)
+    assert not run.is_done(first, 1, 2, quiet)  # rounds
+    assert not run.is_done(first, 2, 1, rows) and not run.is_done(second, 1, 1, rows)
     monkeypatch.setattr(results, "versions", lambda: {"commit": "another"})
-    assert not run.is_done(first, 1, quiet)
+    assert not run.is_done(first, 1, 1, quiet)
+
+
+def test_rounds(backend_is_there, monkeypatch, tmp_path):
+    """The machine gets slower from round to round: all of it is in the quantiles. Others are measured in between."""
+    order = []
+
+    def case(name):
+        def slower(rows):
+            time.sleep(0.002 * order.count(name))
+            return rows + 1
+
+        def inputs():
+            order.append(name)
+            return (torch.zeros(3),)
+
+        return made_up(name=name, inputs=inputs, ours=lambda backend: slower, peers={})
+
+    found = list(run.run([(case("a"), 1), (case("b"), 1)], tmp_path, run.Profile(3, 0.3), with_memory=False))
+    assert order == ["a", "b"] * 3 and [rows[0]["case"] for rows in found] == ["a", "b"]
+    for rows in (found[0], results.read(tmp_path)):
+        ours = next(row for row in rows if row["implementation"] == "cpu")
+        assert int(ours["rounds"]) == 3
+        assert 2_000 <= float(ours["p20"]) < 4_000 <= float(ours["p80"])
 
 
 def test_threads_are_set_and_restored(backend_is_there, monkeypatch, tmp_path):
     own = torch.get_num_threads()
-    (rows,) = run.run([(made_up(peers={}), own + 1)], tmp_path, 0.01, with_memory=False)
+    (rows,) = run.run([(made_up(peers={}), own + 1)], tmp_path, run.Profile(1, 0.01), with_memory=False)
     assert {row["threads"] for row in rows} == {own + 1}
     assert torch.get_num_threads() == own
     scaling, other = made_up(scales=True), made_up()
@@ -410,7 +434,7 @@ def test_plot_without_rows(tmp_path, capsys):
 
 def test_run_and_its_exit_status(backend_is_there, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(command, "chosen", lambda patterns, full: [made_up(name=patterns[0], peers={})])
-    monkeypatch.setattr(command.runner, "QUICK", 0.01)
+    monkeypatch.setattr(command.runner, "QUICK", run.Profile(1, 0.01))
     assert command.main(["run", "x", "--output", str(tmp_path)]) == 0
     assert "written" in capsys.readouterr().out
     assert command.main(["run", "x", "--resume", "--output", str(tmp_path)]) == 0

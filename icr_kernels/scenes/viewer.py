@@ -73,7 +73,7 @@ def contact_sheet(pictures: Sequence[Picture], columns: int) -> Picture:
 def save(path: str | Path, picture: Picture) -> None:
     """As PNG or JPEG, by the name."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), picture):
+    if not cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 85]):
         raise OSError(f"{path}: the picture could not be written")
 
 

@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -228,8 +229,11 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
         validation = write("val", setting.validation, seed=VALIDATION_SEED)
 
         def check(epoch: int, found: list[Detections]) -> None:
-            curve.append({**run._asdict(), "epoch": epoch, **_rounded(evaluated(validation, found))})
+            numbers = _rounded(evaluated(validation, found))
+            curve.append({**run._asdict(), "epoch": epoch, **numbers})
             kept[:] = found
+            # Not to stdout, which a framework may have been silenced by.
+            print(f"{run}: epoch {epoch}, plate AP50 {100 * numbers['plate_ap50']:.1f}", file=sys.stderr, flush=True)
 
         training = Training(
             detector=run.detector,

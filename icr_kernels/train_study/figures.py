@@ -67,9 +67,10 @@ def differences(path: Path, found: dict[Comparison, Values]) -> Path:
     for comparison in found:
         first = next((at for at, row in zip(heights, rows, strict=True) if row[0] == comparison), None)
         if first is not None:
-            panels[0].annotate(
+            title = panels[0].annotate(
                 str(comparison), (0, first + 0.85), xycoords=("axes fraction", "data"), size="small", weight="bold"
             )
+            title.set_in_layout(False)  # it runs over the next panels
     panels[0].set_ylim(min(heights) - 0.8, max(heights) + 1.6)
     figure.savefig(path)
     return path

@@ -214,13 +214,12 @@ def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Trains one run: its row of results.csv and those of curves.csv."""
     from . import detectors
-    from .detectors import Penalty, Training
+    from .detectors import Training
     from .evaluation import evaluated
 
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
     setting.output.mkdir(parents=True, exist_ok=True)
-    arm = ARMS[run.arm]
     curve: list[dict[str, Any]] = []
     kept: list[Detections] = []
     with tempfile.TemporaryDirectory(dir=setting.output) as place:
@@ -235,21 +234,8 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
             # Not to stdout, which a framework may have been silenced by.
             print(f"{run}: epoch {epoch}, plate AP50 {100 * numbers['plate_ap50']:.1f}", file=sys.stderr, flush=True)
 
-        training = Training(
-            detector=run.detector,
-            penalty=Penalty(run.weight, arm.penalty, arm.relative),
-            gain=arm.gain,
-            seed=run.seed,
-            epochs=run.epochs,
-            size=run.size,
-            batch=run.batch,
-            device=setting.device,
-            folder=folder,
-            train=write("train", run.images, seed=run.seed, noise=NOISE[run.labels]),
-            validation=validation,
-            every=max(run.epochs // CHECKS, 1),
-            checked=check,
-        )
+        train = write("train", run.images, seed=run.seed, noise=NOISE[run.labels])
+        training = Training(run, setting.device, folder, train, validation, check)
         began = time.monotonic()
         statistics = detectors.train(training)
         seconds = round(time.monotonic() - began)

@@ -19,6 +19,7 @@ from ..paired_data import PairedData, PairedImage
 from ..scenes import NAMES, PAIRS, viewer
 from ..scenes.drawing import Picture
 from ..scenes.viewer import Detections
+from . import ARMS, CHECKS, Arm, Run
 
 # Ultralytics' settings where they are not its own. A mosaic would halve plates that have few pixels as they are; the
 # choice of the optimizer is not left to the version.
@@ -29,35 +30,28 @@ LEAST_SCORE = 0.001
 NMS_IOU = 0.7
 
 
-class Penalty(NamedTuple):
-    """As `enable_icr` takes it."""
-
-    weight: float
-    penalty: str = "containment"
-    relative: bool = False
-
-
 class Training(NamedTuple):
-    """What a detector is trained with. ``gain`` is a factor of its IoU loss, ``folder`` has the data set with its
-    ``data.yaml``, ``checked`` is called with the epoch (from 1 on) and the detections on the validation images, every
-    ``every`` epochs and after the last one."""
+    """What a detector is trained with: ``folder`` has the data set with its ``data.yaml``; ``checked`` is called with
+    the epoch (from 1 on) and the detections on the validation images, on the way and after the last epoch."""
 
-    detector: str
-    penalty: Penalty
-    gain: float
-    seed: int
-    epochs: int
-    size: int
-    batch: int
+    run: Run
     device: str
     folder: Path
     train: PairedData
     validation: PairedData
-    every: int
     checked: Callable[[int, list[Detections]], None]
 
+    @property
+    def arm(self) -> Arm:
+        return ARMS[self.run.arm]
+
+    @property
+    def penalty(self) -> dict[str, Any]:
+        """As `enable_icr` takes it."""
+        return {"weight": self.run.weight, "penalty": self.arm.penalty, "relative": self.arm.relative}
+
     def is_checked(self, epoch: int) -> bool:
-        return epoch == self.epochs or epoch % self.every == 0
+        return epoch == self.run.epochs or epoch % max(self.run.epochs // CHECKS, 1) == 0
 
 
 def pictures(data: PairedData) -> list[Picture]:
@@ -67,7 +61,7 @@ def pictures(data: PairedData) -> list[Picture]:
 
 def train(training: Training) -> Statistics:
     """Trains, and returns what the penalty saw. The same seed on the same device gives the same weights."""
-    return (_train_rtdetr if training.detector == "rtdetr" else _train_yolo)(training)
+    return (_train_rtdetr if training.run.detector == "rtdetr" else _train_yolo)(training)
 
 
 def ultralytics(settings: Path) -> Any:
@@ -88,8 +82,8 @@ def _train_yolo(training: Training) -> Statistics:
 
     module = ultralytics(training.folder / "settings")
     images = pictures(training.validation)
-    model = module.YOLO(f"{training.detector}.yaml")
-    handle = enable_icr(model, PAIRS, **training.penalty._asdict())
+    model = module.YOLO(f"{training.run.detector}.yaml")
+    handle = enable_icr(model, PAIRS, **training.penalty)
 
     def check(trainer: Any) -> None:
         epoch = trainer.epoch + 1
@@ -107,10 +101,10 @@ def _train_yolo(training: Training) -> Statistics:
     with contextlib.redirect_stdout(io.StringIO()):
         model.train(
             data=str(training.folder / "data.yaml"),
-            epochs=training.epochs,
-            imgsz=training.size,
-            batch=training.batch,
-            seed=training.seed,
+            epochs=training.run.epochs,
+            imgsz=training.run.size,
+            batch=training.run.batch,
+            seed=training.run.seed,
             device=training.device,
             pretrained=False,
             amp=False,
@@ -119,9 +113,9 @@ def _train_yolo(training: Training) -> Statistics:
             cache="ram",
             plots=False,
             save=False,
-            box=IOU_GAIN * training.gain,
+            box=IOU_GAIN * training.arm.gain,
             **YOLO,
-            nbs=training.batch,
+            nbs=training.run.batch,
             project=str(training.folder / "runs"),
             name="run",
             exist_ok=True,
@@ -134,7 +128,7 @@ def _yolo_detections(network: nn.Module, images: Sequence[Picture], training: Tr
     predictor_of: Any = importlib.import_module("ultralytics.models.yolo.detect").DetectionPredictor
     predictor = predictor_of(
         overrides={
-            "imgsz": training.size,
+            "imgsz": training.run.size,
             "conf": LEAST_SCORE,
             "iou": NMS_IOU,
             "max_det": DETECTIONS,
@@ -145,8 +139,8 @@ def _yolo_detections(network: nn.Module, images: Sequence[Picture], training: Tr
     )
     predictor.setup_model(network, verbose=False)
     found = []
-    for first in range(0, len(images), training.batch):
-        for result in predictor(list(images[first : first + training.batch])):
+    for first in range(0, len(images), training.run.batch):
+        for result in predictor(list(images[first : first + training.run.batch])):
             boxes = result.boxes.cpu()
             found.append(Detections(boxes.xyxy, boxes.conf, boxes.cls.long()))
     return found
@@ -195,21 +189,21 @@ def rtdetr(gain: float = 1.0) -> Any:
 def _train_rtdetr(training: Training) -> Statistics:
     from ..integrations.transformers import enable_icr
 
-    torch.manual_seed(training.seed)
-    model = rtdetr(training.gain).to(training.device)
-    handle = enable_icr(model, PAIRS, **training.penalty._asdict())
+    torch.manual_seed(training.run.seed)
+    model = rtdetr(training.arm.gain).to(training.device)
+    handle = enable_icr(model, PAIRS, **training.penalty)
     images = _tensors(training.train)
     validation = _tensors(training.validation)
     count = len(training.train.images)
-    steps = training.epochs * math.ceil(count / training.batch)
+    steps = training.run.epochs * math.ceil(count / training.run.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP, anneal_strategy="cos"
     )
-    generator = torch.Generator().manual_seed(training.seed)
-    for epoch in range(1, training.epochs + 1):
+    generator = torch.Generator().manual_seed(training.run.seed)
+    for epoch in range(1, training.run.epochs + 1):
         model.train()
-        for rows in torch.randperm(count, generator=generator).split(training.batch):
+        for rows in torch.randperm(count, generator=generator).split(training.run.batch):
             pixels, labels = _augmented(images[rows], [training.train.images[row] for row in rows], generator)
             labels = [{name: value.to(training.device) for name, value in each.items()} for each in labels]
             optimizer.zero_grad()
@@ -248,7 +242,7 @@ def _augmented(
 def _rtdetr_detections(model: nn.Module, images: Tensor, training: Training) -> list[Detections]:
     model.eval()
     found: list[Detections] = []
-    for pixels in images.split(training.batch):
+    for pixels in images.split(training.run.batch):
         output = model(pixel_values=pixels.to(training.device))
         classes = output.logits.shape[2]
         scores, best = output.logits.sigmoid().flatten(1).topk(DETECTIONS)

@@ -32,14 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
         from . import report
 
         return report.main(options.folder, options.document)
-    study(
-        options.profile,
-        options.output,
-        seeds=options.seeds,
-        device=options.device,
-        workers=options.workers,
-        threads=options.threads,
-    )
+    try:
+        study(
+            options.profile,
+            options.output,
+            seeds=options.seeds,
+            device=options.device,
+            workers=options.workers,
+            threads=options.threads,
+        )
+    except KeyboardInterrupt:
+        print(f"Interrupted. What has finished is in {options.output}; the same command goes on.")
+        return 130
     return 0
 
 

@@ -101,6 +101,14 @@ def test_differences_are_of_the_same_seed():
     text = report.tables(rows)
     assert "2 to 3 seeds" in text and "| off | 15.0 ± 7.1 |" in text
     assert "| containment, weight 0.5 | +7.5 [+5.0, +10.0] 2/2 |" in text
+    text = report.tables([rows[0], rows[2]])
+    assert "1 seed," in text and "| containment, weight 0.5 | +5.0 1/1 |" in text  # no interval of one
+
+
+def test_the_document_is_its_csv():
+    document = (ROOT / "docs/evidence.md").read_text()
+    rows = train_study.read(ROOT / "docs/evidence" / train_study.RESULTS)
+    assert rows and document == report.filled(document, rows), "run `python -m icr_kernels.train_study report`"
 
 
 def test_profiles_pair_every_arm():

@@ -111,7 +111,7 @@ def tables(rows: Sequence[dict[str, str]]) -> str:
 
 def _section(comparison: Comparison, values: Values) -> str:
     seeds = {len(of_seeds) for of_seeds in values.values()}
-    count = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    count = "1 seed" if seeds == {1} else f"{' to '.join(map(str, sorted({min(seeds), max(seeds)})))} seeds"
     means = [[label(arm), *(_spread(of_seeds, metric) for metric in METRICS)] for arm, of_seeds in values.items()]
     changes = [
         [label(arm), *(_change(difference(values, arm, metric)) for metric in METRICS)]
@@ -121,7 +121,7 @@ def _section(comparison: Comparison, values: Values) -> str:
     head = [name for name, _ in METRICS.values()]
     return "\n\n".join(
         [
-            f"**{comparison}**; {count} seeds, mean ± standard deviation, in %:",
+            f"**{comparison}**; {count}, mean ± standard deviation, in %:",
             _markdown(["penalty", *head], means),
             f"Difference to the same seeds without it: mean [{CONFIDENCE:.0%} interval], seeds that are better:",
             _markdown(["penalty", *head], changes),
@@ -139,7 +139,8 @@ def _change(change: Difference | None) -> str:
     if change is None:
         return "-"
     mean, low, high = (100 * each for each in change[:3])
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] {change.better}/{change.seeds}"
+    interval = f" [{low:+.1f}, {high:+.1f}]" if change.seeds > 1 else ""
+    return f"{mean:+.1f}{interval} {change.better}/{change.seeds}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

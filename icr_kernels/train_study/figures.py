@@ -53,6 +53,7 @@ def differences(path: Path, found: dict[Comparison, Values]) -> Path:
         heights.append(height)
         ticks.append(label(arm))
     for axes, (metric, title) in zip(panels, SHOWN.items(), strict=True):
+        axes.patch.set_visible(False)  # titles run over the next panels
         axes.axvline(0, color="0.6", linewidth=1)
         for at, (comparison, arm) in zip(heights, rows, strict=True):
             change = difference(found[comparison], arm, metric)
@@ -70,7 +71,7 @@ def differences(path: Path, found: dict[Comparison, Values]) -> Path:
             title = panels[0].annotate(
                 str(comparison), (0, first + 0.85), xycoords=("axes fraction", "data"), size="small", weight="bold"
             )
-            title.set_in_layout(False)  # it runs over the next panels
+            title.set_in_layout(False)
     panels[0].set_ylim(min(heights) - 0.8, max(heights) + 1.6)
     figure.savefig(path)
     return path
@@ -89,7 +90,9 @@ def learning(path: Path, found: dict[Comparison, Values], curves: Sequence[dict[
                     points.setdefault(int(row["epoch"]), []).append(100 * float(row["plate_ap50"]))
             epochs = sorted(points)
             style = STYLES[arm[0]]
-            axes.plot(epochs, [np.mean(points[epoch]) for epoch in epochs], label=label(arm), markersize=4, **style)
+            means = [np.mean(points[epoch]) for epoch in epochs]
+            width = 2 * (arm[1] or 0.5) ** (1 / 3)  # the heavier the penalty
+            axes.plot(epochs, means, label=label(arm), markersize=2.5 * width, linewidth=width, **style)
             low, high = ([of(points[epoch]) for epoch in epochs] for of in (min, max))
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.1, linewidth=0)
         axes.set(title=str(comparison).replace(", ", ",\n", 1), xlabel="epoch", ylabel="plate AP50 (%)")

@@ -156,5 +156,5 @@ def test_the_short_form(tmp_path):
     command("report", str(tmp_path), "--document", str(document))
     text = document.read_text()
     assert "old" not in text and text.startswith("before") and text.endswith("after\n") and "containment+pull" in text
-    for name in ("differences.png", "curves.png", "detections-1.jpg", "detections-2.jpg", "report.md"):
+    for name in ("differences.png", "curves.png", "detections-1.jpg", "detections-2.jpg"):
         assert (tmp_path / name).stat().st_size > 200

@@ -160,11 +160,12 @@ def main(folder: Path, document: Path | None) -> int:
         return 2
     from . import figures
 
-    text = tables(rows)
-    (folder / "report.md").write_text(text + "\n")
-    written = [folder / "report.md", *figures.draw(folder, comparisons(rows), read(folder / CURVES))]
-    if document is not None:
-        document.write_text(filled(document.read_text(), rows))
-        written.append(document)
-    print(text, *(f"written: {path}" for path in written), sep="\n")
+    if document is None:
+        written = folder / "report.md"
+        written.write_text(tables(rows) + "\n")
+    else:
+        written = document
+        written.write_text(filled(document.read_text(), rows))
+    drawn = figures.draw(folder, comparisons(rows), read(folder / CURVES))
+    print(tables(rows), *(f"written: {path}" for path in (written, *drawn)), sep="\n")
     return 0

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.set_defaults(command="run")
     show = commands.add_parser("report", help="tables, intervals, plots and pictures of what has been trained")
     show.add_argument("folder", type=Path, nargs="?", default=DEFAULT, help="default: %(default)s")
-    show.add_argument("--document", type=Path, help="write the tables into the block of this Markdown file, not into report.md")
+    show.add_argument("--document", type=Path, help="a Markdown file whose block has the tables, instead of report.md")
     show.set_defaults(command="report")
     options = parser.parse_args(arguments)
     if options.command == "report":

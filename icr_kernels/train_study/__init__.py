@@ -112,11 +112,11 @@ class Profile(NamedTuple):
 PROFILES = {
     "quick": Profile(
         [
-            Plan("yolo11n", labels="noisy", images=32, epochs=2, size=128),
-            Plan("rtdetr", (BASELINE, "containment"), images=32, epochs=2, size=128),
+            Plan("yolo11n", labels="noisy", images=24, epochs=2, size=96),
+            Plan("rtdetr", (BASELINE, "containment"), images=24, epochs=2, size=96),
         ],
         seeds=1,
-        validation=16,
+        validation=8,
     ),
     "cpu": Profile(
         [

@@ -1,20 +1,19 @@
 """Generated scenes: their labels against the geometry of what was painted, their noise, their files."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 
-if importlib.util.find_spec("cv2") is None:
-    pytest.skip("OpenCV is not installed: pip install icr-kernels[train]", allow_module_level=True)
+from frameworks import need
 
-import icr_kernels as icr
-from icr_kernels import scenes
-from icr_kernels.paired_data import read_coco, read_yolo
-from icr_kernels.relations import NO_WHOLE
-from icr_kernels.scenes import CAR, NAMES, PAIRS, PLATE, LabelNoise, Labels, __main__, viewer
-from icr_kernels.scenes.drawing import Canvas, Vehicle
+need("cv2")
+
+import icr_kernels as icr  # noqa: E402
+from icr_kernels import scenes  # noqa: E402
+from icr_kernels.paired_data import read_coco, read_yolo  # noqa: E402
+from icr_kernels.relations import NO_WHOLE  # noqa: E402
+from icr_kernels.scenes import CAR, NAMES, PAIRS, PLATE, LabelNoise, Labels, __main__, viewer  # noqa: E402
+from icr_kernels.scenes.drawing import Canvas, Vehicle  # noqa: E402
 
 GREY = (100, 100, 100)
 HALF = 0.5  # of a pixel: the outermost of a polygon are half covered

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import ARMS, BASELINE, CURVES, RESULTS, Run, read, run_of
 
-# Column of results.csv: what it is called, whether more is better, and the factor to what is shown.
+# To each column of results.csv what it is called, and whether more is better.
 METRICS = {
     "plate_ap50": ("plate AP50", True),
     "plate_ap": ("plate AP", True),

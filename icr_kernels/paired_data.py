@@ -403,5 +403,6 @@ def _size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             return image.size
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, ModuleNotFoundError):
+        # Ultralytics, once imported, has Pillow ask for a decoder that may be missing before it gives up.
         raise ValueError(f"{file}: expected an image, got a file that Pillow does not know") from None

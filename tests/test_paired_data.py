@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import icr_kernels as icr
 from icr_kernels import paired_data
@@ -403,6 +403,22 @@ def test_missing_files(tmp_path):
 
 def test_a_file_that_is_no_image(tmp_path):
     file = text_file(tmp_path / "a.png", "text")
+    with pytest.raises(ValueError, match=f"^{file}: expected an image, got a file that Pillow does not know$"):
+        read_yolo(tmp_path)
+
+
+def test_a_file_that_is_no_image_beside_ultralytics(tmp_path, monkeypatch):
+    """Ultralytics replaces Pillow's `open` by one that looks for a further decoder, and fails when there is none."""
+    file = text_file(tmp_path / "a.png", "text")
+    pillow_open = Image.open
+
+    def open_with_a_missing_decoder(*arguments):
+        try:
+            return pillow_open(*arguments)
+        except UnidentifiedImageError:
+            raise ModuleNotFoundError("No module named 'pi_heif'", name="pi_heif") from None
+
+    monkeypatch.setattr(Image, "open", open_with_a_missing_decoder)
     with pytest.raises(ValueError, match=f"^{file}: expected an image, got a file that Pillow does not know$"):
         read_yolo(tmp_path)
 

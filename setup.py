@@ -18,6 +18,7 @@ from pathlib import Path
 import pybind11
 import torch
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 # The oldest torch whose stable ABI the extensions are built against, whatever torch builds them.
@@ -153,6 +154,14 @@ def cuda_extension() -> Extension | None:
 
 class Build(BuildExtension):
     """Compiles the kernels first: they know nothing of torch, so nvcc need not."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.editable_mode:
+            # Not the folder that setuptools throws away afterwards: what has not changed need not be compiled again.
+            ordinary = build(self.distribution)
+            ordinary.ensure_finalized()
+            self.build_temp = ordinary.build_temp
 
     def build_extensions(self):
         for extension in self.extensions:

@@ -436,7 +436,7 @@ def test_overlap_shrinks_a_plate_more_than_half_inside_and_grows_one_less(inside
     assert -x2 > 0, "and so does the inner one"
 
 
-@every_backend
+@every_quick_backend
 def test_pull_brings_a_plate_into_its_car_without_resizing_it(backend):
     plate, car = torch.tensor([-9.0, 7.0, -7.0, 8.0], dtype=torch.float64), (0, 0, 10, 5)
     for _ in range(400):

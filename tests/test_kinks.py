@@ -18,6 +18,7 @@ from inputs import (
     every_dtype,
     every_format,
     every_loss,
+    every_loss_and_penalty,
     every_penalty,
     every_quick_backend,
     full_precision,
@@ -142,19 +143,17 @@ def test_plates_flush_with_an_edge_of_their_car_are_inside(penalty, dtype, backe
     contained = (loose[:, :2] < plates[:, :2]).all(1) & (loose[:, 2:] > plates[:, 2:]).all(1)
     plates, loose = plates[contained], loose[contained]
     assert len(plates) > 150
-    for shared in itertools.product((True, False), repeat=4):
-        cars = torch.where(torch.tensor(shared, device=plates.device), plates, loose)
-        leaf = plates.detach().requires_grad_()
-        terms = icr.icr_terms(leaf, plates, cars, penalty=penalty, backend=backend)
-        assert (terms.penalty == 0).all() and (terms.containment == 1).all(), shared
-        gradient = torch.autograd.grad(terms.penalty.sum(), leaf)[0]
-        if penalty == "pull":
-            assert (gradient == 0).all(), shared
-        # A side whose two edges are free has no gradient.
-        if not shared[0] and not shared[2]:
-            assert (gradient[:, 0::2] == 0).all(), shared
-        if not shared[1] and not shared[3]:
-            assert (gradient[:, 1::2] == 0).all(), shared
+    shared = torch.tensor(list(itertools.product((True, False), repeat=4)), device=plates.device)[:, None]
+    cars = torch.where(shared, plates, loose)
+    leaf = plates.expand_as(cars).detach().requires_grad_()
+    terms = icr.icr_terms(leaf, plates.expand_as(cars), cars, penalty=penalty, backend=backend)
+    assert (terms.penalty == 0).all() and (terms.containment == 1).all()
+    gradient = torch.autograd.grad(terms.penalty.sum(), leaf)[0]
+    if penalty == "pull":
+        assert (gradient == 0).all()
+    # A side whose two edges are free has no gradient.
+    is_free = ~(shared[..., :2] | shared[..., 2:]).repeat(1, 1, 2)
+    assert (gradient.masked_fill(~is_free, 0) == 0).all()
 
 
 # Ties. That every backend splits them as the reference does is held on integer grids in test_parity.py.
@@ -194,25 +193,30 @@ def test_shared_edge_has_the_mean_of_both_one_sided_gradients(loss, backend):
 
 @every_backend
 @every_dtype
-@every_penalty
-@every_loss
+@every_loss_and_penalty
 def test_inverted_side_is_a_side_of_length_0_at_its_first_corner(loss, penalty, dtype, backend):
     """x2 < x1 counts as x2 = x1, whichever box it is: same value, and the gradient of both corners goes to x1."""
     device = device_of(backend)
     inverted = torch.tensor([[4, 1, 2, 3], [1, 5, 3, 2], [6, 6, 2, 1]], dtype=dtype, device=device)
     empty = torch.cat((inverted[:, :2], torch.maximum(inverted[:, :2], inverted[:, 2:])), 1)
     ordinary = torch.tensor([[0, 0, 5, 4], [2, 2, 3, 7], [1, 0, 9, 5]], dtype=dtype, device=device)
+    places = torch.arange(3, device=device).repeat_interleave(3)  # which box is inverted, of each of nine triples
+
+    def with_one(other: Tensor) -> list[Tensor]:
+        others = (ordinary, ordinary + 1, ordinary - 1)
+        return [
+            torch.where((places == place)[:, None], other.repeat(3, 1), box.repeat(3, 1))
+            for place, box in enumerate(others)
+        ]
+
     options = {"loss": loss, "penalty": penalty, "reduction": "none", "backend": backend}
-    for place in range(3):
-        boxes, same = [ordinary, ordinary + 1, ordinary - 1], [ordinary, ordinary + 1, ordinary - 1]
-        boxes[place], same[place] = inverted, empty
-        result, truth = evaluate(icr.icr_loss, *boxes, **options), evaluate(icr.icr_loss, *same, **options)
-        assert same_bits(result.value, truth.value)
-        gradient = getattr(result, BOXES[place])
-        is_inverted = inverted[:, 2:] < inverted[:, :2]
+    result, truth = (evaluate(icr.icr_loss, *with_one(other), **options) for other in (inverted, empty))
+    for actual, wanted in zip(result, truth, strict=True):
+        assert same_bits(actual, wanted)
+    is_inverted = inverted[:, 2:] < inverted[:, :2]
+    for place, name in enumerate(BOXES):
+        gradient = getattr(result, name)[places == place]
         assert (gradient[:, 2:][is_inverted] == 0).all(), "the second corner of an inverted side has no gradient"
-        for name in BOXES:
-            assert same_bits(getattr(result, name), getattr(truth, name)), name
 
 
 @every_backend
@@ -354,8 +358,7 @@ def assert_finite_and_in_range(boxes: list[Tensor], loss: str, penalty: str, bac
 @every_backend
 @every_format
 @every_dtype
-@every_penalty
-@every_loss
+@every_loss_and_penalty
 def test_every_finite_box_has_a_finite_loss_and_gradient(loss, penalty, dtype, box_format, backend):
     numbers = torch.tensor(extreme_numbers(dtype), dtype=torch.float64).to(dtype)
     generator = torch.Generator().manual_seed(11)

@@ -51,7 +51,6 @@ struct Fiber {
   bool is_started = false;
   char* stack = nullptr;
   bool is_done = false;
-  unsigned barriers = 0;  // how many it has reached
   unsigned exchanges = 0;
   bool has_fenced = false;
   char* accessed = nullptr;  // by the last atomic operation
@@ -61,7 +60,8 @@ struct Fiber {
 };
 
 std::array<Fiber, kMostWarps * kWarp> fibers;
-unsigned threads;  // of the block
+// Of the block: its threads, those that have ended, those that wait at a barrier, and the barriers that all have passed.
+unsigned threads, ended, waiting, passed;
 // What the lanes of each warp offer each other, by turns: one may still read while others already offer anew.
 uint64_t offered[kMostWarps][2][kWarp];
 const std::function<void()>* body;
@@ -137,6 +137,7 @@ void thread_main() {
   (*body)();
   release(&launch_end);
   fibers[threadIdx.x].is_done = true;
+  ++ended;
   yield();
 }
 
@@ -152,7 +153,7 @@ void start(Fiber& fiber) {
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, thread_main, 0);
   fiber.is_started = fiber.is_done = false;
-  fiber.barriers = fiber.exchanges = 0;
+  fiber.exchanges = 0;
   fiber.has_fenced = false;
   fiber.accessed = nullptr;
 #if defined(TELL_THREAD_SANITIZER)
@@ -192,6 +193,7 @@ void run_block() {
   forget_shared_memory();
 #endif
   poison_shared_memory();
+  ended = waiting = passed = 0;
   release(&launch_begin);
   for (unsigned t = 0; t < threads; ++t) start(fibers[t]);
   for (bool any = true; any;) {
@@ -231,18 +233,16 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
 }
 
 void barrier() {
-  Fiber& mine = fibers[threadIdx.x];
-  const unsigned number = ++mine.barriers;
   char* const order = &barrier_of_block[blockIdx.x % sizeof(barrier_of_block)];
   release(order);
-  for (bool waits = true; waits;) {
-    waits = false;
-    for (unsigned t = 0; t < threads; ++t) {
-      if (fibers[t].barriers >= number) continue;
-      if (fibers[t].is_done) fail("a barrier that a thread of the block never reaches");
-      waits = true;
-    }
-    if (waits) yield();
+  const unsigned before = passed;
+  if (++waiting == threads) {
+    waiting = 0;
+    ++passed;
+  }
+  while (passed == before) {
+    if (ended != 0) fail("a barrier that a thread of the block never reaches");
+    yield();
   }
   acquire(order);
 }

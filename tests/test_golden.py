@@ -13,7 +13,17 @@ import torch
 
 import icr_kernels as icr
 from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
-from inputs import box, device_of, every_backend, every_dtype, every_loss, every_penalty, full_precision, to_format
+from inputs import (
+    box,
+    device_of,
+    every_backend,
+    every_dtype,
+    every_loss,
+    every_penalty,
+    every_quick_backend,
+    full_precision,
+    to_format,
+)
 from tolerances import GOLDEN
 
 

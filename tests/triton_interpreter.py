@@ -3,7 +3,7 @@
 Three of its operations are not what they are on a GPU: to bfloat16 it rounds by cutting off and gets its smallest
 numbers wrong, a fused multiply-add it rounds twice, and along a first axis it adds up one by one, which loses digits.
 And it replaces the whole language anew for every call of a function by another one, which takes ten times as long as
-all the rest.
+all the rest; of what is left, a third is for types that nobody asks for.
 """
 
 import numpy as np
@@ -18,6 +18,7 @@ def prepare() -> None:
         _round_once()
         _add_as_a_tree()
         _patch_once_a_launch()
+        _find_types_when_they_are_asked_for()
 
 
 def _convert_bfloat16() -> None:
@@ -72,3 +73,27 @@ def _patch_once_a_launch() -> None:
 
     interpreter._patch_lang = patch_once
     interpreter.GridExecutor.__call__ = launch_afresh
+
+
+def _find_types_when_they_are_asked_for() -> None:
+    numpy_type = interpreter._get_np_dtype
+    known: dict[str, np.dtype] = {}
+
+    def known_numpy_type(type):
+        name = type.scalar.name
+        if name not in known:
+            known[name] = numpy_type(type)
+        return known[name]
+
+    def initialise(self, values, type=None):
+        self.values = [*values]
+        self.known_type = type if type is None or isinstance(type, tl.tuple_type) else tl.tuple_type(type)
+
+    def find_type(self):
+        if self.known_type is None:
+            self.known_type = tl.core._type_for_tuple_values(self.values)
+        return self.known_type
+
+    interpreter._get_np_dtype = known_numpy_type
+    tl.tuple.__init__ = initialise
+    tl.tuple.type = property(find_type, lambda self, type: setattr(self, "known_type", type))

@@ -1,5 +1,6 @@
 """The study's plots and pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,11 @@ def differences(path: Path, found: dict[Comparison, Values]) -> Path:
 
 def learning(path: Path, found: dict[Comparison, Values], curves: Sequence[dict[str, str]]) -> Path:
     """Plate AP50 of the validation images by epoch: the mean of the seeds, and the band from the worst to the best."""
-    figure = Figure(figsize=(5.2 * len(found), 4.2), dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for axes, (comparison, values) in zip(panels, found.items(), strict=True):
+    columns = min(len(found), 2)
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(5.2 * columns, 4.2 * rows), dpi=DPI, layout="constrained")
+    for place, (comparison, values) in enumerate(found.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
         own = [(run_of(row), row) for row in curves if Comparison.of(run_of(row)) == comparison]
         for arm in values:
             points: dict[int, list[float]] = {}
@@ -96,7 +99,7 @@ def learning(path: Path, found: dict[Comparison, Values], curves: Sequence[dict[
             low, high = ([of(points[epoch]) for epoch in epochs] for of in (min, max))
             axes.fill_between(epochs, low, high, color=style["color"], alpha=0.1, linewidth=0)
         axes.set(title=str(comparison).replace(", ", ",\n", 1), xlabel="epoch", ylabel="plate AP50 (%)")
-        axes.title.set_size("small")
+        axes.title.set_fontsize("small")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small", loc="upper left")
     figure.savefig(path)

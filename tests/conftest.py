@@ -54,6 +54,9 @@ LONGEST = (
     "test_triton_ahead_of_time",
     "test_parity",
     "test_ultralytics",
+    "test_triton_math",
+    "test_compile",
+    "test_pairwise",
     "test_train_study",
 )
 

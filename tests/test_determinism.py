@@ -12,7 +12,7 @@ from conftest import POISON
 from inputs import (
     device_of,
     dtype_id,
-    every_backend,
+    every_quick_backend,
     every_loss,
     every_quick_compiled_backend,
     every_reduction,
@@ -34,7 +34,7 @@ def same(one, other) -> bool:
     return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
 
 
-@every_backend
+@every_quick_backend
 @every_reduction
 @every_loss
 def test_repeated_calls(loss, reduction, backend):

@@ -12,8 +12,8 @@ from conftest import POISON
 from inputs import (
     device_of,
     dtype_id,
-    every_quick_backend,
     every_loss,
+    every_quick_backend,
     every_quick_compiled_backend,
     every_reduction,
     pairs,

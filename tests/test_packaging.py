@@ -39,7 +39,13 @@ def run(*command: str, **options) -> str:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
+def compiled() -> dict[Path, int]:
+    """The objects that the installation of this checkout has compiled, and when."""
+    return {path: path.stat().st_mtime_ns for path in ROOT.glob("build/temp.*/csrc/cpu/*.o")}
+
+
+@pytest.fixture(scope="session")
+def wheel(compiled, tmp_path_factory):
     """A wheel of this checkout; objects that are already compiled are used again."""
     for stale in (ROOT / "build").glob("lib.*"):
         shutil.rmtree(stale)
@@ -79,6 +85,15 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         assert needed in names
     assert [name for name in names if name.startswith("icr_kernels/_C") and name.endswith(".so")]
     assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_nothing_is_compiled_twice(compiled, wheel):
+    """Not even after an editable installation, for which setuptools has a folder that it throws away."""
+    sources = max(path.stat().st_mtime for path in ROOT.glob("csrc/**/*.*"))
+    if not any(path.stat().st_mtime > sources for path in ROOT.glob("icr_kernels/_C.*so")):
+        pytest.skip("not installed since the sources have changed")
+    assert compiled
+    assert {path: path.stat().st_mtime_ns for path in compiled} == compiled
 
 
 def test_extension_uses_only_the_stable_abi(library):

@@ -128,7 +128,7 @@ PROFILES = {
             Plan("yolo11n", (BASELINE, "containment"), weights=(0.1, 2.0), seeds=3),
             Plan("yolo11n", (BASELINE, "containment"), images=80, epochs=120, seeds=3),
             Plan("yolo11n", (BASELINE, "containment"), epochs=60, seeds=3),
-            Plan("rtdetr", (BASELINE, "containment"), seeds=1),
+            Plan("rtdetr", (BASELINE, "containment"), seeds=3),
         ],
         seeds=5,
         validation=200,

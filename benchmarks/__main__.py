@@ -66,8 +66,8 @@ def _run(options: argparse.Namespace) -> int:
     with_memory = not options.no_memory
     minutes = runner.duration(todo, profile, leave_out, with_memory) / 60
     print(
-        f"{len(todo)} measurements on {cpu_name()}, {torch.get_num_threads()} threads, {profile.rounds} rounds: "
-        f"about {minutes:.0f} minutes"
+        f"{len(todo)} measurements on {cpu_name()}, {torch.get_num_threads()} threads, "
+        f"{profile.rounds} round{'s' * (profile.rounds > 1)}: about {minutes:.0f} minutes"
     )
     if options.list:
         for case, threads in todo:

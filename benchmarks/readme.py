@@ -1,4 +1,5 @@
-"""The tables in the documents, from the CSVs in benchmarks/results: each stands between two comments that name it."""
+"""The tables in the documents, from the CSVs in benchmarks/results: each stands between two comments that name it, and
+the folder if it is to be of one machine only."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ from .report import OURS, cpu_targets, label, markdown, size_of, threads_of, tim
 from .results import ROOT, Row, Table, is_busy
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of measured -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- measured: (\w+)(?: of ([\w-]+))? -->\n).*?(<!-- end of measured -->)", re.DOTALL)
 WALL = "end to end"
 
 
@@ -48,7 +49,15 @@ def machines(folder: Path = results.RESULTS) -> list[Machine]:
 
 def filled(text: str, measured: Sequence[Machine]) -> str:
     """The document with its blocks written anew."""
-    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]](measured)}\n{match[3]}", text)
+
+    def block(match: re.Match[str]) -> str:
+        head, name, only, end = match.groups()
+        chosen = [machine for machine in measured if only in (None, machine.folder.name)]
+        if only and not chosen:
+            raise ValueError(f"{head.strip()}: there is no such folder of results")
+        return f"{head}{BLOCKS[name](chosen)}\n{end}"
+
+    return BLOCK.sub(block, text)
 
 
 def on_each_cpu(table: Callable[[Machine], str]) -> Callable[[Sequence[Machine]], str]:

@@ -45,8 +45,8 @@ def threads_of(count: int | str) -> str:
 
 
 def agreement(one: Iterable[Row], other: Iterable[Row]) -> str:
-    """How many times of two runs have quantiles (20 to 80 %) that overlap, and which have not; what a busy machine
-    measured counts as neither."""
+    """How many times of two runs have quantiles (20 to 80 %) that overlap, how many ratios of them to this package's
+    time, and which times have not; what a busy machine measured counts as neither."""
 
     def times(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
         return {
@@ -55,12 +55,27 @@ def agreement(one: Iterable[Row], other: Iterable[Row]) -> str:
             if row["unit"] == "us" and row["p50"] != "" and not is_busy([row])
         }
 
+    def ours(found: dict[tuple[str, ...], Row], key: tuple[str, ...]) -> Row | None:
+        place = KEY.index("implementation")
+        return found.get((*key[:place], "cpu", *key[place + 1 :])) if key[place] != "cpu" else None
+
+    def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+        return first[0] <= second[1] and second[0] <= first[1]
+
+    def span(row: Row) -> tuple[float, float]:
+        return float(row["p20"]), float(row["p80"])
+
+    def ratio(row: Row, mine: Row) -> tuple[float, float]:
+        (low, high), (least, most) = span(row), span(mine)
+        return low / most, high / least
+
     before, after = times(one), times(other)
     both = [(before[key], after[key]) for key in before if key in after]
-
-    def agree(first: Row, second: Row) -> bool:
-        return float(first["p20"]) <= float(second["p80"]) and float(second["p20"]) <= float(first["p80"])
-
+    ratios = [
+        (ratio(before[key], mine), ratio(after[key], theirs))
+        for key in before
+        if key in after and (mine := ours(before, key)) and (theirs := ours(after, key))
+    ]
     apart = [
         [
             f"{first['case']}, {first['shape']}, {first['dtype']}, {threads_of(first['threads'])}",
@@ -70,9 +85,12 @@ def agreement(one: Iterable[Row], other: Iterable[Row]) -> str:
             f"{float(second['p50']) / float(first['p50']):.2f}",
         ]
         for first, second in both
-        if not agree(first, second)
+        if not overlap(span(first), span(second))
     ]
-    lines = [f"{len(both) - len(apart)} of {len(both)} times of quiet minutes agree within 20 to 80 %"]
+    lines = [
+        f"{len(both) - len(apart)} of {len(both)} times of quiet minutes agree within 20 to 80 %",
+        f"{sum(overlap(*pair) for pair in ratios)} of {len(ratios)} ratios to this package's time do",
+    ]
     if apart:
         lines.append(text_table(["", "", "first", "second", "x"], apart, "llrrr"))
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 
 def cpu_name() -> str:
+    """The processor's name; with its family and model where a virtual machine calls every generation by one name."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
+    facts = {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in first.splitlines())}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if not re.search(r"\d", name) and "cpu family" in facts and "model" in facts:
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return name
 
 
 def _extensions() -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import aligned, memory, plots, readme, registry, report, results, run, training
 from benchmarks.case import BOTH, COPY, Case, LeftOut, loaded, step
+from icr_kernels import info
 from icr_kernels.backends import BY_NAME
 
 DEVICE = "Imaginary CPU"
@@ -358,9 +359,11 @@ def test_two_runs_are_compared():
     one = [row(), row("eager", 10.0), row(threads=1), row(pairs=7, waited="0.3"), row(unit="peak bytes")]
     other = [row(p50=12.2), row("eager", 12.3), row(threads=1), row(pairs=7), row(unit="peak bytes"), row("mmdet")]
     text = report.agreement(one, other)
-    assert text.startswith("2 of 3 times of quiet minutes agree") and text.count("\n") <= 3
+    assert text.startswith("2 of 3 times of quiet minutes agree") and text.count("\n") <= 4
     assert "eager" in text and "10.0 µs" in text and "12.3 µs" in text and "1.23" in text
-    assert report.agreement(one, one) == "3 of 3 times of quiet minutes agree within 20 to 80 %"
+    # The machine was slower by as much for both.
+    assert "\n1 of 1 ratios" in text and "\n0 of 1 ratios" in report.agreement(one, [row(), row("eager", 16.0)])
+    assert report.agreement(one, one).startswith("3 of 3 times of quiet minutes agree within 20 to 80 %\n1 of 1 ratios")
 
 
 def test_targets():
@@ -401,6 +404,14 @@ def test_blocks_of_the_documents(tmp_path):
     )
     assert "No GPU figure has been measured yet" in blocks["gpus"]
     assert readme.filled(text, []) == text.replace("old", "Not measured yet.")
+
+    results.merge(tmp_path / "other", [{**each, "device": "Other CPU"} for each in rows_of_everything()])
+    of_one = text.replace("main", "main of other")
+    assert readme.filled(text, readme.machines(tmp_path)).count(" CPU, 2 threads") == 2
+    filled = readme.filled(of_one, readme.machines(tmp_path))
+    assert filled.startswith("before\n<!-- measured: main of other -->\nOther CPU, 2 threads") and "Imaginary" not in filled
+    with pytest.raises(ValueError, match=r"main of other.*no such folder"):
+        readme.filled(of_one, measured)
 
 
 def test_plots_carry_the_digest_of_their_rows(tmp_path):
@@ -457,3 +468,19 @@ def test_one_case_in_another_process():
         text=True,
     )
     assert set(json.loads(done.stdout)) == {"peak bytes", "process peak bytes"}, done.stderr
+
+
+@pytest.mark.parametrize(
+    "model_name, expected",
+    [
+        ("AMD EPYC", "AMD EPYC (family 23, model 1)"),
+        ("AMD EPYC 7551 32-Core Processor", "AMD EPYC 7551 32-Core Processor"),
+    ],
+)
+def test_results_of_generations_that_a_virtual_machine_hides_are_kept_apart(
+    model_name, expected, tmp_path, monkeypatch
+):
+    processor = f"vendor_id\t: AuthenticAMD\ncpu family\t: 23\nmodel\t\t: 1\nmodel name\t: {model_name}\nstepping\t: 2\n"
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{processor}\nprocessor\t: 1\n{processor}\n")
+    monkeypatch.setattr(info, "Path", lambda _: tmp_path / "cpuinfo")
+    assert info.cpu_name() == expected

@@ -160,6 +160,18 @@ ICR_INLINE void store_column(void* to, int64_t first, int count, Pack<T, N> x) {
   if (count != N) memcpy(target, buffer, count * sizeof(T));
 }
 
+// All results of pairs that the mask leaves out.
+template <class T>
+void store_zeros(const Task& task, int64_t first, int64_t count) {
+  for (void* column : {task.loss_out, task.iou_out, task.containment_out, task.penalty_out}) {
+    if (column != nullptr) memset(static_cast<T*>(column) + first, 0, count * sizeof(T));
+  }
+  for (const RowsOut& rows : {task.grad_pred, task.grad_target, task.grad_anchors}) {
+    const int64_t bytes = 4 * bytes_of(rows.type);
+    if (rows.data != nullptr) memset(static_cast<char*>(rows.data) + first * bytes, 0, count * bytes);
+  }
+}
+
 // One group of pairs
 
 template <class T, int N, class M>
@@ -181,65 +193,97 @@ ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, Bo
   store_rows(rows, first, count, gradient);
 }
 
-// The chunks [begin, end): N pairs at a time, with the gradients in Want. An instruction set has one of these a set of
-// wanted gradients; loss and penalty are chosen inside, by branches that never change within a task.
+// The pairs [begin, end), N at a time, with the gradients in Want: the sum of their weighted losses. An instruction set has
+// one of these a set of wanted gradients; loss and penalty are chosen inside, by branches that never change within a task.
 template <class T, int N, unsigned Want, bool AllTerms>
-void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
+double run_pairs(const Task& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
   const Formula<P> formula{task.loss, task.penalty, task.relative, P(T(task.penalty_weight)), P(T(task.eps))};
   const auto format = BoxFormat(task.box_format);
   const P zero(T(0)), scale(T(task.scale));
   const bool direct_pred = direct<T>(task.pred), direct_target = direct<T>(task.target);
   const bool direct_anchors = direct<T>(task.anchors);
+  double sum = 0;
+  P lanes = zero;
+  for (int64_t first = begin; first < end; first += N) {
+    const int count = end - first < N ? int(end - first) : N;
+    P pred[4], target[4], anchor[4];
+    load_rows(task.pred, direct_pred, first, count, pred);
+    load_rows(task.target, direct_target, first, count, target);
+    auto has_anchor = zero < zero;
+    if (task.penalty >= 0) {
+      has_anchor = load_rows(task.anchors, direct_anchors, first, count, anchor);
+    } else {
+      anchor[0] = anchor[1] = anchor[2] = anchor[3] = zero;
+    }
+    const Boxes<P> boxes{corners(pred, format), corners(target, format), corners(anchor, format)};
+    const bool keep_all = task.mask.data == nullptr && count == N;
+    const auto keep = load_mask<T, N>(task.mask, first, count);
+    Gradients<P> gradients;
+    gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = zero;
+    P factor = scale;
+    if constexpr (AllTerms) {
+      const Terms<P> k{load_column<T, N>(task.grad_loss, first, count, T(0)),
+                       load_column<T, N>(task.grad_iou, first, count, T(0)),
+                       load_column<T, N>(task.grad_containment, first, count, T(0)),
+                       load_column<T, N>(task.grad_penalty, first, count, T(0))};
+      const Terms<P> terms = pair_terms<Want>(formula, boxes, has_anchor, k, gradients);
+      store_column(task.loss_out, first, count, select(keep, terms.loss, zero));
+      store_column(task.iou_out, first, count, select(keep, terms.iou, zero));
+      store_column(task.containment_out, first, count, select(keep, terms.containment, zero));
+      store_column(task.penalty_out, first, count, select(keep, terms.penalty, zero));
+    } else {
+      const P weight = load_column<T, N>(task.weight, first, count, T(1));
+      const P loss = weight * pair_loss<Want>(formula, boxes, has_anchor, gradients);
+      const P kept = keep_all ? loss : select(keep, loss, zero);
+      store_column(task.loss_out, first, count, kept * scale);
+      lanes = lanes + kept;
+      factor = factor * weight * load_column<T, N>(task.grad_loss, first, count, T(1));
+    }
+    if constexpr (Want & kPred)
+      store_gradient(task.grad_pred, first, count, format, keep_all, keep, factor, pred, gradients.pred);
+    if constexpr (Want & kTarget)
+      store_gradient(task.grad_target, first, count, format, keep_all, keep, factor, target, gradients.target);
+    if constexpr (Want & kAnchor)
+      store_gradient(task.grad_anchors, first, count, format, keep_all, keep, factor, anchor, gradients.anchor);
+    // Few enough additions in float, then double.
+    if (((first / N) & 15) == 15 || first + N >= end) {
+      for (int i = 0; i < N; ++i) sum += double(lanes.v[i]);
+      lanes = zero;
+    }
+  }
+  return sum;
+}
+
+template <int N>
+bool keeps_any(const Column& mask, int64_t first, int64_t end) {
+  const auto* from = static_cast<const uint8_t*>(mask.data);
+  uint8_t any = 0;
+  for (int64_t i = first; i < first + N && i < end; ++i) any |= from[i * mask.stride];
+  return any != 0;
+}
+
+// The chunks [begin, end). Where the mask leaves out N pairs in a row, nothing is read of them.
+template <class T, int N, unsigned Want, bool AllTerms>
+void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t chunk_end = chunk * kChunk + kChunk < task.pairs ? chunk * kChunk + kChunk : task.pairs;
+    const int64_t chunk_begin = chunk * kChunk;
+    const int64_t chunk_end = chunk_begin + kChunk < task.pairs ? chunk_begin + kChunk : task.pairs;
     double sum = 0;
-    P lanes = zero;
-    for (int64_t first = chunk * kChunk; first < chunk_end; first += N) {
-      const int count = chunk_end - first < N ? int(chunk_end - first) : N;
-      P pred[4], target[4], anchor[4];
-      load_rows(task.pred, direct_pred, first, count, pred);
-      load_rows(task.target, direct_target, first, count, target);
-      auto has_anchor = zero < zero;
-      if (task.penalty >= 0) {
-        has_anchor = load_rows(task.anchors, direct_anchors, first, count, anchor);
-      } else {
-        anchor[0] = anchor[1] = anchor[2] = anchor[3] = zero;
-      }
-      const Boxes<P> boxes{corners(pred, format), corners(target, format), corners(anchor, format)};
-      const bool keep_all = task.mask.data == nullptr && count == N;
-      const auto keep = load_mask<T, N>(task.mask, first, count);
-      Gradients<P> gradients;
-      gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = zero;
-      P factor = scale;
-      if constexpr (AllTerms) {
-        const Terms<P> k{load_column<T, N>(task.grad_loss, first, count, T(0)),
-                         load_column<T, N>(task.grad_iou, first, count, T(0)),
-                         load_column<T, N>(task.grad_containment, first, count, T(0)),
-                         load_column<T, N>(task.grad_penalty, first, count, T(0))};
-        const Terms<P> terms = pair_terms<Want>(formula, boxes, has_anchor, k, gradients);
-        store_column(task.loss_out, first, count, select(keep, terms.loss, zero));
-        store_column(task.iou_out, first, count, select(keep, terms.iou, zero));
-        store_column(task.containment_out, first, count, select(keep, terms.containment, zero));
-        store_column(task.penalty_out, first, count, select(keep, terms.penalty, zero));
-      } else {
-        const P weight = load_column<T, N>(task.weight, first, count, T(1));
-        const P loss = weight * pair_loss<Want>(formula, boxes, has_anchor, gradients);
-        const P kept = keep_all ? loss : select(keep, loss, zero);
-        store_column(task.loss_out, first, count, kept * scale);
-        lanes = lanes + kept;
-        factor = factor * weight * load_column<T, N>(task.grad_loss, first, count, T(1));
-      }
-      if constexpr (Want & kPred)
-        store_gradient(task.grad_pred, first, count, format, keep_all, keep, factor, pred, gradients.pred);
-      if constexpr (Want & kTarget)
-        store_gradient(task.grad_target, first, count, format, keep_all, keep, factor, target, gradients.target);
-      if constexpr (Want & kAnchor)
-        store_gradient(task.grad_anchors, first, count, format, keep_all, keep, factor, anchor, gradients.anchor);
-      // Few enough additions in float, then double.
-      if (((first / N) & 15) == 15 || first + N >= chunk_end) {
-        for (int i = 0; i < N; ++i) sum += double(lanes.v[i]);
-        lanes = zero;
+    if (task.mask.data == nullptr) {
+      sum = run_pairs<T, N, Want, AllTerms>(task, chunk_begin, chunk_end);
+    } else {
+      for (int64_t first = chunk_begin, next = first; first < chunk_end; first = next) {
+        const bool any = keeps_any<N>(task.mask, first, chunk_end);
+        do {
+          next += N;
+        } while (next < chunk_end && keeps_any<N>(task.mask, next, chunk_end) == any);
+        if (next > chunk_end) next = chunk_end;
+        if (any) {
+          sum += run_pairs<T, N, Want, AllTerms>(task, first, next);
+        } else {
+          store_zeros<T>(task, first, next - first);
+        }
       }
     }
     if (chunk_sums != nullptr) chunk_sums[chunk] = sum;

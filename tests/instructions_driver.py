@@ -32,7 +32,11 @@ def calls() -> Iterator[tuple[str, int, Callable[[], object]]]:
         yield f"ciou + {penalty} with gradient", PAIRS, with_penalty
     yield "ciou + containment", PAIRS, lambda: icr.icr_loss(pred, target, anchors)
     few = torch.arange(PAIRS) % 128 < 4
-    yield "ciou + containment with gradient, 3 % unmasked", PAIRS, lambda: icr.icr_loss_and_grad(pred, target, anchors, mask=few)
+    yield (
+        "ciou + containment with gradient, 3 % unmasked",
+        PAIRS,
+        lambda: icr.icr_loss_and_grad(pred, target, anchors, mask=few),
+    )
     half = [rows.half() for rows in (pred, target, anchors)]
     yield "ciou + containment with gradient, float16", PAIRS, lambda: icr.icr_loss_and_grad(*half)
     yield "terms of ciou + containment", PAIRS, lambda: icr.icr_terms(pred, target, anchors)

@@ -55,10 +55,12 @@ def _run(options: argparse.Namespace) -> int:
         print("No case matches; `python -m benchmarks run --full --list` names all.")
         return 2
 
-    def leave_out(name: str) -> bool:
-        return options.without is not None and re.search(options.without, name, re.IGNORECASE) is not None
-
     profile = runner.FULL if options.full else runner.QUICK
+    without = [pattern for pattern in (options.without, profile.without) if pattern is not None]
+
+    def leave_out(name: str) -> bool:
+        return any(re.search(pattern, name, re.IGNORECASE) for pattern in without)
+
     todo = runner.jobs(cases, options.threads, options.full)
     if options.resume:
         before = results.read(options.output)

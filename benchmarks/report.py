@@ -57,7 +57,9 @@ def agreement(one: Iterable[Row], other: Iterable[Row]) -> str:
 
     def ours(found: dict[tuple[str, ...], Row], key: tuple[str, ...]) -> Row | None:
         place = KEY.index("implementation")
-        return found.get((*key[:place], "cpu", *key[place + 1 :])) if key[place] != "cpu" else None
+        if key[place] in OURS:
+            return None
+        return next((row for name in OURS if (row := found.get((*key[:place], name, *key[place + 1 :])))), None)
 
     def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
         return first[0] <= second[1] and second[0] <= first[1]

@@ -132,9 +132,12 @@ class Profile(NamedTuple):
     rounds: int
     budget: float
     """Seconds for each implementation of a case, all rounds together."""
+    without: str | None = None
+    """A pattern of implementations that it leaves out."""
 
 
-QUICK, FULL = Profile(1, 0.4), Profile(3, 2.0)
+# Compiling takes most of the quick profile's time.
+QUICK, FULL = Profile(1, 0.4, without="dynamic"), Profile(3, 2.0)
 # What it takes to compile a function or to start a process for its memory, and what a case takes beside in each round:
 # to say how long it will be.
 COMPILING, STARTING, PREPARING = 4.0, 3.0, 2.0

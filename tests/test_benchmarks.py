@@ -457,6 +457,22 @@ def test_run_and_its_exit_status(backend_is_there, monkeypatch, capsys, tmp_path
     assert "disagrees with the reference" in capsys.readouterr().out
 
 
+def test_the_quick_profile_compiles_for_static_shapes_only(backend_is_there, monkeypatch, tmp_path):
+    names = {f"torch.compile, {which}" for which in ("static", "dynamic")}
+    case = made_up(peers={name: lambda: sleeping(0.001) for name in names})
+    monkeypatch.setattr(command, "chosen", lambda patterns, full: [case])
+    for name in ("QUICK", "FULL"):
+        monkeypatch.setattr(command.runner, name, getattr(run, name)._replace(rounds=1, budget=0.01))
+
+    def measured(*options: str) -> set[str]:
+        assert command.main(["run", *options, "--output", str(tmp_path / "".join(options))]) == 0
+        return names & {row["implementation"] for row in results.read(tmp_path / "".join(options))}
+
+    assert measured() == {"torch.compile, static"}
+    assert measured("--full") == names
+    assert measured("--full", "--without", "static") == {"torch.compile, dynamic"}
+
+
 def test_one_case_in_another_process():
     """The real thing: peak memory of a small case."""
     if not memory.CLEAR.exists():

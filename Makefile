@@ -1,8 +1,9 @@
 # make demo   set up, then: what is here, does it agree, how fast is it, the regression study (about two minutes once set up)
 # make test   set up, then: linters, type check, the whole test suite
 # make bench  set up, then: speed and memory beside other people's code; tables, CSV and plots in build/benchmarks
-# make gpu    on a machine with an NVIDIA GPU: gpu-test, gpu-sanitize, gpu-bench, and the report on them (needs no network
-#             with PYTHON); a part that fails stops no other, and each can be run again alone
+# make gpu    on a machine with an NVIDIA GPU: tests, sanitizers, measurements, and the report on them (needs no network
+#             with PYTHON); a part that fails stops no other, and each can be run again alone: make gpu PARTS="times peers"
+# make wheel  in dist/: one file with the CPU and the CUDA kernels, for this Python and every torch from 2.10 on
 #
 # They set up a virtual environment of their own in .venv. An existing one is taken as it is, with its own torch:
 #   make test PYTHON=/path/to/python
@@ -26,7 +27,7 @@ override PYTHON := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)
 # What the demo measures, without what would have to be compiled first.
 DEMO := "^ciou . containment, 1(00)?,000, float" "^pairwise iou, 8400 x 100," "^row maximum, 8400 x 1000,"
 
-.PHONY: demo test bench gpu gpu-test gpu-sanitize gpu-bench lint build clean
+.PHONY: demo test bench gpu wheel lint build clean
 
 demo: build
 	$(PYTHON) -m icr_kernels info
@@ -41,11 +42,18 @@ bench: build
 	$(PYTHON) -m benchmarks run
 	$(PYTHON) -m benchmarks plot
 
+# The report is made of what there is, whatever failed.
 gpu: build
-	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.gpu $(PARTS); status=$$?; $(PYTHON) -m benchmarks.gpu collect build/gpu && exit $$status
 
-gpu-test gpu-sanitize gpu-bench: build
-	$(PYTHON) -m benchmarks.gpu $(@:gpu-%=%)
+# It bundles no library, has the tag of the oldest system that it runs on, and uses what torch 2.10 promises to keep.
+wheel: export PATH := $(dir $(PYTHON)):$(PATH)
+wheel: $(ENVIRONMENT)
+	rm -rf build/wheel
+	ICR_KERNELS_CUDA=1 $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	$(PYTHON) -m zipfile --extract build/wheel/*.whl build/wheel
+	torch-abi-audit --check torch build/wheel/icr_kernels
 
 lint: build
 	$(PYTHON) -m ruff check .

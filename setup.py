@@ -9,17 +9,26 @@ TORCH_CUDA_ARCH_LIST chooses the GPU architectures.
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pybind11
-import torch
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build import build
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+NEEDED = "pip install 'setuptools>=77' ninja 'pybind11>=2.12' 'torch>=2.10'"
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    raise SystemExit(f"icr_kernels: the build needs setuptools 77 or newer, got {setuptools.__version__}: {NEEDED}")
+try:
+    import pybind11
+    import torch
+    from torch.utils import cpp_extension
+except ImportError as error:
+    raise SystemExit(f"icr_kernels: without build isolation the build needs {error.name}: {NEEDED}") from None
 
 # The oldest torch whose stable ABI the extensions are built against, whatever torch builds them.
 OLDEST_TORCH = "0x020a000000000000"
@@ -52,6 +61,7 @@ CPU_FLAGS = [
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",  # GCC 12 sees it in its own intrinsics
 ]
+LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")
 LINKER_FLAGS = ["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
 
 
@@ -62,9 +72,15 @@ def say(message: str) -> None:
 def compiler() -> str | None:
     """The C++ compiler that would be used, or None."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and shutil.which(name.split()[0]):
+        if name and all(shutil.which(word) for word in (shlex.split(name)[0], without_launcher(name)[0])):
             return name
     return None
+
+
+def without_launcher(name: str) -> list[str]:
+    """The compiler and its options in a CXX such as "ccache g++ -m64"."""
+    words = shlex.split(name)
+    return words[1:] if len(words) > 1 and Path(words[0]).name in LAUNCHERS else words
 
 
 def nvcc() -> str | None:
@@ -81,25 +97,26 @@ def ask(*command: str) -> str:
 
 
 def architecture_flags(nvcc: str) -> tuple[list[str], list[str]]:
-    """Flags for the architectures of TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX"), or those of the list above that this nvcc
-    knows with PTX of the newest; and what the build then has code for."""
+    """Flags for the architectures of TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX", "Hopper"), which torch reads, or for those of
+    the list above that this nvcc knows with PTX of the newest; and what the build then has code for."""
     chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if not chosen:
         known = ask(nvcc, "--list-gpu-code").split()
         chosen = " ".join(a for a in ARCHITECTURES.split() if f"sm_{a.replace('.', '')}" in known) + "+PTX"
-    names = []
-    for item in re.split(r"[ ;,]+", chosen.strip()):
-        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", item)
-        if match is None:
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected versions such as '8.0 9.0+PTX', got {item!r}")
-        number = match[1] + match[2]
-        names += [f"sm_{number}"] + [f"compute_{number}"] * bool(match[3])
-    return [f"-gencode=arch=compute_{name.split('_')[1]},code={name}" for name in names], names
+        os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
+    try:
+        flags = cpp_extension._get_cuda_arch_flags()
+    except (ValueError, IndexError):  # the second: "native" where there is no GPU
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST: expected versions such as '8.0 9.0+PTX' or names such as 'Hopper', got {chosen!r}"
+        ) from None
+    names = (flag.rpartition("=")[2] for flag in flags)
+    return flags, sorted(names, key=lambda name: (int(re.sub(r"\D", "", name)), name.startswith("compute")))
 
 
 def cpu_extension() -> Extension:
     say(f"building _C with {compiler()}, torch {torch.__version__}, pybind11 {pybind11.__version__}")
-    return CppExtension(
+    return cpp_extension.CppExtension(
         "icr_kernels._C",
         CPU_SOURCES,
         depends=HEADERS,
@@ -123,36 +140,40 @@ def cuda_extension() -> Extension | None:
         return None
     version = re.search(r"V(\d+)\.(\d+)\.\d+", ask(found, "--version"))
     assert version is not None
-    if torch.version.cuda is not None and torch.version.cuda.split(".")[0] != version[1]:
-        raise SystemExit(
-            f"nvcc: expected the CUDA version that this torch was built with, {torch.version.cuda}, or one of the same "
-            f"major version, got {version[0]} in {found}; set CUDA_HOME, or ICR_KERNELS_CUDA=0 to build without"
+    if torch.version.cuda is not None and int(torch.version.cuda.partition(".")[0]) < int(version[1]):
+        say(
+            f"note: kernels of nvcc {version[1]} need a driver for CUDA {version[1]}, newer than this torch does (CUDA "
+            f"{torch.version.cuda}); another nvcc can be named by CUDA_HOME"
         )
     top = re.search(r"TOP=(\S+)", ask(found, "--dryrun", "-x", "cu", "-E", os.devnull))
     assert top is not None
     toolkit = Path(top[1])
     flags, names = architecture_flags(found)
     say(f"building _C_cuda with nvcc {version[0]} for {', '.join(names)}")
-    extension = CppExtension(
+    extension = cpp_extension.CppExtension(
         "icr_kernels._C_cuda",
         CUDA_SOURCES,
         depends=[*HEADERS, *KERNELS],
         include_dirs=[pybind11.get_include(), str(toolkit / "include")],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
-        libraries=["cudart", *(["torch_cuda"] if torch.version.cuda else [])],
+        # The runtime within: one file serves whatever CUDA version torch was built with.
+        libraries=["cudart_static", "dl", "rt", "pthread"],
         define_macros=[
             ("USE_CUDA", None),
             ("ICR_KERNELS_NVCC", f'"{version[0][1:]}"'),
             ("ICR_KERNELS_ARCHITECTURES", ",".join(f'"{name}"' for name in names)),
         ],
         extra_compile_args={"cxx": COMPILER_FLAGS},
-        extra_link_args=LINKER_FLAGS,
+        # A CUDA torch, which knows the current stream, is found through libtorch, whatever torch this is built beside.
+        extra_link_args=[*LINKER_FLAGS, "-Wl,--no-as-needed", "-ltorch"],
     )
-    extension.nvcc = [found, *flags, *(["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else [])]
+    host = without_launcher(os.environ.get("CXX", ""))
+    options = [part for option in host[1:] for part in ("-Xcompiler", option)]
+    extension.nvcc = [found, *flags, *(["-ccbin", host[0], *options] if host else [])]
     return extension
 
 
-class Build(BuildExtension):
+class Build(cpp_extension.BuildExtension):
     """Compiles the kernels first: they know nothing of torch, so nvcc need not."""
 
     def finalize_options(self):

@@ -107,9 +107,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _readme(options: argparse.Namespace) -> int:
     from . import readme
 
-    for path in readme.DOCUMENTS:
-        path.write_text(readme.filled(path.read_text(), readme.machines()))
-        print(f"written: {path.relative_to(results.ROOT)}")
+    readme.write()
     return 0
 
 

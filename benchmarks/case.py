@@ -18,7 +18,7 @@ Inputs = tuple[Tensor, ...]
 Function = Callable[..., Any]
 Call = Callable[[], Any]
 
-COPY = "copy"
+COPY, FILL = "copy", "fill"
 FORWARD, BOTH = "forward", "forward + backward"
 
 

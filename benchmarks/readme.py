@@ -61,6 +61,12 @@ def filled(text: str, measured: Sequence[Machine]) -> str:
     return BLOCK.sub(block, text)
 
 
+def write() -> None:
+    for path in DOCUMENTS:
+        path.write_text(filled(path.read_text(), machines()))
+        print(f"written: {path.relative_to(ROOT)}")
+
+
 def on_each_cpu(table: Callable[[Machine], str]) -> Callable[[Sequence[Machine]], str]:
     def block(measured: Sequence[Machine]) -> str:
         parts = [f"{machine.title()}:\n\n{table(machine)}" for machine in measured if machine.has_cpu]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from icr_kernels.terminal import table as text_table
 
 from . import aligned
-from .case import BOTH, COPY, FORWARD
+from .case import BOTH, COPY, FILL, FORWARD
 from .results import KEY, Row, Table, is_busy
 
 LABELS = {
@@ -14,6 +14,7 @@ LABELS = {
     "cuda": "icr_kernels, CUDA",
     "triton": "icr_kernels, Triton",
     COPY: "copy of the same bytes",
+    FILL: "fill of the same memory",
 }
 OURS = ("cpu", "cuda", "triton")
 

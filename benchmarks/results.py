@@ -1,12 +1,9 @@
-"""A folder of results of one processor or GPU: the CSV of its measurements and, of a GPU, a JSON file for each part of
-a run."""
+"""A folder of results of one processor or GPU: the CSV of its measurements."""
 
 import csv
-import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -26,7 +23,6 @@ from .case import COPY, Case
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PARTS = ("test", "sanitize", "bench")
 CSV = "bench.csv"
 
 # A row is known by these: measured again, it is replaced. What "p50" is of: "us", "peak bytes", "kernels" and so on.
@@ -108,27 +104,6 @@ def _output(*command: str) -> str:
     except OSError:
         return ""
     return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
-
-
-@dataclasses.dataclass
-class Outcome:
-    """How a part ended: in one sentence, with the lines that say more where it failed."""
-
-    ok: bool
-    summary: str
-    details: list[str] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    machine: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def save(self, folder: Path, part: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{part}.json").write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-
-
-def outcomes(folder: Path) -> dict[str, Outcome]:
-    """Those of the parts that have run."""
-    files = {part: folder / f"{part}.json" for part in PARTS}
-    return {part: Outcome(**json.loads(file.read_text())) for part, file in files.items() if file.exists()}
 
 
 def read(folder: Path) -> list[Row]:

@@ -27,6 +27,12 @@ hypothesis.settings.register_profile("icr_kernels", derandomize=True, deadline=N
 hypothesis.settings.load_profile("icr_kernels")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--only-backend", metavar="NAME", help="only tests that run over backends, and of these one backend"
+    )
+
+
 def pytest_report_header() -> list[str]:
     lines = [
         f"icr_kernels {icr.__version__}, torch {torch.__version__}, backends: {', '.join(icr.available_backends())}"
@@ -61,7 +67,13 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    backend = config.getoption("--only-backend")
+    if backend is not None:
+        parameters = [getattr(item, "callspec", None) for item in items]
+        chosen = [each is not None and each.params.get("backend") == backend for each in parameters]
+        config.hook.pytest_deselected(items=[item for item, kept in zip(items, chosen, strict=True) if not kept])
+        items[:] = [item for item, kept in zip(items, chosen, strict=True) if kept]
     order = {f"{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

@@ -9,6 +9,7 @@ As a program it compiles and checks everything and prints a JSON line a case; `t
 
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -619,6 +620,6 @@ if __name__ == "__main__":
     operators.INTERPRETED_PROGRAMS = 3
     pairwise_operators.INTERPRETED_BLOCKS = pairwise_operators.BLOCKS
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         for found in pool.imap(checked, [case for case in cases() if wanted in case.name]):
             print(json.dumps(found), flush=True)

@@ -1,65 +1,113 @@
 """Tests, sanitizers and measurements on this machine's NVIDIA GPU, and the report on them.
 
-Each part leaves its results in the folder of its kind of GPU, and the report is made from what lies there: parts can be
-run one by one, and again. A part that fails stops no other. Exit status: 0, 1 if a part failed, 2 without a GPU.
+``python -m benchmarks.gpu`` runs all parts, ``... first`` and ``... second`` those of two short runs on a machine that
+is there for a quarter of an hour, ``... PART ...`` single ones. Each leaves its results in the output folder when it
+ends, and a part that fails stops no other. ``... collect FOLDER-OR-ARCHIVE`` takes them into benchmarks/results and
+writes the report and the documents' tables. Exit status: 0, 1 if a part failed, 2 without a GPU or without results.
 """
 
 import argparse
+import json
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
-import torch
+from .parts import PARTS, ROOT, RUNS, Outcome, Run
 
-from benchmarks import results
-
-from . import parts, report
+DEFAULT = ROOT / "build" / "gpu"
+GPU = "import sys, torch; print(torch.__version__, torch.version.cuda); sys.exit(not torch.cuda.is_available())"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="test|sanitize|bench|report", help="default: all of them")
-    parser.add_argument("--output", type=Path, help="folder of the results (default: benchmarks/results/<GPU>)")
-    parser.add_argument("--limit", type=float, help=f"seconds for each part (default: {parts.LIMITS})")
+    names = ", ".join((*RUNS, *PARTS))
+    parser.add_argument("what", nargs="*", metavar="PART", help=f"{names} (default: all parts); or: collect PATH")
+    parser.add_argument("--output", type=Path, default=DEFAULT, help="folder of the results (default: build/gpu)")
+    parser.add_argument("--archive", type=Path, help="also packs the folder into this .tar.gz, after every part")
+    parser.add_argument("--dry-run", action="store_true", help="rehearses: everything but what takes a GPU")
     options = parser.parse_args(arguments)
-    unknown = set(options.parts) - {*parts.PARTS, "report"}
+    if options.what[:1] == ["collect"]:
+        if len(options.what) != 2:
+            parser.error("collect: expected one folder or archive")
+        return collect(Path(options.what[1]))
+    unknown = set(options.what) - {*PARTS, *RUNS}
     if unknown:
-        parser.error(f"expected test, sanitize, bench or report, got {', '.join(sorted(unknown))}")
-    chosen = [part for part in parts.PARTS if part in options.parts or not options.parts]
+        parser.error(f"expected {names}, got {', '.join(sorted(unknown))}")
+    # The others run what the first has found.
+    asked = {"install", *(part for name in options.what or PARTS for part in RUNS.get(name, (name,)))}
+    chosen = [part for part in PARTS if part in asked]
+    print(f"{'':14}{'expected':>10}{'limit':>8}")
+    for name in chosen:
+        print(f"{name:14}{PARTS[name].expected:>8.0f} s{PARTS[name].limit:>6.0f} s  {PARTS[name].what}")
+    print(f"{'':14}{sum(PARTS[p].expected for p in chosen):>8.0f} s{sum(PARTS[p].limit for p in chosen):>6.0f} s")
 
-    if not chosen:
-        return write_reports([options.output] if options.output else sorted(results.RESULTS.glob("*/")))
-    if not torch.cuda.is_available():
-        built = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        print(f"No NVIDIA GPU: torch {torch.__version__}, {built}, finds none on this machine; nothing was run.")
-        return 2
+    if not options.dry_run:
+        found = subprocess.run([sys.executable, "-c", GPU], capture_output=True, text=True)
+        if found.returncode != 0:
+            said = (found.stdout + found.stderr).strip().splitlines()
+            print(
+                f"No NVIDIA GPU: torch ({said[-1] if said else 'silent'}) finds none on this machine; nothing was run."
+            )
+            return 2
+    return run(chosen, Run(options.output.absolute(), options.dry_run), options.archive)
 
-    machine = results.machine()
-    folder = options.output or results.RESULTS / results.slug(machine["device"])
+
+def run(chosen: list[str], this: Run, archive: Path | None) -> int:
     outcomes = {}
-    for part in chosen:
-        print(f"== {part} on {machine['device']}", flush=True)
+    for name in chosen:
+        print(f"== {name}", flush=True)
         began = time.monotonic()
         try:
-            outcome = parts.PARTS[part](folder, options.limit or parts.LIMITS[part])
+            outcome = PARTS[name].run(this, PARTS[name].limit)
         except Exception as error:
-            outcome = results.Outcome(False, f"{type(error).__name__}: {error}")
-        outcome.seconds, outcome.machine = round(time.monotonic() - began, 1), machine
-        outcome.save(folder, part)
-        outcomes[part] = outcome
-    status = write_reports([folder])
-    for part, outcome in outcomes.items():
-        print(f"{'ok    ' if outcome.ok else 'FAILED'} {part} ({outcome.seconds:.0f} s): {outcome.summary}")
-    return max(status, int(not all(outcome.ok for outcome in outcomes.values())))
+            outcome = Outcome(False, f"{type(error).__name__}: {error}")
+        outcome.seconds = round(time.monotonic() - began, 1)
+        machine = this.folder / "machine.json"
+        outcome.machine = json.loads(machine.read_text()) if machine.exists() else {}
+        outcomes[name] = outcome
+        if not this.rehearses:
+            outcome.save(this.folder, name)
+        if archive is not None:
+            pack(this.folder, archive)
+    for name, outcome in outcomes.items():
+        print(f"{'ok    ' if outcome.ok else 'FAILED'} {name} ({outcome.seconds:.0f} s): {outcome.summary}")
+        for line in () if outcome.ok else outcome.details:
+            print(f"         {line}")
+    return int(not all(outcome.ok for outcome in outcomes.values()))
 
 
-def write_reports(folders: list[Path]) -> int:
-    folders = [folder for folder in folders if results.outcomes(folder) or results.read(folder)]
-    if not folders:
-        print("No results of a GPU to report on: run a part on a machine that has one.")
+def pack(folder: Path, archive: Path) -> None:
+    """The whole archive is there or the one of the part before."""
+    unfinished = archive.with_name(archive.name + ".part")
+    with tarfile.open(unfinished, "w:gz") as file:
+        for path in sorted(folder.iterdir()):
+            if path.name != "site":
+                file.add(path, arcname=path.name)
+    unfinished.replace(archive)
+
+
+def collect(source: Path) -> int:
+    """Out of an archive (unpacked into build/gpu) or the folder of a run."""
+    if not source.exists():
+        print(f"collect: expected the folder or the archive of a run, found nothing at {source}")
         return 2
-    for folder in folders:
-        print(f"written: {report.write(folder)}")
+    if source.is_file():
+        with tarfile.open(source) as file:
+            file.extractall(DEFAULT, filter="data")
+        source = DEFAULT
+    from benchmarks import readme, results
+
+    from . import report
+
+    folder = report.take(source)
+    if folder is None:
+        print(f"{source} has no results of a GPU: run a part on a machine that has one.")
+        return 2
+    print(f"written: {report.write(folder)}")
+    readme.write()
+    print(f"what the programs printed is in {source / 'logs'}; {results.RESULTS.relative_to(ROOT)} is to be committed")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The measurements: ``python -m benchmarks.gpu.measure``, which `bench` runs as a process of its own.
+"""The measurements: ``python -m benchmarks.gpu.measure``, which the parts `times` and `peers` run.
 
 Figures that are never mixed: time on the device at cold cache, time of the host a call, wall time end to end, and
 memory with the counts of launches and synchronisations. An implementation whose result disagrees with the reference has
@@ -7,9 +7,10 @@ no row but one that says so.
 
 import argparse
 import functools
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,29 @@ import torch
 from torch import Tensor
 
 from benchmarks import aligned, registry, results
-from benchmarks.case import BOTH, COPY, FORWARD, Case, Function, Inputs, first_line, loaded
+from benchmarks.case import BOTH, COPY, FILL, FORWARD, Case, Function, Inputs, first_line, loaded
 from benchmarks.results import Row, quantiles
 from benchmarks.run import DISAGREES
 from icr_kernels import autograd, checks
 from icr_kernels.backends import BY_NAME
 from icr_kernels.operators import WANTED_PRED
-from icr_kernels.terminal import progress
 from icr_kernels.variants import REDUCTION_IDS
 
 from . import counting
+from .parts import NO_RESULT
 
 OURS = ("cuda", "triton")
+FIGURES = ("device", "host", "counts", "end to end")
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 HOST_SIZES = (1_000, 10_000)
 COUNTED_SIZE = 100_000
 
 # What each quantity has to read and write, in bytes a pair of float32 boxes with a gradient to the prediction.
 BYTES = {FORWARD: 48, "forward with gradient": 64, "backward scaling": 32, BOTH: 96}
+
+# All pairs, whose time on the device is measured too.
+MATRICES = ("pairwise iou",)
+SELECTIONS = ("row maximum", "row maximum of 128 images")
 
 # Cycles that the device is kept busy for while the host gets ahead of it: about half a millisecond.
 HEAD_START = 1_000_000
@@ -165,12 +171,19 @@ def device_times(call: Callable[[Any], Any], given: list[Any], repeats: int = 40
         end.record()
         events.append((begin, end))
     torch.cuda.synchronize()
-    if not torch.allclose(outputs[0], expected, rtol=1e-4, atol=1e-7):
+    if not all(
+        torch.allclose(one, other, rtol=1e-4, atol=1e-7)
+        for one, other in zip(*map(flat, (outputs[0], expected)), strict=True)
+    ):
         raise RuntimeError("a replayed graph gives another result than the call")
     times = [begin.elapsed_time(end) * 1e3 / len(given) for begin, end in events]
     del graph, outputs, expected
     torch.cuda.empty_cache()
     return times
+
+
+def flat(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def wall_times(call: Callable[[], Any], calls: int, batches: int, wait: bool) -> list[float]:
@@ -213,9 +226,13 @@ def row(figure: str, case: Case, quantity: str, name: str, unit: str, **rest: An
 
 
 @functools.cache
-def copy_time(bytes_per_pair: int, pairs: int, count: int) -> dict[str, float]:
-    """The floor: what a copy takes that reads and writes as many bytes; the faster of two ways to copy."""
-    elements = pairs * bytes_per_pair // 2 // 4
+def floor_time(floor: str, count_of_bytes: int, count: int) -> dict[str, float]:
+    """What a copy takes that reads and writes as many bytes, the faster of two ways to copy; or a fill that writes as
+    many."""
+    if floor == FILL:
+        memories = [torch.empty(count_of_bytes // 4, device="cuda") for _ in range(count)]
+        return quantiles(device_times(lambda memory: memory.fill_(1.0), memories))
+    elements = count_of_bytes // 2 // 4
     given = [(torch.rand(elements, device="cuda"), torch.empty(elements, device="cuda")) for _ in range(count)]
     ways = [
         device_times(lambda each: each[1].copy_(each[0]), given),
@@ -225,13 +242,17 @@ def copy_time(bytes_per_pair: int, pairs: int, count: int) -> dict[str, float]:
 
 
 def device_row(case: Case, name: str, quantity: str) -> list[Row]:
+    """Beside the floor: a copy, of a matrix a fill, of a selection nothing."""
     if name == "eager, torchvision":
         note = "not measured: it waits for the device, so no graph can hold it"
         return [row("device", case, quantity, name, "us", note=note)]
     count = calls_in_graph(name, case.pairs)
     call = functools.partial(CALLS[quantity], case, name)
     times = quantiles(device_times(call, copies_of(case, count)))
-    floor = copy_time(BYTES[quantity], case.pairs, count)
+    if case.name in SELECTIONS:
+        return [row("device", case, quantity, name, "us", **times)]
+    floor, of_a_pair = (FILL, 4) if case.name in MATRICES else (COPY, BYTES[quantity])
+    least = floor_time(floor, of_a_pair * case.pairs, count)
     return [
         row(
             "device",
@@ -239,11 +260,11 @@ def device_row(case: Case, name: str, quantity: str) -> list[Row]:
             quantity,
             which,
             "us",
-            bytes_per_pair=BYTES[quantity],
-            fraction_of_copy=round(floor["p50"] / figures["p50"], 4),
+            bytes_per_pair=of_a_pair,
+            fraction_of_copy=round(least["p50"] / figures["p50"], 4),
             **figures,
         )
-        for which, figures in ((name, times), (COPY, floor))
+        for which, figures in ((name, times), (floor, least))
         # The peers' graphs are shorter, and so would be the floor's.
         if which == name or name in OURS
     ]
@@ -303,29 +324,38 @@ def count_rows(case: Case, name: str, quantity: str) -> list[Row]:
 Job = tuple[str, Callable[[Case, str, str], list[Row]], Case, str, str]
 
 
-def jobs() -> Iterator[Job]:
-    """Figure, how it is measured, and what of; the targets' own figures first, the other cases last."""
+def stage(name: str) -> int:
+    """This package comes first; what has to be compiled last, and last of all what is compiled for each shape."""
+    return (name not in OURS) + name.startswith("torch.compile") + name.endswith(", static")
+
+
+def jobs() -> list[Job]:
+    """Figure, how it is measured, and what of. By stages, and in each the targets' own figures first."""
     # What is compiled for one shape is compiled for each: at one size only, of a run that has two minutes.
     everybody = names(main_case(HOST_SIZES[-1]))
     any_shape = [name for name in everybody if not name.endswith(", static")]
-    for pairs in SIZES:
-        for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
-            yield "end to end", wall_row, main_case(pairs), name, BOTH
-    for pairs in HOST_SIZES:
-        for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
-            for quantity in ("operator",) * (name in OURS) + ("forward with gradient", BOTH):
-                yield "host", host_row, main_case(pairs), name, quantity
-    for name in any_shape:
-        yield "counts", count_rows, main_case(COUNTED_SIZE), name, BOTH
+    todo: list[Job] = []
     for pairs in SIZES:
         for name in any_shape:
             for quantity in BYTES if name in OURS else (BOTH,):
-                yield "device", device_row, main_case(pairs), name, quantity
+                todo.append(("device", device_row, main_case(pairs), name, quantity))
+    for case in registry.chosen(full=True):
+        if case.name in MATRICES + SELECTIONS:
+            todo += [("device", device_row, case, name, FORWARD) for name in OURS]
+    for pairs in HOST_SIZES:
+        for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
+            for quantity in ("operator",) * (name in OURS) + ("forward with gradient", BOTH):
+                todo.append(("host", host_row, main_case(pairs), name, quantity))
+    todo += [("counts", count_rows, main_case(COUNTED_SIZE), name, BOTH) for name in any_shape]
+    for pairs in SIZES:
+        for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
+            todo.append(("end to end", wall_row, main_case(pairs), name, BOTH))
     for case in registry.chosen():
         if case.name != aligned.MAIN:
             for name in names(case):
                 if not name.endswith(", static"):
-                    yield "end to end", wall_row, case, name, case.quantity
+                    todo.append(("end to end", wall_row, case, name, case.quantity))
+    return sorted(todo, key=lambda job: stage(job[3]))
 
 
 def measured(job: Job) -> list[Row]:
@@ -340,29 +370,43 @@ def measured(job: Job) -> list[Row]:
         return [row(figure, case, quantity, name, unit, note=f"{type(error).__name__}: {first_line(error)}")]
 
 
-def main() -> int:
+def shown(rows: list[Row]) -> str:
+    """In one line; `parts` looks for what has no result."""
+    return "; ".join(
+        f"{row['implementation']}, {row['quantity']}, "
+        + (f"{NO_RESULT}: {row['note']}" if row.get("note") else f"{row['p50']:,g} {row['unit']}")
+        for row in rows
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.measure", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the folder of the CSV")
     parser.add_argument("--limit", type=float, required=True, help="seconds after which no measurement is begun")
-    options = parser.parse_args()
+    parser.add_argument("--figures", nargs="+", choices=FIGURES, default=FIGURES, help="default: all")
+    parser.add_argument(
+        "--only", metavar="PATTERN", default="", help="implementations whose name matches (default: all)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="names what would be measured")
+    options = parser.parse_args(arguments)
     began = time.monotonic()
-    todo = list(jobs())
+    todo = [job for job in jobs() if job[0] in options.figures and re.search(options.only, job[3])]
+    if options.dry_run:
+        for figure, _, case, name, quantity in todo:
+            print(f"{figure}: {case}: {name}, {quantity}")
+        print(f"{len(todo)} measurements")
+        return 0 if todo else 1
     done = wrong = 0
-    figure = ""
-    for job in progress(todo, "measuring"):
-        if time.monotonic() - began > options.limit:
+    for job in todo:
+        seconds = time.monotonic() - began
+        if seconds > options.limit:
             print(f"stopped after {options.limit:.0f} s with {len(todo) - done} of {len(todo)} measurements left")
             return 1
-        if job[0] != figure:
-            figure = job[0]
-            print(f"{figure} ({time.monotonic() - began:.0f} s)", flush=True)
         rows = measured(job)
         results.merge(options.output, rows)
         done += 1
-        for each in rows:
-            if each.get("note"):
-                print(f"{figure}: {job[2]}: {each['implementation']}: {each['note']}", flush=True)
-                wrong += each["implementation"] in OURS
+        print(f"{seconds:5.1f} s, {done} of {len(todo)}, {job[0]}, {job[2]}: {shown(rows)}", flush=True)
+        wrong += sum(bool(each.get("note")) and each["implementation"] in OURS for each in rows)
     print(f"{done} measurements, {wrong} of this package without a result")
     return 1 if wrong else 0
 

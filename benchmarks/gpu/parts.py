@@ -1,31 +1,255 @@
-"""The parts of a run. Each runs a program of its own, so that a crash is that part's alone, and says how it ended."""
+"""The parts of a run. Each runs programs of its own, so that a crash is that part's alone, ends by itself within its
+limit, and says how it ended.
 
-import concurrent.futures
+Nothing here imports torch or this package: whether they can be imported is what the first part finds out.
+"""
+
+import contextlib
+import dataclasses
 import importlib.util
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks import results
-from benchmarks.results import ROOT, Outcome
-
-from . import sanitizer_driver
-
-# Seconds for each part, which together with the build stay below eight minutes.
-LIMITS = {"test": 200.0, "sanitize": 100.0, "bench": 120.0}
-WORKERS = 12
+ROOT = Path(__file__).parents[2]
 DETAILS = 40
+NO_RESULT = "no result"
+GRACE = 10.0  # seconds before its limit at which a program is asked to end
 
-# What builds for all of its tests, looks at clocks or counts on a GPU of its own runs before the rest, in one process.
-ALONE = tuple(f"tests/test_{name}.py" for name in ("gpu", "import", "packaging", "cuda_build", "triton_ahead_of_time"))
 
+@dataclasses.dataclass
+class Outcome:
+    """How a part ended: in one sentence, with the lines that say more where it failed."""
+
+    ok: bool
+    summary: str
+    details: list[str] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    machine: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def save(self, folder: Path, part: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{part}.json").write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def outcomes(folder: Path) -> dict[str, Outcome]:
+    """Those of the parts that have run."""
+    files = {part: folder / f"{part}.json" for part in PARTS}
+    return {part: Outcome(**json.loads(file.read_text())) for part, file in files.items() if file.exists()}
+
+
+def together(outcomes: list[Outcome]) -> Outcome:
+    details = [line for outcome in outcomes for line in outcome.details]
+    return Outcome(all(each.ok for each in outcomes), "; ".join(each.summary for each in outcomes), details[:DETAILS])
+
+
+@dataclasses.dataclass
+class Run:
+    """Where results go, what programs are run with, and whether it is only a rehearsal, of everything but the GPU."""
+
+    folder: Path
+    rehearses: bool = False
+    environment: dict[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def site(self) -> Path:
+        """Where a wheel is unpacked."""
+        return self.folder / "site"
+
+    def log(self, name: str) -> Path:
+        path = self.folder / "logs" / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def program(self, name: str, command: list[str], limit: float, **environment: str) -> tuple[int | None, str]:
+        """The exit status of a program, None where it had to be ended, and its output, which is shown and logged."""
+        log = self.log(name)
+        status = ended_in_time(command, limit, log, {**self.environment, **environment})
+        return status, log.read_text(errors="replace")
+
+    def import_from(self, site: Path) -> None:
+        """The package that lies there comes before the source tree."""
+        self.environment |= {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
+
+
+def ended_in_time(command: list[str], limit: float, log: Path, environment: dict[str, str] | None = None) -> int | None:
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        output = process.stdout
+        assert output is not None
+
+        def show() -> None:
+            for line in output:
+                file.write(line)
+                file.flush()
+                sys.stdout.write(line.decode(errors="replace"))
+                sys.stdout.flush()
+
+        reader = threading.Thread(target=show, daemon=True)
+        reader.start()
+        try:
+            return process.wait(max(limit - GRACE, 1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # whatever it has started too
+            process.wait()
+            reader.join()
+
+
+# Installation
+
+EXTENSIONS = """
+import sys
+from icr_kernels import operators
+print(operators.__file__)
+sys.exit(operators.CPU_ERROR or operators.CUDA_ERROR or operators.TRITON_ERROR)
+"""
+# Beside a torch without CUDA the second would fail, as it should: a rehearsal does without.
+EXTENSIONS_OF_A_REHEARSAL = EXTENSIONS.replace(" or operators.CUDA_ERROR", "")
+MACHINE = "import json; from benchmarks import results; print(json.dumps(results.machine()))"
+
+
+def wheels() -> list[Path]:
+    """Those in dist/ that are for this Python, the newest first."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return sorted((ROOT / "dist").glob(f"icr_kernels-*-{tag}-*.whl"), key=lambda path: -path.stat().st_mtime)
+
+
+def ways_to_install(run: Run, limit: float) -> Iterator[str]:
+    """Each has been gone when its name is given: what is there already, a wheel that was brought along, a build."""
+    yield "as installed"
+    for wheel in wheels()[:1]:
+        shutil.rmtree(run.site, ignore_errors=True)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(run.site)
+        run.import_from(run.site)
+        yield f"from {wheel.name}"
+    if not run.rehearses:
+        shutil.rmtree(run.site, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
+        command += ["--target", str(run.site), str(ROOT)]
+        run.program("build", command, limit, ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST="native")
+        run.import_from(run.site)
+        yield "built here"
+
+
+def install(run: Run, limit: float) -> Outcome:
+    """Both extensions and the Triton kernels can be imported."""
+    began = time.monotonic()
+    said: list[str] = []
+    check = EXTENSIONS_OF_A_REHEARSAL if run.rehearses else EXTENSIONS
+    for way in ways_to_install(run, limit - 2 * GRACE):
+        left = limit - (time.monotonic() - began)
+        status, output = run.program("import", [sys.executable, "-c", check], left)
+        if status == 0:
+            break
+        said += [f"{way}: {line}" for line in output.splitlines()[-4:]]
+    else:
+        return Outcome(False, "the extensions cannot be imported", said)
+    status, _ = run.program("info", [sys.executable, "-m", "icr_kernels", "info"], limit - (time.monotonic() - began))
+    if status != 0:
+        return Outcome(False, f"{way}, but info ended with status {status}", said)
+    if not run.rehearses:
+        status, output = run.program("machine", [sys.executable, "-c", MACHINE], limit - (time.monotonic() - began))
+        if status != 0:
+            return Outcome(False, f"{way}, but torch does not say what machine this is", output.splitlines()[-4:])
+        (run.folder / "machine.json").write_text(output.splitlines()[-1] + "\n")
+    return Outcome(True, f"imported {way}", said)
+
+
+# Measurements
+
+
+def measure(name: str, *arguments: str) -> Callable[[Run, float], Outcome]:
+    """Measurements; those that are done are in the CSV, whatever becomes of the rest."""
+
+    def part(run: Run, limit: float) -> Outcome:
+        command = [sys.executable, "-m", "benchmarks.gpu.measure", "--output", str(run.folder), *arguments]
+        command += ["--limit", str(limit - 2 * GRACE), *["--dry-run"] * run.rehearses]
+        status, output = run.program(name, command, limit)
+        ending = {0: "complete", 1: "incomplete, or without a result in some rows", None: "ended at the time limit"}
+        lines = output.splitlines() or ["no output"]
+        summary = f"{lines[-1]}; {ending.get(status, f'ended with status {status}')}"
+        return Outcome(status == 0, summary, [line for line in lines if NO_RESULT in line][:DETAILS] or lines[-4:])
+
+    return part
+
+
+# Tests
+
+
+def tests(name: str, *arguments: str, processes: int = 1) -> Callable[[Run, float], Outcome]:
+    """Tests of one backend, on several processes where pytest-xdist is installed."""
+
+    def part(run: Run, limit: float) -> Outcome:
+        if importlib.util.find_spec("pytest") is None:
+            return Outcome(False, f"pytest is not installed for {sys.executable}")
+        report = run.log(name).with_suffix(".xml")
+        report.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--continue-on-collection-errors", *arguments]
+        environment = {}
+        if run.rehearses:
+            status, output = run.program(name, [*command, "--collect-only", "-p", "benchmarks.gpu.rehearsal"], limit)
+            return Outcome(status == 0, (output.splitlines() or ["no output"])[-1], output.splitlines()[-DETAILS:])
+        cores = os.cpu_count() or 1
+        if processes > 1 and importlib.util.find_spec("xdist") is not None:
+            workers = min(processes, cores)
+            command += ["-n", str(workers)]
+            environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+        status, _ = run.program(name, [*command, f"--junitxml={report}"], limit, **environment)
+        return judged(report, status)
+
+    return part
+
+
+def judged(report: Path, status: int | None) -> Outcome:
+    """What pytest's JUnit report says, and its exit status (None: it was interrupted)."""
+    if not report.exists():
+        return Outcome(False, f"pytest ended with status {status} and left no report")
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    bad = [(case, mark) for case in cases for mark in case if mark.tag in ("failure", "error")]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    failed = len({id(case) for case, _ in bad})
+    counts = f"{len(cases) - skipped - failed} passed, {failed} failed, {skipped} skipped"
+    ending = {0: "", None: ", interrupted at the time limit"}.get(status, f", pytest's exit status {status}")
+    details = [f"{case.get('classname')}::{case.get('name')}: {_last_line(mark)}" for case, mark in bad]
+    return Outcome(status == 0 and not bad, counts + ending, details[:DETAILS])
+
+
+def _last_line(mark: ElementTree.Element) -> str:
+    lines = [line for line in (mark.get("message") or mark.text or "").splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no message"
+
+
+# Sanitizers
+
+DRIVER = "benchmarks.gpu.sanitizer_driver"
+FINISHED = "driver finished"
 TOOLS = {
     # API errors are torch's own probing of the driver; those of launches are raised.
     "memcheck": ("--report-api-errors", "no", "--padding", "256"),
@@ -36,107 +260,35 @@ TOOLS = {
 CLEAN = {tool: "ERROR SUMMARY: 0 errors" for tool in TOOLS} | {"racecheck": "RACECHECK SUMMARY: 0 hazards"}
 
 
-def run(command: list[str], limit: float, **options) -> int | None:
-    """The exit status of a command, or None where it had to be interrupted."""
-    process = subprocess.Popen(command, cwd=ROOT, **options)
-    try:
-        return process.wait(max(limit, 1))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        return None
-
-
-# Tests
-
-
-def test(folder: Path, limit: float) -> Outcome:
-    """The whole test suite, on several processes where pytest-xdist is installed."""
-    if importlib.util.find_spec("pytest") is None:
-        return Outcome(False, f"pytest is not installed for {sys.executable}")
-    began = time.monotonic()
-    # Triton compiles a kernel for each combination of options: hours for all of them. CI interprets them; here its
-    # own tests and those of the GPU have to do; `python -m icr_kernels check` looks at a selection.
-    rest = [*(f"--ignore={path}" for path in ALONE), "-k", "not triton or test_triton"]
-    runs = [list(ALONE), rest]
-    environment = dict(os.environ)
-    if importlib.util.find_spec("xdist") is not None:
-        workers = min(WORKERS, os.cpu_count() or 1)
-        rest += ["-n", str(workers)]
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
-    outcomes = []
-    with tempfile.TemporaryDirectory() as temporary:
-        for arguments in runs:
-            report = Path(temporary) / "report.xml"
-            report.unlink(missing_ok=True)
-            command = [sys.executable, "-m", "pytest", "-q", "--tb=short", f"--junitxml={report}", *arguments]
-            status = run(command, limit - (time.monotonic() - began), env=environment)
-            outcomes.append(judged(report, status, "GPU, import, builds" if arguments is runs[0] else "the rest"))
-    details = [line for outcome in outcomes for line in outcome.details]
-    return Outcome(
-        all(outcome.ok for outcome in outcomes), "; ".join(outcome.summary for outcome in outcomes), details[:DETAILS]
-    )
-
-
-def judged(report: Path, status: int | None, name: str) -> Outcome:
-    """What pytest's JUnit report says, and its exit status (None: it was interrupted)."""
-    if not report.exists():
-        return Outcome(False, f"{name}: pytest ended with status {status} and left no report")
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    bad = [(case, mark) for case in cases for mark in case if mark.tag in ("failure", "error")]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    failed = len({id(case) for case, _ in bad})
-    counts = f"{len(cases) - skipped - failed} passed, {failed} failed, {skipped} skipped"
-    ending = {0: "", None: ", interrupted at the time limit"}.get(status, f", pytest's exit status {status}")
-    details = [f"{case.get('classname')}::{case.get('name')}: {_last_line(mark)}" for case, mark in bad]
-    return Outcome(status == 0 and not bad, f"{name}: {counts}{ending}", details)
-
-
-def _last_line(mark: ElementTree.Element) -> str:
-    lines = [line for line in (mark.get("message") or mark.text or "").splitlines() if line.strip()]
-    return lines[0][:300] if lines else "no message"
-
-
-# Sanitizers
-
-
 def sanitizer() -> str | None:
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)] + ["/usr/local/cuda"]
     found = (shutil.which(path) for path in ("compute-sanitizer", *(f"{home}/bin/compute-sanitizer" for home in homes)))
     return next((path for path in found if path), None)
 
 
-def sanitize(folder: Path, limit: float) -> Outcome:
-    """compute-sanitizer's four tools over the driver, side by side: most of their time is the host's."""
+def sanitize(run: Run, limit: float) -> Outcome:
+    """compute-sanitizer's four tools over the driver, one after another, each in its share of the time that is left."""
+    driver = [sys.executable, "-m", DRIVER]
+    if run.rehearses:
+        status, output = run.program("sanitizers", [*driver, "--dry-run"], limit)
+        there = "" if sanitizer() else "; compute-sanitizer is not here"
+        return Outcome(status == 0, (output.splitlines() or ["no output"])[-1] + there, output.splitlines()[-DETAILS:])
     tool = sanitizer()
     if tool is None:
         return Outcome(False, "compute-sanitizer is not on the path, in CUDA_HOME or in /usr/local/cuda")
-
-    def checked(name: str) -> Outcome:
-        began = time.monotonic()
-        with tempfile.NamedTemporaryFile("w+") as log:
-            command = [tool, "--tool", name, "--target-processes", "application-only", "--error-exitcode", "9"]
-            command += [*TOOLS[name], sys.executable, "-m", sanitizer_driver.__name__]
-            environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            status = run(command, limit - 25, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            outcome = clean(name, status, Path(log.name).read_text(errors="replace"))
-        print(f"{outcome.summary} ({time.monotonic() - began:.0f} s)", flush=True)
-        return outcome
-
-    with concurrent.futures.ThreadPoolExecutor(len(TOOLS)) as pool:
-        outcomes = list(pool.map(checked, TOOLS))
-    details = [line for outcome in outcomes for line in outcome.details]
-    return Outcome(all(each.ok for each in outcomes), "; ".join(each.summary for each in outcomes), details)
+    began, found = time.monotonic(), []
+    for place, name in enumerate(TOOLS):
+        share = (limit - (time.monotonic() - began)) / (len(TOOLS) - place)
+        command = [tool, "--tool", name, "--target-processes", "application-only", "--error-exitcode", "9"]
+        status, output = run.program(name, [*command, *TOOLS[name], *driver], share, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        found.append(clean(name, status, output))
+    return together(found)
 
 
 def clean(tool: str, status: int | None, log: str) -> Outcome:
     """Clean is: the driver went through to its end, and the tool ended well and counted nothing."""
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", log)
-    finished = re.search(rf"{sanitizer_driver.FINISHED}: (.*)", log)
+    finished = re.search(rf"{FINISHED}: (.*)", log)
     if status == 0 and finished and summary and all(line.startswith(CLEAN[tool]) for line in summary):
         return Outcome(True, f"{tool}: clean, {finished[1]}")
     said = summary[-1] if summary else "no summary"
@@ -146,25 +298,51 @@ def clean(tool: str, status: int | None, log: str) -> Outcome:
     return Outcome(False, f"{tool}: {said}, {ending}, {went}", [f"{tool}: {line}" for line in tail])
 
 
-# Benchmarks
+class Part(NamedTuple):
+    """``expected`` and ``limit`` are seconds, on an H100 with 16 processor cores."""
+
+    what: str
+    run: Callable[[Run, float], Outcome]
+    expected: float
+    limit: float
 
 
-def bench(folder: Path, limit: float) -> Outcome:
-    """The measurements; those that are done are in the CSV, whatever becomes of the rest."""
-    command = [sys.executable, "-m", "benchmarks.gpu.measure", "--output", str(folder), "--limit", str(limit - 20)]
-    status = run(command, limit)
-    rows = results.read(folder)
-    notes = [
-        f"{row['figure']}: {row['case']}, {row['shape']}: {row['implementation']}, {row['quantity']}: {row['note']}"
-        for row in rows
-        if row["note"]
-    ]
-    ending = {
-        0: "complete",
-        1: "incomplete, or without a result of this package in some rows",
-        None: "interrupted at the time limit",
-    }.get(status, f"ended with status {status}")
-    return Outcome(status == 0, f"{len(rows)} rows, {ending}", notes[:DETAILS])
-
-
-PARTS = {"test": test, "sanitize": sanitize, "bench": bench}
+# In the order of what they are worth to somebody who has a GPU for a quarter of an hour.
+PARTS = {
+    "install": Part("both extensions and the Triton kernels can be imported", install, 20, 150),
+    "times": Part(
+        "time on the device and of the host: cuda, triton and a copy",
+        measure("times", "--figures", "device", "host", "--only", "^(cuda|triton)$"),
+        50,
+        80,
+    ),
+    "gpu-tests": Part(
+        "what only a GPU can show, on cuda",
+        tests("gpu-tests", "tests/test_gpu.py", "--only-backend", "cuda"),
+        60,
+        90,
+    ),
+    "tests": Part(
+        "all other tests that use cuda",
+        tests("tests", "tests", "--ignore=tests/test_gpu.py", "--only-backend", "cuda", processes=12),
+        70,
+        100,
+    ),
+    "sanitizers": Part("compute-sanitizer's four tools", sanitize, 90, 120),
+    "triton-tests": Part(
+        "what only a GPU can show, on triton",
+        tests("triton-tests", "tests/test_gpu.py", "--only-backend", "triton", processes=4),
+        80,
+        110,
+    ),
+    "peers": Part(
+        "cuda beside other people's code, eager first, then compiled",
+        measure("peers", "--only", "^(?!triton)"),
+        110,
+        130,
+    ),
+}
+RUNS = {
+    "first": ("install", "times", "gpu-tests", "tests"),
+    "second": ("install", "sanitizers", "triton-tests", "peers"),
+}

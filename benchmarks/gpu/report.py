@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import aligned, readme, results
-from benchmarks.case import BOTH
-from benchmarks.report import Target, at_least, markdown, target, time_of
-from benchmarks.results import Outcome, Row, Table
+from benchmarks.case import BOTH, FORWARD
+from benchmarks.report import Target, at_least, label, markdown, target, time_of
+from benchmarks.results import Row, Table
 
-from .measure import COUNTED_SIZE
+from .measure import COUNTED_SIZE, MATRICES, SELECTIONS
+from .parts import PARTS, Outcome, outcomes
 
 CLAMP, TORCHVISION = "eager, clamp form", "eager, torchvision"
 COMPILED = ("torch.compile, clamp form, dynamic", "torch.compile, reference, dynamic")
 
 
-def targets(table: Table) -> list[Target]:
+def targets(rows: Sequence[Row]) -> list[Target]:
     """Each speed target: what of, how much is wanted, what was measured, met or not."""
+    table = Table(rows, aligned.MAIN)
     row = table.row("device", "cuda", "forward with gradient", 10_000_000)
     share = None if row is None else float(row["fraction_of_copy"])
     what = "device time, forward with gradient, 10,000,000 pairs, of a copy of the same 64 bytes a pair"
@@ -41,6 +43,14 @@ def targets(table: Table) -> list[Target]:
     worst = max(ratios, default=None)
     what = "device time, Triton against cuda, the worst of all sizes and quantities"
     found.append(target(what, "<= 1.3 x", worst, "{:.2f} x".format, worst is not None and worst <= 1.3))
+    matrix = Table(rows, "pairwise iou").row("device", "cuda", FORWARD, 8_400 * 1_000)
+    share = None if matrix is None else float(matrix["fraction_of_copy"])
+    what = "device time, IoU matrix of 8400 x 1000, of a fill of its memory"
+    found.append(target(what, ">= 85 %", share, "{:.1%}".format, share is not None and share >= 0.85))
+    time = Table(rows, "row maximum").median("device", "cuda", FORWARD, 1_000_000 * 2_000)
+    speed = None if time is None else 1_000_000 * 2_000 / time * 1e6
+    what = "device time, row maximum of 1,000,000 x 2000: pairs a second"
+    found.append(target(what, "> 10^12", speed, "{:.2e}".format, speed is not None and speed > 1e12))
     return found
 
 
@@ -61,6 +71,20 @@ def share_of_copy(row: Row) -> str:
 
 def spread(row: Row) -> str:
     return f" ({float(row['p20']):,.1f} to {float(row['p80']):,.1f})"
+
+
+def all_pairs(rows: Sequence[Row]) -> list[str]:
+    """Time on the device of matrices and of selections."""
+    lines = []
+    for row in rows:
+        if row["figure"] == "device" and row["case"] in MATRICES + SELECTIONS and row["p50"] != "":
+            time, share = float(row["p50"]), row["fraction_of_copy"]
+            cells = [time_of(time), f"{int(row['pairs']) / time * 1e6:.2e}", f"{float(share):.0%}" if share else ""]
+            lines.append([f"{row['case']}, {row['shape']}, {label(row['implementation'])}", *cells])
+    if not lines:
+        return []
+    head = ["all pairs", "time on the device", "pairs a second", "of a fill of its memory"]
+    return ["## All pairs, time on the device", "", markdown(head, lines), ""]
 
 
 def counts_table(table: Table, quantity: str) -> str:
@@ -103,22 +127,41 @@ def figures(table: Table) -> list[str]:
     return lines
 
 
+def take(source: Path) -> Path | None:
+    """Puts the results of a run with those of its kind of GPU in benchmarks/results; None where it has none."""
+    found, rows = outcomes(source), results.read(source)
+    devices = [outcome.machine["device"] for outcome in found.values() if outcome.machine]
+    if not devices:
+        return None
+    folder = results.RESULTS / results.slug(devices[-1])
+    results.merge(folder, rows)
+    for part, outcome in found.items():
+        outcome.save(folder, part)
+    return folder
+
+
 def write(folder: Path) -> Path:
     """Writes report.md and the plots into the folder, from whatever parts are there."""
-    outcomes, rows = results.outcomes(folder), results.read(folder)
-    machine = next((outcome.machine for outcome in reversed(outcomes.values()) if outcome.machine), {})
+    ended, rows = outcomes(folder), results.read(folder)
+    machine = next((outcome.machine for outcome in reversed(ended.values()) if outcome.machine), {})
     device = machine.get("device") or next((row["device"] for row in rows), folder.name)
     lines = [f"# {device}", "", "CIoU + containment, float32, mean, valid boxes.", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items() if name != "device"]
-    lines += ["", "## Parts", "", *parts_table(outcomes), ""]
+    lines += ["", "## Parts", "", *parts_table(ended), ""]
     if rows:
         table = Table(rows, aligned.MAIN)
-        met = targets(table)
+        met = targets(rows)
         reached = sum(each[3] == "yes" for each in met)
         lines += ["## Speed targets", "", f"{reached} of {len(met)} met.", ""]
         lines += [markdown(("target", "wanted", "measured", "met"), met), ""]
-        lines += [*figures(table), *others(folder, rows), *plot_links(folder, rows), *unmeasured(rows)]
-    for part, outcome in outcomes.items():
+        lines += [
+            *figures(table),
+            *all_pairs(rows),
+            *others(folder, rows),
+            *plot_links(folder, rows),
+            *unmeasured(rows),
+        ]
+    for part, outcome in ended.items():
         if not outcome.ok and outcome.details:
             lines += [f"## What failed: {part}", "", "```", *outcome.details, "```", ""]
     path = folder / "report.md"
@@ -126,10 +169,10 @@ def write(folder: Path) -> Path:
     return path
 
 
-def parts_table(outcomes: dict[str, Outcome]) -> list[str]:
+def parts_table(ended: dict[str, Outcome]) -> list[str]:
     lines = []
-    for part in results.PARTS:
-        outcome = outcomes.get(part)
+    for part in PARTS:
+        outcome = ended.get(part)
         if outcome is None:
             lines.append(f"- {part}: not run")
         else:
@@ -149,7 +192,7 @@ def unmeasured(rows: Iterable[Row]) -> list[str]:
 
 def others(folder: Path, rows: list[Row]) -> list[str]:
     """All other cases: this package and the fastest peers."""
-    if all(row["case"] == aligned.MAIN for row in rows):
+    if all(row["case"] == aligned.MAIN or row["figure"] != readme.WALL for row in rows):
         return []
     return ["## Other cases, end to end", "", readme.operators(readme.Machine(folder, rows)), ""]
 

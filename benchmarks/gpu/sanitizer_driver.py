@@ -1,9 +1,10 @@
-"""Every kernel of this package over sizes, layouts and dtypes that could lead it astray: what runs under
+"""Every CUDA kernel of this package over sizes, layouts and dtypes that could lead it astray: what runs under
 compute-sanitizer. All tensors are made on the CPU, so that (almost) every kernel that runs is one of the package's.
 
 Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: each tensor is then a block of memory of just its size.
 """
 
+import argparse
 import itertools
 import random
 import sys
@@ -25,7 +26,7 @@ from icr_kernels.variants import (
     REDUCTIONS,
 )
 
-FINISHED = "driver finished"
+from .parts import DRIVER, FINISHED
 
 # Nothing, one pair, both sides of a warp and of a block; and hundreds of blocks, whose sums the last one adds up.
 SIZES = (0, 1, 31, 257, 1000, 100_003)
@@ -136,35 +137,36 @@ def call_over_sets(number: int, rows: int, columns: int, dtype: torch.dtype, lay
 
 
 def calls_over_sets() -> Iterator[tuple[int, int, int, torch.dtype, str]]:
-    number = itertools.count()
-    for sizes, dtype, layout in itertools.product(SET_SIZES, DTYPES, LAYOUTS):
-        yield next(number), *sizes, dtype, layout
+    """Each dtype with each pair of sizes, the layouts in turn."""
+    for number, (sizes, dtype) in enumerate(itertools.product(SET_SIZES, DTYPES)):
+        yield number, *sizes, dtype, LAYOUTS[(number + number // len(DTYPES)) % len(LAYOUTS)]
 
 
-def calls() -> Iterator[tuple[str, int, int, torch.dtype, str]]:
-    number = itertools.count()
-    for pairs, dtype, layout in itertools.product(SIZES, DTYPES, LAYOUTS):
-        for _ in range(4 if pairs > 10_000 else 9):
-            yield "cuda", next(number), pairs, dtype, layout
-    if "triton" in icr.available_backends():
-        # Few: each is compiled first.
-        for pairs, layout in itertools.product((0, 257, 100_003), LAYOUTS[:2]):
-            yield "triton", next(number), pairs, torch.float32, layout
+def calls() -> Iterator[tuple[int, int, torch.dtype, str]]:
+    """Each dtype and layout with each size, twice but for the largest."""
+    repeats = [(size, number) for size in SIZES for number in range(1 if size > 10_000 else 2)]
+    for number, ((pairs, _), dtype, layout) in enumerate(itertools.product(repeats, DTYPES, LAYOUTS)):
+        yield number, pairs, dtype, layout
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m {DRIVER}", description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="counts the combinations")
+    options = parser.parse_args(arguments)
+    aligned_calls, set_calls = list(calls()), list(calls_over_sets())
+    count = f"{len(aligned_calls) + len(set_calls)} combinations"
+    if options.dry_run:
+        print(count)
+        return 0
     if operators.CUDA_ERROR is not None:
         print(operators.CUDA_ERROR)
         return 1
-    count = 0
-    for arguments in calls():
-        call(*arguments)
-        count += 1
-    for arguments_over_sets in calls_over_sets():
-        call_over_sets(*arguments_over_sets)
-        count += 1
+    for arguments_of_pairs in aligned_calls:
+        call("cuda", *arguments_of_pairs)
+    for arguments_of_sets in set_calls:
+        call_over_sets(*arguments_of_sets)
     torch.cuda.synchronize()
-    print(f"{FINISHED}: {count} combinations, backends {', '.join(icr.available_backends())}", flush=True)
+    print(f"{FINISHED}: {count}", flush=True)
     return 0
 
 

@@ -37,7 +37,7 @@ bool is_capturing(cudaStream_t stream) {
 // A tensor of no dimensions at the beginning of a buffer.
 Tensor first_of(const Tensor& buffer) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(buffer.get(), 0, nullptr, nullptr, 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(buffer.get(), 0, nullptr, nullptr, 0, &handle));
   return Tensor(handle);
 }
 
@@ -45,12 +45,12 @@ Tensor first_of(const Tensor& buffer) {
 
 Cuda::Cuda(const Tensor& like) : like_(like) {
   int32_t index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
   device_ = index;
   check(cudaGetDevice(&device_before_), "asking for the current device");
   if (device_ != device_before_) check(cudaSetDevice(device_), "changing the device");
   void* stream;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
   stream_ = static_cast<cudaStream_t>(stream);
 }
 

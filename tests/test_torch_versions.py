@@ -1,0 +1,76 @@
+"""Every torch from the oldest on: the C++ sources compile against its headers, and what is used of its Python is there.
+
+The wheels for macOS have the same headers and sources as those for Linux, and none of the gigabytes of CUDA.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pybind11
+import pytest
+from torch.utils.cpp_extension import include_paths
+
+from frameworks import ALL
+
+ROOT = Path(__file__).parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icr_kernels"
+# The two oldest, of which the second is that of a common GPU image, and the newest that was tried.
+VERSIONS = ("2.10.0", "2.11.0", "2.14.1")
+OLDEST_TORCH = re.search(r'OLDEST_TORCH = "(\w+)"', (ROOT / "setup.py").read_text())[1]
+TOOLKIT = next((path for path in Path("/usr/local").glob("cuda/include") if (path / "cuda_runtime.h").exists()), None)
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+
+def unpacked(version: str) -> Path:
+    """The folder that has the package `torch` of that version, without its libraries."""
+    folder = CACHE / f"torch-{version}"
+    if not folder.exists():
+        downloads = CACHE / f"{os.getpid()}"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", "3.12", *(f"--platform=macosx_{n}_0_arm64" for n in (11, 12, 13, 14))]
+        fetched = subprocess.run([*command, "-d", str(downloads), f"torch=={version}"], capture_output=True, text=True)
+        if fetched.returncode != 0 and not ALL:
+            pytest.skip(f"the wheel of torch {version} cannot be fetched: {fetched.stderr.splitlines()[-1]}")
+        assert fetched.returncode == 0, fetched.stderr
+        with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
+            parts = [name for name in wheel.namelist() if re.search(r"\.(h|hpp|pyi?)$|py\.typed$", name)]
+            wheel.extractall(downloads, parts)
+        for file in downloads.glob("*.whl"):
+            file.unlink()
+        downloads.rename(folder)  # whole or not at all
+    return folder
+
+
+@needs_compiler
+@pytest.mark.parametrize("version", ["installed", *VERSIONS])
+def test_sources_compile_against_the_headers(version):
+    headers = include_paths() if version == "installed" else [str(unpacked(version) / "torch" / "include")]
+    sources = sorted(ROOT.glob("csrc/**/*.cpp"))
+    assert len(sources) >= 7
+    if TOOLKIT is None:
+        sources = [source for source in sources if source.parent.name != "cuda"]
+    includes = [pybind11.get_include(), *headers, sysconfig.get_path("include"), *([str(TOOLKIT)] if TOOLKIT else [])]
+    command = ["c++", "-std=c++17", "-fsyntax-only", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}", "-DUSE_CUDA"]
+    command += ['-DICR_KERNELS_NVCC=""', '-DICR_KERNELS_ARCHITECTURES=""', *(f"-I{path}" for path in includes)]
+    for source in sources:
+        compiled = subprocess.run([*command, str(source)], capture_output=True, text=True)
+        assert compiled.returncode == 0, compiled.stderr[:4000]
+
+
+def test_python_uses_only_what_torch_has():
+    """By a type checker, which reads torch's own declarations."""
+    version = "2.11.0"
+    environment = {**os.environ, "MYPYPATH": str(unpacked(version))}
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(CACHE / f"mypy-{version}"), "--no-error-summary"]
+    checked = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert checked.stderr == ""
+    about_this = [line for line in checked.stdout.splitlines() if re.match(r"(icr_kernels|benchmarks|setup)\b", line)]
+    assert about_this == []
+    assert f"torch-{version}" in checked.stdout, "torch's own faults show that this torch was read"

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+
+from audit import audited, output_of
 
 ROOT = Path(__file__).parent.parent
 RECORD = Path(__file__).parent / "cuda_registers.csv"
@@ -112,29 +115,69 @@ def test_registers_are_those_recorded(built):
 
 
 @needs_nvcc
-def test_extension_uses_only_the_stable_abi(built):
-    library = next((built[0] / "lib" / "icr_kernels").glob("_C_cuda*.so"))
-    undefined = subprocess.run(
-        ["nm", "-D", "--undefined-only", "--demangle", str(library)], capture_output=True, text=True, check=True
-    ).stdout
-    assert "aoti_torch_get_current_cuda_stream" in undefined and "cudaLaunchKernelExC" in undefined
-    assert not re.findall(r"\b(?:at|c10)::\S+", undefined)
+def test_extension_serves_every_torch_and_every_cuda_version(built):
+    """It uses what torch 2.10 promises to keep, holds CUDA's runtime, and finds a CUDA torch through libtorch, which it
+    may not have been built beside."""
+    library = str(next((built[0] / "lib" / "icr_kernels").glob("_C_cuda*.so")))
+    (found,) = audited(library)
+    assert found["stable"] and found["min_torch_version"] == "2.10.0" and not found["unknown_shim_symbols"]
+    assert found["stable_shim_count"] > 20, "it sees what is used of torch"
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", output_of("readelf", "--dynamic", library)))
+    assert "libtorch.so" in needed
+    assert [name for name in needed if "cuda" in name or "python" in name] == []
+    undefined = output_of("nm", "-D", "--undefined-only", library)
+    assert "aoti_torch_get_current_cuda_stream" in undefined and "cudaLaunchKernel" not in undefined
 
 
 @needs_nvcc
-def test_wrong_architectures_are_refused():
-    result = setup("--name", ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0 Hopper")
+@pytest.mark.parametrize("chosen", ["8.0 Nonsense", "7", "native"])
+def test_wrong_architectures_are_refused(chosen):
+    if chosen == "native" and torch.cuda.is_available():
+        pytest.skip("there is a GPU to be native to")
+    result = setup("--name", ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=chosen)
     assert result.returncode != 0
-    message = "TORCH_CUDA_ARCH_LIST: expected versions such as '8.0 9.0+PTX', got 'Hopper'"
+    message = f"expected versions such as '8.0 9.0+PTX' or names such as 'Hopper', got {chosen!r}"
     assert message in result.stderr and "Traceback" not in result.stderr
 
 
+def architectures(chosen: str) -> list[str]:
+    result = setup("--name", ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=chosen)
+    return re.search(r" for (sm_\d+.*)", result.stdout)[1].split(", ")
+
+
 @needs_nvcc
-def test_architectures_of_a_build_that_asks_for_none():
-    result = setup("--name", ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST="")
-    names = re.search(r"for (sm_80, .*)", result.stdout)[1].split(", ")
-    assert names[-1] == names[-2].replace("sm_", "compute_"), "the newest comes as PTX too"
-    assert "sm_90" in names
+def test_architectures():
+    """As torch's own extensions take them; of a build that asks for none, the newest comes as PTX too."""
+    assert architectures("Hopper") == ["sm_90", "compute_90"]
+    assert architectures("8.0;9.0a") == ["sm_80", "sm_90a"]
+    assert architectures("9.0+PTX 8.6") == ["sm_86", "sm_90", "compute_90"]
+    default = architectures("")
+    assert default[-1] == default[-2].replace("sm_", "compute_")
+    assert "sm_80" in default and "sm_90" in default
+
+
+SETUP = """
+import runpy, sys
+sys.argv = ["setup.py", "--name"]
+found = runpy.run_path("setup.py")
+print(found["compiler"]())
+print(*found["cuda_extension"]().nvcc)
+"""
+
+
+@needs_nvcc
+def test_compiler_behind_a_cache(tmp_path):
+    """nvcc takes the compiler alone; its options go on to it, and the cache is for the C++ files."""
+    cache = tmp_path / "ccache"
+    cache.write_text('#!/bin/sh\nexec "$@"\n')
+    cache.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    options = {"PATH": path, "ICR_KERNELS_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    *_, compiler, command = setup("-c", script=("-c", SETUP), CXX="ccache g++ -m64", **options).stdout.splitlines()
+    assert compiler == "ccache g++ -m64"
+    assert command.endswith("-ccbin g++ -Xcompiler -m64")
+    *_, compiler, command = setup(script=("-c", SETUP), CXX="ccache no-such-compiler", **options).stdout.splitlines()
+    assert "no-such-compiler" not in compiler
 
 
 def test_cuda_kernels_can_be_left_out():

@@ -1,18 +1,22 @@
 """What a user installs: the wheel's contents, the extension's symbols and instructions, clean installs with and without
 a compiler."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+
+from audit import audited
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,10 +100,25 @@ def test_nothing_is_compiled_twice(compiled, wheel):
     assert {path: path.stat().st_mtime_ns for path in compiled} == compiled
 
 
-def test_extension_uses_only_the_stable_abi(library):
-    undefined = run("nm", "-D", "--undefined-only", "--demangle", library)
-    assert "aoti_torch_empty_strided" in undefined, "the tool that lists symbols sees none"
-    assert not re.findall(r"\b(?:at|c10)::\S+", undefined)
+def test_extension_serves_every_torch(library):
+    """It uses what torch 2.10 promises to keep."""
+    (found,) = audited(library)
+    assert found["stable"] and found["min_torch_version"] == "2.10.0" and not found["unknown_shim_symbols"]
+    assert found["stable_shim_count"] > 20, "it sees what is used of torch"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the tags of wheels for Linux")
+def test_wheel_bundles_nothing_and_has_the_tag_of_a_system(wheel, tmp_path):
+    """As `make wheel` makes it."""
+    command = [sys.executable, "-m", "auditwheel", "repair", "--exclude", "libtorch*", "--exclude", "libc10*"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    run(*command, "--wheel-dir", str(tmp_path), str(wheel), env={**os.environ, "PATH": path})
+    (repaired,) = tmp_path.glob("*.whl")
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert re.fullmatch(rf"icr_kernels-0.1.0-{python}-{python}-manylinux_\w+\.whl", repaired.name)
+    with zipfile.ZipFile(repaired) as archive, zipfile.ZipFile(wheel) as built:
+        names = [[name for name in file.namelist() if not name.endswith("/")] for file in (archive, built)]
+    assert sorted(names[0]) == sorted(names[1])
 
 
 @pytest.mark.skipif(sysconfig.get_platform() != "linux-x86_64", reason="looks for AVX registers of x86-64")
@@ -126,17 +145,84 @@ def test_wheel_installs_into_a_clean_environment_and_runs(wheel, tmp_path):
     assert "cpu" in run(python, "-m", "icr_kernels", "info", cwd=tmp_path)
 
 
-def test_without_a_compiler_the_reference_installs_and_says_so(tmp_path):
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A copy of the source tree, nothing built."""
     tree = tmp_path / "tree"
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        tree.mkdir(exist_ok=True)
+    tree.mkdir()
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     for name in ("csrc", "icr_kernels", "triton_kernels"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tree
+
+
+@pytest.fixture
+def without_compilers(tmp_path) -> dict[str, str]:
     (tmp_path / "empty").mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC")}
-    environment["PATH"] = str(tmp_path / "empty")
-    output = run(sys.executable, "setup.py", "bdist_wheel", "-d", str(tmp_path / "wheel"), cwd=tree, env=environment)
+    return {**environment, "PATH": str(tmp_path / "empty")}
+
+
+def test_readme_checks_the_installation(wheel, tree, tmp_path):
+    """Its commands as written, in the source tree, where `import icr_kernels` would find the tree."""
+    python = clean_environment(tmp_path / "clean", wheel)
+    (line,) = re.findall(r"^(.*python -m icr_kernels info)\s+#", (ROOT / "README.md").read_text(), re.MULTILINE)
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
+    output = run("sh", "-c", line, cwd=tree, env={**os.environ, "PATH": path})
+    assert re.search(r"^backend cpu +yes", output, re.MULTILINE)
+
+
+def test_source_tree_that_is_not_installed_says_what_it_is(wheel, tree, tmp_path):
+    python = clean_environment(tmp_path / "clean", wheel)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    output = run(python, "-m", "icr_kernels", "info", cwd=tree, env=environment)
+    (of_cpu,) = re.findall(r"^backend cpu +no: (.*)", output, re.MULTILINE)
+    assert f"{tree} is the source tree: start Python in another folder" in of_cpu
+    script = "from icr_kernels import operators; print(operators.TRITON_ERROR)"
+    assert "is the source tree" in run(python, "-c", script, cwd=tree, env=environment) or not has_triton()
+
+
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def test_source_distribution_is_complete_whatever_the_machine(tree, without_compilers, tmp_path):
+    output = run(sys.executable, "setup.py", "sdist", "-d", str(tmp_path / "dist"), cwd=tree, env=without_compilers)
+    assert "no C++ compiler" in output
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.suffix in (".py", ".h", ".cpp", ".cu")}
+    assert len([name for name in sources if name.startswith("csrc/cuda/")]) >= 6
+    assert sources - packed == set()
+    assert {name for name in packed if name.startswith("tests")} == set()
+
+
+OLD_SETUPTOOLS = "import setuptools; setuptools.__version__ = '65.5.0'"
+NO_PYBIND11 = "import sys; sys.modules['pybind11'] = None"
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        (OLD_SETUPTOOLS, "the build needs setuptools 77 or newer, got 65.5.0"),
+        (NO_PYBIND11, "without build isolation the build needs pybind11"),
+    ],
+)
+def test_what_a_build_lacks_is_said_in_one_sentence(before, message):
+    """With the command that brings it, which is the README's."""
+    script = f"{before}; import runpy, sys; sys.argv = ['setup.py', '--name']; runpy.run_path('setup.py')"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if "Warning" not in line]
+    assert line.startswith(f"icr_kernels: {message}: pip install ")
+    command = line.partition(": pip install ")[2].replace(" 'torch>=2.10'", "")
+    assert f"pip install {command}" in (ROOT / "README.md").read_text()
+
+
+def test_without_a_compiler_the_reference_installs_and_says_so(tree, without_compilers, tmp_path):
+    command = [sys.executable, "setup.py", "bdist_wheel", "-d", str(tmp_path / "wheel")]
+    output = run(*command, cwd=tree, env=without_compilers)
     assert "no C++ compiler" in output
     wheel = next((tmp_path / "wheel").glob("*.whl"))
 

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = ", ".join((*RUNS, *PARTS))
     parser.add_argument("what", nargs="*", metavar="PART", help=f"{names} (default: all parts); or: collect PATH")
     parser.add_argument("--output", type=Path, default=DEFAULT, help="folder of the results (default: build/gpu)")
+    parser.add_argument("--limit", type=float, help="seconds for each part (default: the limits that are shown)")
     parser.add_argument("--archive", type=Path, help="also packs the folder into this .tar.gz, after every part")
     parser.add_argument("--dry-run", action="store_true", help="rehearses: everything but what takes a GPU")
     options = parser.parse_args(arguments)
@@ -51,16 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
                 f"No NVIDIA GPU: torch ({said[-1] if said else 'silent'}) finds none on this machine; nothing was run."
             )
             return 2
-    return run(chosen, Run(options.output.absolute(), options.dry_run), options.archive)
+    return run(chosen, Run(options.output.absolute(), options.dry_run), options.archive, options.limit)
 
 
-def run(chosen: list[str], this: Run, archive: Path | None) -> int:
+def run(chosen: list[str], this: Run, archive: Path | None, limit: float | None) -> int:
     outcomes = {}
     for name in chosen:
         print(f"== {name}", flush=True)
         began = time.monotonic()
         try:
-            outcome = PARTS[name].run(this, PARTS[name].limit)
+            outcome = PARTS[name].run(this, limit or PARTS[name].limit)
         except Exception as error:
             outcome = Outcome(False, f"{type(error).__name__}: {error}")
         outcome.seconds = round(time.monotonic() - began, 1)

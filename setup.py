@@ -78,7 +78,7 @@ def compiler() -> str | None:
 
 
 def without_launcher(name: str) -> list[str]:
-    """The compiler and its options in a CXX such as "ccache g++ -m64"."""
+    """The compiler and its options in a CXX such as "ccache g++"."""
     words = shlex.split(name)
     return words[1:] if len(words) > 1 and Path(words[0]).name in LAUNCHERS else words
 
@@ -168,8 +168,7 @@ def cuda_extension() -> Extension | None:
         extra_link_args=[*LINKER_FLAGS, "-Wl,--no-as-needed", "-ltorch"],
     )
     host = without_launcher(os.environ.get("CXX", ""))
-    options = [part for option in host[1:] for part in ("-Xcompiler", option)]
-    extension.nvcc = [found, *flags, *(["-ccbin", host[0], *options] if host else [])]
+    extension.nvcc = [found, *flags, *(["-ccbin", host[0]] if host else [])]
     return extension
 
 
@@ -216,6 +215,9 @@ def extensions() -> list[Extension]:
     if compiler() is None:
         say("no C++ compiler (CXX, c++, g++, clang++) found; installing without the compiled kernels.")
         return []
+    if "CXX" in os.environ and hasattr(cpp_extension, "_wrap_compiler"):
+        # From 2.13 on torch takes CXX for one word and puts a launcher before it by itself.
+        os.environ["CXX"] = shlex.join(without_launcher(os.environ["CXX"]))
     cuda = cuda_extension()
     return [cpu_extension()] if cuda is None else [cpu_extension(), cuda]
 

@@ -136,10 +136,10 @@ def test_nothing_to_collect(gpu, capsys, tmp_path):
     assert "has no results of a GPU" in capsys.readouterr().out
 
 
-def test_rehearsal():
+def test_rehearsal(tmp_path):
     """Every program, file, option and import of every part, but for what takes a GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command_line = [sys.executable, "-m", "benchmarks.gpu", "--dry-run"]
+    command_line = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", str(tmp_path)]
     rehearsed = subprocess.run(command_line, cwd=parts.ROOT, env=environment, capture_output=True, text=True)
     assert rehearsed.returncode == 0, rehearsed.stdout[-6000:] + rehearsed.stderr
     endings = dict(re.findall(r"^ok +(\S+) \(\d+ s\): (.*)$", rehearsed.stdout, re.MULTILINE))
@@ -175,6 +175,26 @@ def test_build_is_a_last_resort(monkeypatch, tmp_path):
         "built here",
     ]
     assert not (tmp_path / "run" / "site").exists(), "what could not be imported is out of the way of what is built"
+
+
+def test_rehearsal_knows_a_wheel_that_is_out_of_date(monkeypatch, tmp_path):
+    """Or the kernels of yesterday would be measured as those of today."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    (tmp_path / "dist").mkdir()
+    wheel = tmp_path / "dist" / f"icr_kernels-0.1.0-{tag}-{tag}-linux.whl"
+    zipfile.ZipFile(wheel, "w").close()
+    os.utime(wheel, (1e9, 1e9))
+    (tmp_path / "setup.py").write_text("")
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        parts.Run, "program", lambda self, *rest, **more: (int(self.environment["PYTHONPATH"] == ""), "")
+    )
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(RuntimeError, match=rf"dist/{wheel.name} is older than setup.py: make wheel"):
+        parts.install(parts.Run(tmp_path / "run", rehearses=True), 100)
+    os.utime(wheel)
+    os.utime(tmp_path / "setup.py", (1e9, 1e9))
+    assert parts.install(parts.Run(tmp_path / "run", rehearses=True), 100).ok
 
 
 def test_slug():

@@ -229,7 +229,7 @@ def _triton_error() -> str | None:
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST_TRITON:
         return f"Triton {version} is too old; the kernels need at least {oldest}"
     if importlib.util.find_spec("icr_kernels.triton_kernels") is None:
-        return f"icr_kernels.triton_kernels is not there; {_source_tree()}"
+        return f"icr_kernels.triton_kernels is not there; {_source_tree() or 'reinstall icr_kernels'}"
     return None
 
 

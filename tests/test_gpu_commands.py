@@ -39,7 +39,7 @@ def gpu(monkeypatch, tmp_path):
         return command.main([*fakes, "--output", str(tmp_path / "run"), *arguments])
 
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(command, "DEFAULT", tmp_path / "unpacked")
+    monkeypatch.setattr(command, "BUILD", tmp_path / "build")
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(command, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "DOCUMENTS", ())
@@ -119,7 +119,7 @@ def test_every_part_leaves_an_archive_that_can_be_taken_home(gpu, tmp_path):
     assert gpu("--archive", str(archive), install=installs, times=looks) == 0
     assert contents == [["install.json", "machine.json"]]
     assert command.main(["collect", str(archive)]) == 0
-    assert (tmp_path / "unpacked" / "logs" / "looks.log").read_text() == "said"
+    assert (tmp_path / "build" / "gpu-archive" / "logs" / "looks.log").read_text() == "said"
     assert gpu("--archive", str(archive), install=installs, peers=second) == 0
     assert command.main(["collect", str(archive)]) == 0
     folder = tmp_path / "results" / "imaginary-gpu-1"
@@ -127,6 +127,18 @@ def test_every_part_leaves_an_archive_that_can_be_taken_home(gpu, tmp_path):
     text = (folder / "report.md").read_text()
     for line in ("# Imaginary GPU 1", "- times: ok", "- peers: ok", "- sanitizers: not run"):
         assert line in text
+
+
+def test_results_of_two_gpus_are_kept_apart(gpu, tmp_path):
+    """The second run may have been given another card."""
+    other = {**MACHINE, "device": "Other GPU"}
+    for device, part in ((MACHINE, "times"), (other, "peers")):
+        Outcome(True, "well", machine=device).save(tmp_path / "run", part)
+    results.merge(tmp_path / "run", [row(), {**row(), "device": "Other GPU"}])
+    assert command.main(["collect", str(tmp_path / "run")]) == 0
+    for device, part in (("imaginary-gpu-1", "times"), ("other-gpu", "peers")):
+        folder = tmp_path / "results" / device
+        assert list(parts.outcomes(folder)) == [part] and len(results.read(folder)) == 1
 
 
 def test_nothing_to_collect(gpu, capsys, tmp_path):

@@ -8,6 +8,7 @@ writes the report and the documents' tables. Exit status: 0, 1 if a part failed,
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from .parts import PARTS, ROOT, RUNS, Outcome, Run
 
-DEFAULT = ROOT / "build" / "gpu"
+BUILD = ROOT / "build"
 GPU = "import sys, torch; print(torch.__version__, torch.version.cuda); sys.exit(not torch.cuda.is_available())"
 
 
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     names = ", ".join((*RUNS, *PARTS))
     parser.add_argument("what", nargs="*", metavar="PART", help=f"{names} (default: all parts); or: collect PATH")
-    parser.add_argument("--output", type=Path, default=DEFAULT, help="folder of the results (default: build/gpu)")
+    parser.add_argument("--output", type=Path, default=BUILD / "gpu", help="folder of the results (default: build/gpu)")
     parser.add_argument("--limit", type=float, help="seconds for each part (default: the limits that are shown)")
     parser.add_argument("--archive", type=Path, help="also packs the folder into this .tar.gz, after every part")
     parser.add_argument("--dry-run", action="store_true", help="rehearses: everything but what takes a GPU")
@@ -90,23 +91,26 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def collect(source: Path) -> int:
-    """Out of an archive (unpacked into build/gpu) or the folder of a run."""
+    """Out of an archive (unpacked into build/gpu-NAME) or the folder of a run."""
     if not source.exists():
         print(f"collect: expected the folder or the archive of a run, found nothing at {source}")
         return 2
     if source.is_file():
+        folder = BUILD / f"gpu-{source.name.partition('.')[0]}"
+        shutil.rmtree(folder, ignore_errors=True)
         with tarfile.open(source) as file:
-            file.extractall(DEFAULT, filter="data")
-        source = DEFAULT
+            file.extractall(folder, filter="data")
+        source = folder
     from benchmarks import readme, results
 
     from . import report
 
-    folder = report.take(source)
-    if folder is None:
+    folders = report.take(source)
+    if not folders:
         print(f"{source} has no results of a GPU: run a part on a machine that has one.")
         return 2
-    print(f"written: {report.write(folder)}")
+    for folder in folders:
+        print(f"written: {report.write(folder)}")
     readme.write()
     print(f"what the programs printed is in {source / 'logs'}; {results.RESULTS.relative_to(ROOT)} is to be committed")
     return 0

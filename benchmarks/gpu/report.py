@@ -127,17 +127,17 @@ def figures(table: Table) -> list[str]:
     return lines
 
 
-def take(source: Path) -> Path | None:
-    """Puts the results of a run with those of its kind of GPU in benchmarks/results; None where it has none."""
+def take(source: Path) -> list[Path]:
+    """Puts the results of a run with those of its kind of GPU in benchmarks/results."""
     found, rows = outcomes(source), results.read(source)
-    devices = [outcome.machine["device"] for outcome in found.values() if outcome.machine]
-    if not devices:
-        return None
-    folder = results.RESULTS / results.slug(devices[-1])
-    results.merge(folder, rows)
-    for part, outcome in found.items():
-        outcome.save(folder, part)
-    return folder
+    devices = dict.fromkeys(outcome.machine["device"] for outcome in found.values() if outcome.machine)
+    for device in devices:
+        folder = results.RESULTS / results.slug(device)
+        results.merge(folder, [row for row in rows if row["device"] == device])
+        for part, outcome in found.items():
+            if outcome.machine.get("device") == device:
+                outcome.save(folder, part)
+    return [results.RESULTS / results.slug(device) for device in devices]
 
 
 def write(folder: Path) -> Path:

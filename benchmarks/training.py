@@ -35,7 +35,7 @@ class Detector:
     """A model whose every step draws the same denoising queries."""
 
     def __init__(self, enable: Callable[[Any], object] | None) -> None:
-        from tests.torchvision_without_extension import make_importable
+        from .torchvision_without_extension import make_importable
 
         make_importable()
         transformers: Any = importlib.import_module("transformers")

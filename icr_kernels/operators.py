@@ -172,13 +172,14 @@ def define(prefix: str, defers_count: tuple[str, ...]) -> Operators:
 
 
 def _source_tree() -> str | None:
-    """Advice, where what was imported is the source tree and not an installation."""
-    tree = Path(__file__).parents[1]
-    if not (tree / "setup.py").exists():
+    """Advice, where what was imported is the source tree and not an installation, an editable one included: only there
+    has the folder triton_kernels another place."""
+    if importlib.util.find_spec("icr_kernels.triton_kernels") is not None:
         return None
     return (
-        f"{tree} is the source tree: start Python in another folder to import an installed icr_kernels, or install the "
-        "tree itself by `pip install --no-build-isolation --editable .`, with a C++17 compiler (GCC or Clang)"
+        f"{Path(__file__).parents[1]} is the source tree: start Python in another folder to import an installed "
+        "icr_kernels, or install the tree itself by `pip install --no-build-isolation --editable .`, with a C++17 "
+        "compiler (GCC or Clang)"
     )
 
 
@@ -228,9 +229,7 @@ def _triton_error() -> str | None:
         return f"Triton is not installed; `pip install triton` (at least {oldest})"
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST_TRITON:
         return f"Triton {version} is too old; the kernels need at least {oldest}"
-    if importlib.util.find_spec("icr_kernels.triton_kernels") is None:
-        return f"icr_kernels.triton_kernels is not there; {_source_tree() or 'reinstall icr_kernels'}"
-    return None
+    return _source_tree()
 
 
 triton = define("triton_", defers_count=("cuda", "cpu"))

@@ -4,20 +4,22 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import aligned, readme, results
+from benchmarks import aligned, readme, registry, results
 from benchmarks.case import BOTH
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import measure, parts, report, sanitizer_driver
-from benchmarks.gpu.parts import Outcome
+from benchmarks.gpu.parts import ROOT, Outcome
 
 MACHINE = {"device": "Imaginary GPU 1", "commit": "abc", "date": "2000-01-01"}
 
@@ -35,7 +37,7 @@ def gpu(monkeypatch, tmp_path):
     def run(*arguments: str, **fakes) -> int:
         monkeypatch.setattr(command, "GPU", "")
         for name, fake in fakes.items():
-            monkeypatch.setitem(parts.PARTS, name, parts.Part("", fake, 1, 10))
+            monkeypatch.setitem(parts.PARTS, name, parts.Part("", fake, 1, 20))
         return command.main([*fakes, "--output", str(tmp_path / "run"), *arguments])
 
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
@@ -66,7 +68,7 @@ def broken(run, limit):
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for arguments in ([], ["first"], ["peers", "--archive", str(tmp_path / "archive.tar.gz")]):
+    for arguments in (["first"], ["peers", "--archive", str(tmp_path / "archive.tar.gz")]):
         assert command.main([*arguments, "--output", str(tmp_path)]) == 2
         assert f"No NVIDIA GPU: torch ({torch.__version__}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -141,6 +143,29 @@ def test_results_of_two_gpus_are_kept_apart(gpu, tmp_path):
         assert list(parts.outcomes(folder)) == [part] and len(results.read(folder)) == 1
 
 
+def test_archive_that_cannot_be_written_is_told_before_anything_runs(gpu, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        gpu("--archive", str(tmp_path / "file" / "archive.tar.gz"), install=broken)
+    assert "--archive: expected a file that can be written" in capsys.readouterr().err
+    (tmp_path / "broken.tar.gz").write_bytes(b"no archive")
+    assert command.main(["collect", str(tmp_path / "broken.tar.gz")]) == 2
+    assert "collect: expected the archive of a run" in capsys.readouterr().out
+
+
+def test_parts_share_the_time_that_there_is(gpu, tmp_path):
+    limits = []
+
+    def takes(run, limit):
+        limits.append(round(limit))
+        return Outcome(True, "")
+
+    assert gpu("--total", "17", "--limit", "16.4", install=takes, times=takes) == 0
+    assert limits == [16, 16]
+    assert gpu("--total", "14", install=takes) == 1
+    assert "no time was left" in parts.outcomes(tmp_path / "run")["install"].summary
+
+
 def test_nothing_to_collect(gpu, capsys, tmp_path):
     assert command.main(["collect", str(tmp_path / "nowhere")]) == 2
     assert "found nothing at" in capsys.readouterr().out
@@ -161,52 +186,71 @@ def test_rehearsal(tmp_path):
     assert 140 <= int(re.match(r"\d+", endings["sanitizers"])[0]) <= 170
 
 
-def test_build_is_a_last_resort(monkeypatch, tmp_path):
-    """What is installed comes first, then the newest wheel of this Python, then a build; what each said is kept."""
+@pytest.fixture
+def checkout(monkeypatch, tmp_path) -> Path:
+    """A source tree with a wheel for this Python, one for another, and nothing installed: what each program was, and
+    from where it would have imported."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    (tmp_path / "dist").mkdir()
+    for folder in ("dist", "icr_kernels", "triton_kernels"):
+        (tmp_path / folder).mkdir()
+    for file in ("setup.py", "icr_kernels/a.py", "triton_kernels/b.py"):
+        (tmp_path / file).write_text(file)
     for name in (f"icr_kernels-0.1.0-{tag}-{tag}-linux.whl", "icr_kernels-0.1.0-cp39-cp39-linux.whl"):
         with zipfile.ZipFile(tmp_path / "dist" / name, "w") as wheel:
-            wheel.writestr("icr_kernels/where.txt", name)
+            wheel.writestr("icr_kernels/a.py", "icr_kernels/a.py")
+            wheel.writestr("icr_kernels/triton_kernels/b.py", "triton_kernels/b.py")
     monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    return tmp_path
+
+
+def imports(monkeypatch, works) -> list[tuple[str, str]]:
     programs = []
 
     def program(self, name, arguments, limit, **environment):
-        programs.append((name, self.environment.get("PYTHONPATH", "").partition(os.pathsep)[0]))
-        return (1, "not here") if name == "import" else (0, json.dumps(MACHINE))
+        site = self.environment["PYTHONPATH"].partition(os.pathsep)[0]
+        programs.append((name, site))
+        return (0, json.dumps(MACHINE)) if name != "import" or works(site) else (1, "not here")
 
     monkeypatch.setattr(parts.Run, "program", program)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    run = parts.Run(tmp_path / "run")
-    outcome = parts.install(run, 100)
-    site = str(tmp_path / "run" / "site")
+    return programs
+
+
+def test_build_is_a_last_resort(monkeypatch, checkout):
+    """What is installed comes first, then the newest wheel of this Python, then a build; what each said is kept."""
+    programs = imports(monkeypatch, lambda site: False)
+    outcome = parts.install(parts.Run(checkout / "run"), 100)
+    site = str(checkout / "run" / "site")
     assert programs == [("import", ""), ("import", site), ("build", site), ("import", site)]
-    assert not outcome.ok and [line.partition(":")[0] for line in outcome.details] == [
-        "as installed",
-        f"from icr_kernels-0.1.0-{tag}-{tag}-linux.whl",
-        "built here",
-    ]
-    assert not (tmp_path / "run" / "site").exists(), "what could not be imported is out of the way of what is built"
+    ways = [line.partition(":")[0] for line in outcome.details]
+    assert not outcome.ok and ways == ["as installed", f"from {parts.wheels()[0].name}", "built here"]
+    assert not (checkout / "run" / "site").exists(), "what could not be imported is out of the way of what is built"
 
 
-def test_rehearsal_knows_a_wheel_that_is_out_of_date(monkeypatch, tmp_path):
+def test_wheel_that_is_not_the_source_tree_is_told(monkeypatch, checkout):
     """Or the kernels of yesterday would be measured as those of today."""
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    (tmp_path / "dist").mkdir()
-    wheel = tmp_path / "dist" / f"icr_kernels-0.1.0-{tag}-{tag}-linux.whl"
-    zipfile.ZipFile(wheel, "w").close()
+    imports(monkeypatch, lambda site: site != "")
+    (checkout / "run").mkdir()
+    assert parts.install(parts.Run(checkout / "run"), 100).ok
+    (checkout / "triton_kernels" / "b.py").write_text("changed")
+    outcome = parts.install(parts.Run(checkout / "run"), 100)
+    assert not outcome.ok and outcome.summary.endswith("b.py is not that of the source tree")
+
+
+def test_rehearsal_knows_a_wheel_that_is_out_of_date(monkeypatch, checkout):
+    imports(monkeypatch, lambda site: site != "")
+    run = parts.Run(checkout / "run", rehearses=True)
+    (wheel,) = parts.wheels()
     os.utime(wheel, (1e9, 1e9))
-    (tmp_path / "setup.py").write_text("")
-    monkeypatch.setattr(parts, "ROOT", tmp_path)
-    monkeypatch.setattr(
-        parts.Run, "program", lambda self, *rest, **more: (int(self.environment["PYTHONPATH"] == ""), "")
-    )
-    monkeypatch.setenv("PYTHONPATH", "")
-    with pytest.raises(RuntimeError, match=rf"dist/{wheel.name} is older than setup.py: make wheel"):
-        parts.install(parts.Run(tmp_path / "run", rehearses=True), 100)
-    os.utime(wheel)
-    os.utime(tmp_path / "setup.py", (1e9, 1e9))
-    assert parts.install(parts.Run(tmp_path / "run", rehearses=True), 100).ok
+    outcome = parts.install(run, 100)
+    assert not outcome.ok and f"dist/{wheel.name} is older than" in outcome.summary
+    os.utime(wheel, (4e9, 4e9))
+    outcome = parts.install(run, 100)
+    assert outcome.ok and "is to be brought along" in outcome.summary
+    imports(monkeypatch, lambda site: True)
+    wheel.unlink()
+    outcome = parts.install(run, 100)
+    assert outcome.ok and "dist has no wheel for Python" in outcome.summary
 
 
 def test_slug():
@@ -274,25 +318,107 @@ def test_report_and_plots_of_measurements(tmp_path):
         assert f"({plot})" in text and (tmp_path / plot).stat().st_size > 10_000
 
 
-JUNIT = """<testsuites><testsuite>
-<testcase classname="tests.test_a" name="test_good"/>
-<testcase classname="tests.test_a" name="test_left_out"><skipped message="no"/></testcase>
-<testcase classname="tests.test_a" name="test_bad"><failure message="AssertionError: 1 is not 2&#10;more"/></testcase>
-<testcase classname="tests.test_a" name="test_torn"><failure message="x"/><error message="y"/></testcase>
-</testsuite></testsuites>"""
+TESTS = """
+import time
+import pytest
+
+@pytest.fixture
+def torn():
+    yield
+    raise OSError("torn down")
+
+def test_good(): pass
+def test_bad(): assert 1 == 2
+def test_left_out(): pytest.skip("no")
+def test_torn(torn): pass
+"""
 
 
-def test_what_pytest_reports(tmp_path):
-    file = tmp_path / "report.xml"
-    assert not parts.judged(file, 0).ok
-    file.write_text(JUNIT)
-    outcome = parts.judged(file, 1)
-    assert not outcome.ok and outcome.summary.startswith("1 passed, 2 failed, 1 skipped")
-    assert outcome.details[0] == "tests.test_a::test_bad: AssertionError: 1 is not 2"
-    file.write_text('<testsuites><testcase classname="a" name="b"/></testsuites>')
-    assert parts.judged(file, 0) == Outcome(True, "1 passed, 0 failed, 0 skipped")
-    interrupted = parts.judged(file, None)
-    assert not interrupted.ok and "interrupted" in interrupted.summary
+@pytest.fixture
+def suite(monkeypatch, tmp_path):
+    """Runs a file of tests as a part does."""
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    (tmp_path / "test_some.py").write_text(TESTS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
+
+    def run(more: str = "") -> Outcome:
+        (tmp_path / "test_more.py").write_text(more)
+        part = parts.tests("some", str(tmp_path), "-p", "no:cacheprovider")
+        return part(parts.Run(tmp_path / "run", environment=environment), 600)
+
+    return run
+
+
+def test_what_became_of_each_test(suite):
+    outcome = suite()
+    assert not outcome.ok and outcome.summary == "1 passed, 2 failed, 1 skipped, pytest's exit status 1"
+    assert outcome.details == [
+        "test_some.py::test_bad: assert 1 == 2",
+        "test_some.py::test_torn: OSError: torn down",
+    ]
+    outcome = suite("import nothing_of_this_name")
+    assert "1 passed, 3 failed, 1 skipped" in outcome.summary
+    assert "test_more.py: ModuleNotFoundError: No module named 'nothing_of_this_name'" in outcome.details
+
+
+def test_tests_that_are_cut_short_are_not_lost(tmp_path):
+    """With pytest-xdist too, whose processes end last of all."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_some.py").write_text(TESTS + "def test_slow(): time.sleep(1000)")
+    record = tmp_path / "record.jsonl"
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "benchmarks.gpu.pytest_plugin", f"--record={record}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
+    process = subprocess.Popen([*command, str(tmp_path)], cwd=tmp_path, env=environment, start_new_session=True)
+    while process.poll() is None and not (record.exists() and record.read_text().count("\n") >= 5):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    outcome = parts.judged(record, None, "")
+    assert outcome.summary == "1 passed, 2 failed, 1 skipped, interrupted at the time limit"
+    assert "test_some.py::test_bad: assert 1 == 2" in outcome.details
+
+
+def test_no_tests_are_no_success(tmp_path):
+    assert not parts.judged(tmp_path / "none", 0, "").ok
+
+
+def test_measurements_go_on_after_a_kernel_that_faults(monkeypatch, tmp_path):
+    """In another process, behind the measurement that lost the device."""
+    commands = []
+    endings = iter([(1, f"bad\n{parts.LOST} after 7 of 9 measurements\n"), (0, "9 measurements, 0 of this ...")])
+
+    def program(self, name, arguments, limit, **environment):
+        commands.append(arguments[arguments.index("--skip") + 1])
+        return next(endings)
+
+    monkeypatch.setattr(parts.Run, "program", program)
+    outcome = parts.PARTS["times"].run(parts.Run(tmp_path), 100)
+    assert commands == ["0", "7"]
+    assert not outcome.ok and outcome.details == [f"{parts.LOST} after 7 of 9 measurements"]
+
+
+def test_each_sanitizer_has_its_share_of_the_time(monkeypatch, tmp_path):
+    """What one leaves is the others'; the driver stops in time for the tool to say what it has found."""
+    shares, now = [], [0.0]
+
+    def program(self, name, arguments, limit, **environment):
+        shares.append((name, round(limit), round(float(arguments[-1]) - now[0])))
+        now[0] += 20 if name == "memcheck" else limit
+        summary = "RACECHECK SUMMARY: 0 hazards" if name == "racecheck" else "ERROR SUMMARY: 0 errors"
+        if name == "synccheck":
+            return 0, f"{parts.STOPPED} 90 of 160 combinations\n========= {summary}\n"
+        return 0, f"{parts.FINISHED}: 160 combinations\n========= {summary}\n"
+
+    monkeypatch.setattr(parts.Run, "program", program)
+    monkeypatch.setattr(parts, "sanitizer", lambda: "compute-sanitizer")
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(parts.time, "time", lambda: now[0])
+    outcome = parts.sanitize(parts.Run(tmp_path), 140)
+    assert shares == [("memcheck", 35, 25), ("racecheck", 40, 30), ("initcheck", 40, 30), ("synccheck", 40, 30)]
+    assert not outcome.ok and outcome.summary.endswith(
+        "synccheck: ERROR SUMMARY: 0 errors, exit status 0, driver stopped after 90 of 160 combinations"
+    )
+    assert "memcheck: clean, 160 combinations" in outcome.summary
 
 
 def test_what_a_sanitizer_reports():
@@ -326,13 +452,14 @@ def test_missing_tools_are_named(monkeypatch, tmp_path):
 def test_program_beyond_its_time_is_ended_with_all_it_has_started(monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "GRACE", 1.0)
     log = tmp_path / "log"
-    assert parts.ended_in_time([sys.executable, "-c", "print('said'); raise SystemExit(3)"], 60, log) == 3
-    assert log.read_text() == "said\n"
+    ended = parts.ended_in_time([sys.executable, "-c", "print('said'); raise SystemExit(3)"], 60, log)
+    assert ended == (3, "said\n") and log.read_text() == "said\n"
     deaf = "import signal, subprocess, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
     deaf += "print(subprocess.Popen(['sleep', '1000']).pid, flush=True); time.sleep(1000)"
-    assert parts.ended_in_time([sys.executable, "-c", deaf], 4, log) is None
-    child = Path(f"/proc/{log.read_text().split()[0]}/stat")
-    assert not child.exists() or child.read_text().split()[2] == "Z"
+    status, child = parts.ended_in_time([sys.executable, "-c", deaf], 4, log)
+    assert status is None
+    process = Path(f"/proc/{child.strip()}/stat")
+    assert not process.exists() or process.read_text().split()[2] == "Z"
 
 
 @pytest.fixture
@@ -378,9 +505,28 @@ def test_all_jobs_are_named(on_the_cpu):
     assert set(names[: names.index("eager, clamp form")]) == {"cuda", "triton"}
     first_compiled = next(place for place, name in enumerate(names) if name.startswith("torch.compile"))
     assert all(name.startswith("torch.compile") for name in names[first_compiled:])
+    of_cuda = [key[:2] for key in keys if key[2] == "cuda"]
+    first_others = next(place for place, job in enumerate(jobs) if not measure.is_target(job[0], job[2], job[4]))
+    assert first_others < names.index("eager, clamp form")
+    for figure, case in (
+        ("device", f"{aligned.MAIN}, 10,000,000, float32"),
+        ("device", "pairwise iou, 8400 x 1000, float32"),
+        ("device", "row maximum, 1000000 x 2000, float32"),
+        ("host", f"{aligned.MAIN}, 1,000, float32"),
+    ):
+        assert of_cuda.index((figure, case)) < first_others
     on_device = {(case, name) for figure, case, name, _ in keys if figure == "device"}
     for case in ("pairwise iou, 8400 x 1000, float32", "row maximum, 1000000 x 2000, float32"):
         assert {(case, "cuda"), (case, "triton")} <= on_device
+
+
+def test_copies_of_inputs_are_the_same_in_other_memory(monkeypatch, on_the_cpu):
+    """The images of boxes stay in their order: it is part of the case."""
+    case = next(case for case in registry.CASES if case.name == "anchor objects")
+    monkeypatch.setattr(aligned.Case, "inputs_on", lambda self, device: self.inputs())
+    first, second, third = measure.copies_of(case, 3)
+    for one, other in zip(first * 2, second + third, strict=True):
+        assert torch.equal(one, other) and one.data_ptr() != other.data_ptr()
 
 
 def test_chosen_jobs(on_the_cpu, capsys, tmp_path):

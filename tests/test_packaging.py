@@ -198,15 +198,13 @@ def test_source_distribution_is_complete_whatever_the_machine(tree, without_comp
     assert {name for name in packed if name.startswith("tests")} == set()
 
 
-OLD_SETUPTOOLS = "import setuptools; setuptools.__version__ = '65.5.0'"
-NO_PYBIND11 = "import sys; sys.modules['pybind11'] = None"
-
-
 @pytest.mark.parametrize(
     ("before", "message"),
     [
-        (OLD_SETUPTOOLS, "the build needs setuptools 77 or newer, got 65.5.0"),
-        (NO_PYBIND11, "without build isolation the build needs pybind11"),
+        ("import setuptools; setuptools.__version__ = '65.5.0'", "setuptools 77 or newer, got 65.5.0"),
+        ("import pybind11; pybind11.__version__ = '2.9.2'", "pybind11 2.12 or newer, got 2.9.2"),
+        ("import torch; torch.__version__ = '2.9.1+cpu'", "torch 2.10 or newer, got 2.9.1+cpu"),
+        ("import sys; sys.modules['pybind11'] = None", "pybind11"),
     ],
 )
 def test_what_a_build_lacks_is_said_in_one_sentence(before, message):
@@ -215,9 +213,19 @@ def test_what_a_build_lacks_is_said_in_one_sentence(before, message):
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if "Warning" not in line]
-    assert line.startswith(f"icr_kernels: {message}: pip install ")
+    start = rf"icr_kernels: (without build isolation )?the build needs {re.escape(message)}: pip install "
+    assert re.match(start, line)
     command = line.partition(": pip install ")[2].replace(" 'torch>=2.10'", "")
     assert f"pip install {command}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["no-such-compiler", "ccache no-such-compiler", '"g++'])
+def test_compiler_that_is_named_and_not_there(name):
+    environment = {**os.environ, "CXX": name}
+    command = [sys.executable, "setup.py", "--name"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"CXX: expected a C++ compiler that is on the path, got {name!r}" in result.stderr
 
 
 def test_without_a_compiler_the_reference_installs_and_says_so(tree, without_compilers, tmp_path):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import icr_kernels as icr
+from benchmarks.torchvision_without_extension import make_importable
 from inputs import device_of, every_backend, full_precision, pairs
 from oracle import evaluate
 from tolerances import relative_l2
-from torchvision_without_extension import make_importable
 
 make_importable()
 

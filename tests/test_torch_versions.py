@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -30,20 +31,20 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ 
 def unpacked(version: str) -> Path:
     """The folder that has the package `torch` of that version, without its libraries."""
     folder = CACHE / f"torch-{version}"
-    if not folder.exists():
-        downloads = CACHE / f"{os.getpid()}"
+    if folder.exists():
+        return folder
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", "3.12", *(f"--platform=macosx_{n}_0_arm64" for n in (11, 12, 13, 14))]
-        fetched = subprocess.run([*command, "-d", str(downloads), f"torch=={version}"], capture_output=True, text=True)
+        fetched = subprocess.run([*command, "-d", temporary, f"torch=={version}"], capture_output=True, text=True)
         if fetched.returncode != 0 and not ALL:
             pytest.skip(f"the wheel of torch {version} cannot be fetched: {fetched.stderr.splitlines()[-1]}")
         assert fetched.returncode == 0, fetched.stderr
-        with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
+        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel:
             parts = [name for name in wheel.namelist() if re.search(r"\.(h|hpp|pyi?)$|py\.typed$", name)]
-            wheel.extractall(downloads, parts)
-        for file in downloads.glob("*.whl"):
-            file.unlink()
-        downloads.rename(folder)  # whole or not at all
+            wheel.extractall(Path(temporary) / "unpacked", parts)
+        (Path(temporary) / "unpacked").rename(folder)  # whole or not at all
     return folder
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need, painted
-from torchvision_without_extension import make_importable
 
 need("torchvision")
 make_importable()

@@ -124,7 +124,7 @@ def test_profiles_pair_every_arm():
 
 def command(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.torchvision_without_extension", "icr_kernels.train_study", *arguments],
+        [sys.executable, "-m", "benchmarks.torchvision_without_extension", "icr_kernels.train_study", *arguments],
         cwd=ROOT,
         env=os.environ | {"YOLO_OFFLINE": "true"},
         capture_output=True,

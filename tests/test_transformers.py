@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
+from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need, painted
-from torchvision_without_extension import make_importable
 
 need("transformers")
 make_importable()  # a torchvision that does not import keeps transformers from importing its models

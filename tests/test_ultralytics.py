@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import icr_kernels as icr
+from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need
 from icr_kernels.integrations import handle
 from icr_kernels.integrations.ultralytics import EVENT, Criterion, enable_icr
-from torchvision_without_extension import make_importable
 
 need("ultralytics")
 
@@ -459,9 +459,9 @@ def test_training(ultralytics, data, tmp_path):
         assert all(float(row[f"{part}/icr_loss"]) > 0 for row in rows for part in ("train", "val"))
     assert all("icr_kernels" not in each for each in stored)
     script = (
-        f"import sys; sys.modules['icr_kernels'] = None; sys.path.append({str(Path(__file__).parent)!r})\n"
-        "import torchvision_without_extension, torch\n"
-        "torchvision_without_extension.make_importable()\n"
+        f"import sys; sys.modules['icr_kernels'] = None; sys.path.append({str(Path(__file__).parents[1])!r})\n"
+        "from benchmarks.torchvision_without_extension import make_importable\n"
+        "make_importable()\n"
         "import ultralytics\n"
         f"for name in ('best', 'last'): print(ultralytics.YOLO({str(run)!r} + f'/weights/{{name}}.pt').names)\n"
     )

@@ -27,7 +27,7 @@ from icr_kernels.operators import WANTED_PRED
 from icr_kernels.variants import REDUCTION_IDS
 
 from . import counting
-from .parts import NO_RESULT
+from .parts import LOST, NO_RESULT
 
 OURS = ("cuda", "triton")
 FIGURES = ("device", "host", "counts", "end to end")
@@ -206,11 +206,10 @@ def wall_times(call: Callable[[], Any], calls: int, batches: int, wait: bool) ->
 def copies_of(case: Case, count: int) -> list[Inputs]:
     """Inputs in memory of their own."""
     first = inputs(case)
-    turned = (
-        tuple(each.detach().roll(turn, 0).requires_grad_(each.requires_grad) for each in first)
-        for turn in range(1, count)
-    )
-    return [first, *turned]
+    return [
+        tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in first) if copy else first
+        for copy in range(count)
+    ]
 
 
 def calls_in_graph(name: str, pairs: int) -> int:
@@ -329,6 +328,13 @@ def stage(name: str) -> int:
     return (name not in OURS) + name.startswith("torch.compile") + name.endswith(", static")
 
 
+def is_target(figure: str, case: Case, quantity: str) -> bool:
+    """Whether a target of the report hangs on it."""
+    if figure == "device":
+        return case.pairs == SIZES[-1] or str(case).startswith(("pairwise iou, 8400 x 1000", "row maximum, 1000000 x"))
+    return case.name == aligned.MAIN and (figure, quantity) in (("host", "forward with gradient"), ("end to end", BOTH))
+
+
 def jobs() -> list[Job]:
     """Figure, how it is measured, and what of. By stages, and in each the targets' own figures first."""
     # What is compiled for one shape is compiled for each: at one size only, of a run that has two minutes.
@@ -355,7 +361,7 @@ def jobs() -> list[Job]:
             for name in names(case):
                 if not name.endswith(", static"):
                     todo.append(("end to end", wall_row, case, name, case.quantity))
-    return sorted(todo, key=lambda job: stage(job[3]))
+    return sorted(todo, key=lambda job: (stage(job[3]), not is_target(job[0], job[2], job[4])))
 
 
 def measured(job: Job) -> list[Row]:
@@ -368,6 +374,15 @@ def measured(job: Job) -> list[Row]:
         return how(case, name, quantity)
     except Exception as error:
         return [row(figure, case, quantity, name, unit, note=f"{type(error).__name__}: {first_line(error)}")]
+
+
+def is_lost() -> bool:
+    """Whether an error has taken the device from this process for good."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def shown(rows: list[Row]) -> str:
@@ -387,6 +402,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", metavar="PATTERN", default="", help="implementations whose name matches (default: all)"
     )
+    parser.add_argument("--skip", type=int, default=0, help="so many measurements, which have been made")
     parser.add_argument("--dry-run", action="store_true", help="names what would be measured")
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -396,8 +412,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{figure}: {case}: {name}, {quantity}")
         print(f"{len(todo)} measurements")
         return 0 if todo else 1
-    done = wrong = 0
-    for job in todo:
+    done, wrong = options.skip, 0
+    for job in todo[done:]:
         seconds = time.monotonic() - began
         if seconds > options.limit:
             print(f"stopped after {options.limit:.0f} s with {len(todo) - done} of {len(todo)} measurements left")
@@ -406,7 +422,11 @@ def main(arguments: list[str] | None = None) -> int:
         results.merge(options.output, rows)
         done += 1
         print(f"{seconds:5.1f} s, {done} of {len(todo)}, {job[0]}, {job[2]}: {shown(rows)}", flush=True)
-        wrong += sum(bool(each.get("note")) and each["implementation"] in OURS for each in rows)
+        failed = [each for each in rows if each.get("note")]
+        wrong += sum(each["implementation"] in OURS for each in failed)
+        if failed and is_lost():
+            print(f"{LOST} after {done} of {len(todo)} measurements")
+            return 1
     print(f"{done} measurements, {wrong} of this package without a result")
     return 1 if wrong else 0
 

@@ -16,16 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 DETAILS = 40
-NO_RESULT = "no result"
-GRACE = 10.0  # seconds before its limit at which a program is asked to end
+GRACE = 5.0  # seconds before its limit at which a program is asked to end
 
 
 @dataclasses.dataclass
@@ -75,50 +73,49 @@ class Run:
     def program(self, name: str, command: list[str], limit: float, **environment: str) -> tuple[int | None, str]:
         """The exit status of a program, None where it had to be ended, and its output, which is shown and logged."""
         log = self.log(name)
-        status = ended_in_time(command, limit, log, {**self.environment, **environment})
-        return status, log.read_text(errors="replace")
+        return ended_in_time(command, limit, log, {**self.environment, **environment})
 
     def import_from(self, site: Path) -> None:
         """The package that lies there comes before the source tree."""
         self.environment |= {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
 
 
-def ended_in_time(command: list[str], limit: float, log: Path, environment: dict[str, str] | None = None) -> int | None:
-    with (
-        log.open("wb") as file,
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process,
-    ):
-        output = process.stdout
-        assert output is not None
+# A group can be ended as a whole. In the session of this program, so that what ends the session ends it too.
+GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
-        def show() -> None:
+
+def ended_in_time(
+    command: list[str], limit: float, log: Path, environment: dict[str, str] | None = None
+) -> tuple[int | None, str]:
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **GROUP
+    )
+    output, said = process.stdout, []
+    assert output is not None
+
+    def show() -> None:
+        with log.open("ab") as file:
             for line in output:
                 file.write(line)
                 file.flush()
-                sys.stdout.write(line.decode(errors="replace"))
-                sys.stdout.flush()
+                said.append(line.decode(errors="replace"))
+                print(said[-1], end="", flush=True)
 
-        reader = threading.Thread(target=show, daemon=True)
-        reader.start()
-        try:
-            return process.wait(max(limit - GRACE, 1))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-            return None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # whatever it has started too
-            process.wait()
-            reader.join()
+    reader = threading.Thread(target=show, daemon=True)
+    reader.start()
+    status: int | None = None
+    try:
+        status = process.wait(max(limit - GRACE, 1))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whatever it has started too
+        process.wait()
+        reader.join(2)  # what has left the group may hold the other end
+    return status, "".join(said)
 
 
 # Installation
@@ -140,18 +137,36 @@ def wheels() -> list[Path]:
     return sorted((ROOT / "dist").glob(f"icr_kernels-*-{tag}-*.whl"), key=lambda path: -path.stat().st_mtime)
 
 
-def newest_source() -> Path:
+def sources() -> list[Path]:
     files = [path for folder in ("csrc", "icr_kernels", "triton_kernels") for path in (ROOT / folder).rglob("*.*")]
-    sources = [path for path in files if path.suffix in (".py", ".h", ".cpp", ".cu")]
-    return max([*sources, ROOT / "setup.py"], key=lambda path: path.stat().st_mtime)
+    return [ROOT / "setup.py", *(path for path in files if path.suffix in (".py", ".h", ".cpp", ".cu"))]
 
 
-def ways_to_install(run: Run, limit: float) -> Iterator[str]:
+def wheel_to_bring_along() -> str:
+    """Which one it is, and whether something has changed since it was made. On a copy all files are of the same age."""
+    for wheel in wheels()[:1]:
+        newest = max(sources(), key=lambda path: path.stat().st_mtime)
+        if newest.stat().st_mtime > wheel.stat().st_mtime:
+            return f"dist/{wheel.name} is older than {newest.relative_to(ROOT)}: make wheel"
+        return f"dist/{wheel.name} is to be brought along"
+    return f"dist has no wheel for Python {sys.version_info.major}.{sys.version_info.minor}: make wheel"
+
+
+def difference(site: Path) -> str | None:
+    """A file of Python in which an unpacked wheel is not this source tree."""
+    for file in sorted(site.glob("icr_kernels/**/*.py")):
+        inside = file.relative_to(site)
+        parts = inside.parts[1:] if inside.parts[1] == "triton_kernels" else inside.parts
+        source = ROOT.joinpath(*parts)
+        if not source.exists() or source.read_bytes() != file.read_bytes():
+            return str(inside)
+    return None
+
+
+def ways_to_install(run: Run, end: float) -> Iterator[str]:
     """Each has been gone when its name is given: what is there already, a wheel that was brought along, a build."""
     yield "as installed"
     for wheel in wheels()[:1]:
-        if run.rehearses and (newer := newest_source()).stat().st_mtime > wheel.stat().st_mtime:
-            raise RuntimeError(f"dist/{wheel.name} is older than {newer.relative_to(ROOT)}: make wheel")
         shutil.rmtree(run.site, ignore_errors=True)
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(run.site)
@@ -161,49 +176,67 @@ def ways_to_install(run: Run, limit: float) -> Iterator[str]:
         shutil.rmtree(run.site, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
         command += ["--target", str(run.site), str(ROOT)]
-        run.program("build", command, limit, ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST="native")
+        run.program("build", command, end - time.monotonic(), ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST="native")
         run.import_from(run.site)
         yield "built here"
 
 
 def install(run: Run, limit: float) -> Outcome:
     """Both extensions and the Triton kernels can be imported."""
-    began = time.monotonic()
+    end = time.monotonic() + limit
     said: list[str] = []
     check = EXTENSIONS_OF_A_REHEARSAL if run.rehearses else EXTENSIONS
-    for way in ways_to_install(run, limit - 2 * GRACE):
-        left = limit - (time.monotonic() - began)
-        status, output = run.program("import", [sys.executable, "-c", check], left)
+    for way in ways_to_install(run, end - 30):
+        status, output = run.program("import", [sys.executable, "-c", check], end - time.monotonic())
         if status == 0:
             break
         said += [f"{way}: {line}" for line in output.splitlines()[-4:]]
     else:
         return Outcome(False, "the extensions cannot be imported", said)
-    status, _ = run.program("info", [sys.executable, "-m", "icr_kernels", "info"], limit - (time.monotonic() - began))
+    status, _ = run.program("info", [sys.executable, "-m", "icr_kernels", "info"], end - time.monotonic())
     if status != 0:
         return Outcome(False, f"{way}, but info ended with status {status}", said)
-    if not run.rehearses:
-        status, output = run.program("machine", [sys.executable, "-c", MACHINE], limit - (time.monotonic() - began))
-        if status != 0:
-            return Outcome(False, f"{way}, but torch does not say what machine this is", output.splitlines()[-4:])
-        (run.folder / "machine.json").write_text(output.splitlines()[-1] + "\n")
-    return Outcome(True, f"imported {way}", said)
+    summary = f"imported {way}"
+    if run.rehearses:
+        return Outcome(
+            "older" not in wheel_to_bring_along() or way == "as installed", f"{summary}; {wheel_to_bring_along()}"
+        )
+    status, output = run.program("machine", [sys.executable, "-c", MACHINE], end - time.monotonic())
+    if status != 0:
+        return Outcome(False, f"{summary}, but torch does not say what machine this is", output.splitlines()[-4:])
+    (run.folder / "machine.json").write_text(output.splitlines()[-1] + "\n")
+    differs = difference(run.site) if way.startswith("from") else None
+    return Outcome(
+        differs is None, summary + (f", whose {differs} is not that of the source tree" if differs else ""), said
+    )
 
 
 # Measurements
 
+NO_RESULT = "no result"
+LOST = "lost the device"
+
 
 def measure(name: str, *arguments: str) -> Callable[[Run, float], Outcome]:
-    """Measurements; those that are done are in the CSV, whatever becomes of the rest."""
+    """Measurements; those that are done are in the CSV, whatever becomes of the rest. A kernel that faults takes the
+    device from its process, and no other measurement with it: another process goes on."""
 
     def part(run: Run, limit: float) -> Outcome:
-        command = [sys.executable, "-m", "benchmarks.gpu.measure", "--output", str(run.folder), *arguments]
-        command += ["--limit", str(limit - 2 * GRACE), *["--dry-run"] * run.rehearses]
-        status, output = run.program(name, command, limit)
+        end, done, lines = time.monotonic() + limit, 0, ["no output"]
+        while True:
+            left = end - time.monotonic()
+            command = [sys.executable, "-m", "benchmarks.gpu.measure", "--output", str(run.folder), *arguments]
+            command += ["--limit", f"{left - 3 * GRACE:.0f}", "--skip", str(done), *["--dry-run"] * run.rehearses]
+            status, output = run.program(name, command, left)
+            lines += output.splitlines()
+            lost = re.fullmatch(rf"{LOST} after (\d+) .*", lines[-1])
+            if lost is None:
+                break
+            done = int(lost[1])
         ending = {0: "complete", 1: "incomplete, or without a result in some rows", None: "ended at the time limit"}
-        lines = output.splitlines() or ["no output"]
         summary = f"{lines[-1]}; {ending.get(status, f'ended with status {status}')}"
-        return Outcome(status == 0, summary, [line for line in lines if NO_RESULT in line][:DETAILS] or lines[-4:])
+        bad = [line for line in lines if NO_RESULT in line or line.startswith(LOST)]
+        return Outcome(status == 0 and done == 0, summary, bad[:DETAILS] or lines[-4:])
 
     return part
 
@@ -217,47 +250,45 @@ def tests(name: str, *arguments: str, processes: int = 1) -> Callable[[Run, floa
     def part(run: Run, limit: float) -> Outcome:
         if importlib.util.find_spec("pytest") is None:
             return Outcome(False, f"pytest is not installed for {sys.executable}")
-        report = run.log(name).with_suffix(".xml")
-        report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--continue-on-collection-errors", *arguments]
+        command += ["-p", "benchmarks.gpu.pytest_plugin"]
         environment = {}
         if run.rehearses:
-            status, output = run.program(name, [*command, "--collect-only", "-p", "benchmarks.gpu.rehearsal"], limit)
+            status, output = run.program(name, [*command, "--collect-only", "--as-if-there-were-a-gpu"], limit)
             return Outcome(status == 0, (output.splitlines() or ["no output"])[-1], output.splitlines()[-DETAILS:])
         cores = os.cpu_count() or 1
         if processes > 1 and importlib.util.find_spec("xdist") is not None:
             workers = min(processes, cores)
             command += ["-n", str(workers)]
             environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
-        status, _ = run.program(name, [*command, f"--junitxml={report}"], limit, **environment)
-        return judged(report, status)
+        record = run.log(name).with_suffix(".jsonl")
+        record.unlink(missing_ok=True)
+        status, output = run.program(name, [*command, f"--record={record}"], limit, **environment)
+        return judged(record, status, output)
 
     return part
 
 
-def judged(report: Path, status: int | None) -> Outcome:
-    """What pytest's JUnit report says, and its exit status (None: it was interrupted)."""
-    if not report.exists():
-        return Outcome(False, f"pytest ended with status {status} and left no report")
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    bad = [(case, mark) for case in cases for mark in case if mark.tag in ("failure", "error")]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    failed = len({id(case) for case, _ in bad})
-    counts = f"{len(cases) - skipped - failed} passed, {failed} failed, {skipped} skipped"
+def judged(record: Path, status: int | None, output: str) -> Outcome:
+    """What the plugin has written of each test, and pytest's exit status (None: it was interrupted)."""
+    ended: dict[str, str] = {}
+    details = []
+    for line in record.read_text().splitlines() if record.exists() else ():
+        test = json.loads(line)
+        if ended.get(test["name"]) != "failed":
+            ended[test["name"]] = test["outcome"]
+        if test["outcome"] == "failed":
+            details.append(f"{test['name']}: {test['message']}")
+    counts = ", ".join(f"{list(ended.values()).count(each)} {each}" for each in ("passed", "failed", "skipped"))
     ending = {0: "", None: ", interrupted at the time limit"}.get(status, f", pytest's exit status {status}")
-    details = [f"{case.get('classname')}::{case.get('name')}: {_last_line(mark)}" for case, mark in bad]
-    return Outcome(status == 0 and not bad, counts + ending, details[:DETAILS])
-
-
-def _last_line(mark: ElementTree.Element) -> str:
-    lines = [line for line in (mark.get("message") or mark.text or "").splitlines() if line.strip()]
-    return lines[0][:300] if lines else "no message"
+    bad = status != 0 or "failed" in ended.values() or not ended
+    return Outcome(not bad, counts + ending, (details or output.splitlines()[-12:] if bad else [])[:DETAILS])
 
 
 # Sanitizers
 
 DRIVER = "benchmarks.gpu.sanitizer_driver"
-FINISHED = "driver finished"
+FINISHED, STOPPED = "driver finished", "driver stopped after"
 TOOLS = {
     # API errors are torch's own probing of the driver; those of launches are raised.
     "memcheck": ("--report-api-errors", "no", "--padding", "256"),
@@ -284,24 +315,30 @@ def sanitize(run: Run, limit: float) -> Outcome:
     tool = sanitizer()
     if tool is None:
         return Outcome(False, "compute-sanitizer is not on the path, in CUDA_HOME or in /usr/local/cuda")
-    began, found = time.monotonic(), []
+    end, found = time.monotonic() + limit, []
     for place, name in enumerate(TOOLS):
-        share = (limit - (time.monotonic() - began)) / (len(TOOLS) - place)
+        share = (end - time.monotonic()) / (len(TOOLS) - place)
         command = [tool, "--tool", name, "--target-processes", "application-only", "--error-exitcode", "9"]
-        status, output = run.program(name, [*command, *TOOLS[name], *driver], share, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        # The driver stops in time for the tool to say what it has found.
+        stop = ["--until", f"{time.time() + share - 2 * GRACE:.0f}"]
+        status, output = run.program(
+            name, [*command, *TOOLS[name], *driver, *stop], share, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+        )
         found.append(clean(name, status, output))
     return together(found)
 
 
 def clean(tool: str, status: int | None, log: str) -> Outcome:
-    """Clean is: the driver went through to its end, and the tool ended well and counted nothing."""
+    """Clean is: the driver went through to its end, and the tool ended well and counted nothing. A driver that had to
+    stop says how far it came."""
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", log)
     finished = re.search(rf"{FINISHED}: (.*)", log)
     if status == 0 and finished and summary and all(line.startswith(CLEAN[tool]) for line in summary):
         return Outcome(True, f"{tool}: clean, {finished[1]}")
     said = summary[-1] if summary else "no summary"
     ending = "interrupted at the time limit" if status is None else f"exit status {status}"
-    went = "the driver finished" if finished else "the driver did not finish"
+    stopped = re.search(rf"{STOPPED} .*", log)
+    went = "the driver finished" if finished else stopped[0] if stopped else "the driver did not finish"
     tail = [*log.splitlines()[:12], "...", *log.splitlines()[12:][-20:]]
     return Outcome(False, f"{tool}: {said}, {ending}, {went}", [f"{tool}: {line}" for line in tail])
 
@@ -336,7 +373,7 @@ PARTS = {
         70,
         100,
     ),
-    "sanitizers": Part("compute-sanitizer's four tools", sanitize, 90, 120),
+    "sanitizers": Part("compute-sanitizer's four tools", sanitize, 100, 160),
     "triton-tests": Part(
         "what only a GPU can show, on triton",
         tests("triton-tests", "tests/test_gpu.py", "--only-backend", "triton", processes=4),
@@ -344,10 +381,10 @@ PARTS = {
         110,
     ),
     "peers": Part(
-        "cuda beside other people's code, eager first, then compiled",
-        measure("peers", "--only", "^(?!triton)"),
-        110,
-        130,
+        "cuda and triton beside other people's code, eager first, then compiled",
+        measure("peers"),
+        150,
+        170,
     ),
 }
 RUNS = {

@@ -130,7 +130,8 @@ def figures(table: Table) -> list[str]:
 def take(source: Path) -> list[Path]:
     """Puts the results of a run with those of its kind of GPU in benchmarks/results."""
     found, rows = outcomes(source), results.read(source)
-    devices = dict.fromkeys(outcome.machine["device"] for outcome in found.values() if outcome.machine)
+    devices = dict.fromkeys(row["device"] for row in rows)
+    devices |= dict.fromkeys(outcome.machine["device"] for outcome in found.values() if outcome.machine)
     for device in devices:
         folder = results.RESULTS / results.slug(device)
         results.merge(folder, [row for row in rows if row["device"] == device])

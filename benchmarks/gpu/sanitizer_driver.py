@@ -5,9 +5,12 @@ Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: each tensor is then a block of mem
 """
 
 import argparse
+import functools
 import itertools
+import math
 import random
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +29,7 @@ from icr_kernels.variants import (
     REDUCTIONS,
 )
 
-from .parts import DRIVER, FINISHED
+from .parts import DRIVER, FINISHED, STOPPED
 
 # Nothing, one pair, both sides of a warp and of a block; and hundreds of blocks, whose sums the last one adds up.
 SIZES = (0, 1, 31, 257, 1000, 100_003)
@@ -151,22 +154,25 @@ def calls() -> Iterator[tuple[int, int, torch.dtype, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {DRIVER}", description=__doc__)
+    parser.add_argument("--until", type=float, default=math.inf, help="stop at this time, in seconds since the epoch")
     parser.add_argument("--dry-run", action="store_true", help="counts the combinations")
     options = parser.parse_args(arguments)
-    aligned_calls, set_calls = list(calls()), list(calls_over_sets())
-    count = f"{len(aligned_calls) + len(set_calls)} combinations"
+    todo = [functools.partial(call, "cuda", *each) for each in calls()]
+    todo += [functools.partial(call_over_sets, *each) for each in calls_over_sets()]
+    random.Random(0).shuffle(todo)  # one that has to stop has seen some of every kind
     if options.dry_run:
-        print(count)
+        print(f"{len(todo)} combinations")
         return 0
     if operators.CUDA_ERROR is not None:
         print(operators.CUDA_ERROR)
         return 1
-    for arguments_of_pairs in aligned_calls:
-        call("cuda", *arguments_of_pairs)
-    for arguments_of_sets in set_calls:
-        call_over_sets(*arguments_of_sets)
+    for done, combination in enumerate(todo):
+        if time.time() > options.until:
+            print(f"{STOPPED} {done} of {len(todo)} combinations", flush=True)
+            return 0
+        combination()
     torch.cuda.synchronize()
-    print(f"{FINISHED}: {count}", flush=True)
+    print(f"{FINISHED}: {len(todo)} combinations", flush=True)
     return 0
 
 

@@ -4,7 +4,7 @@ torchvision's wheels on PyPI are built for CUDA; beside a CPU build of torch the
 import of torchvision then fails because it describes operators that nobody declared. Declared here, they let all of
 torchvision's Python run, its losses among it. Of the operators nms has a kernel, in torch; the others stay unusable.
 
-``python -m tests.torchvision_without_extension MODULE ...`` runs a module like that, and the processes that it starts.
+``python -m benchmarks.torchvision_without_extension MODULE ...`` runs a module like that, and processes that it starts.
 """
 
 import importlib.util

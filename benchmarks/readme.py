@@ -268,12 +268,16 @@ def figures(measured: Sequence[Machine]) -> str:
 
 
 def gpus(measured: Iterable[Machine]) -> str:
-    links = [
-        f"[{machine.rows[0]['device']}]({(machine.folder / 'report.md').relative_to(ROOT).as_posix()})"
-        for machine in measured
-        if not machine.has_cpu
-    ]
-    return f"Measured GPUs: {', '.join(links)}." if links else "**No GPU figure has been measured yet.**"
+    """Of each GPU its report and its targets, those that are not measured yet included."""
+    from .gpu import report  # which says of a GPU what this module says of all
+
+    parts = []
+    for machine in measured:
+        if not machine.has_cpu:
+            link = f"[{machine.rows[0]['device']}]({(machine.folder / 'report.md').relative_to(ROOT).as_posix()})"
+            table = markdown(("target", "wanted", "measured", "met"), report.targets(machine.rows))
+            parts.append(f"{link}, torch {machine.rows[0]['torch']}, {machine.rows[0]['date']}:\n\n{table}")
+    return "\n\n".join(parts) or "**No GPU figure has been measured yet.**"
 
 
 BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {

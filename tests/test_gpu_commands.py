@@ -44,6 +44,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "BUILD", tmp_path / "build")
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "DOCUMENTS", ())
     return run
 
@@ -88,6 +89,12 @@ def test_two_short_runs_are_all_parts_and_take_eleven_minutes_at_most():
     assert max(limits.values()) <= 10 * 60, "the limit of one call"
 
 
+def test_contributing_has_the_times_of_the_parts():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name, part in parts.PARTS.items():
+        assert re.search(rf"\| `{name}` \| .* \| {part.expected:.0f} s \| {part.limit:.0f} s \|", text), name
+
+
 def test_part_that_fails_stops_no_other(gpu, capsys, tmp_path):
     assert gpu(install=installs, times=measures(1), sanitizers=broken, peers=measures(2)) == 1
     found = {part: outcome.ok for part, outcome in parts.outcomes(tmp_path / "run").items()}
@@ -129,6 +136,8 @@ def test_every_part_leaves_an_archive_that_can_be_taken_home(gpu, tmp_path):
     text = (folder / "report.md").read_text()
     for line in ("# Imaginary GPU 1", "- times: ok", "- peers: ok", "- sanitizers: not run"):
         assert line in text
+    block = readme.gpus(readme.machines(tmp_path / "results"))
+    assert block.startswith("[Imaginary GPU 1](results/imaginary-gpu-1/report.md)") and "| >= 90 % |" in block
 
 
 def test_results_of_two_gpus_are_kept_apart(gpu, tmp_path):

@@ -23,7 +23,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icr_
 # The two oldest, of which the second is that of a common GPU image, and the newest that was tried.
 VERSIONS = ("2.10.0", "2.11.0", "2.14.1")
 OLDEST_TORCH = re.search(r'OLDEST_TORCH = "(\w+)"', (ROOT / "setup.py").read_text())[1]
-TOOLKIT = next((path for path in Path("/usr/local").glob("cuda/include") if (path / "cuda_runtime.h").exists()), None)
+TOOLKITS = [Path(home) / "include" for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+TOOLKIT = next((path for path in TOOLKITS if (path / "cuda_runtime.h").exists()), None)
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
@@ -50,12 +51,13 @@ def unpacked(version: str) -> Path:
 
 @needs_compiler
 @pytest.mark.parametrize("version", VERSIONS)
-def test_sources_compile_against_the_headers(version):
+@pytest.mark.parametrize("which", ["cpu", "cuda"])
+def test_sources_compile_against_the_headers(which, version):
     """Those of the installed one have just been compiled against."""
-    sources = sorted(ROOT.glob("csrc/**/*.cpp"))
-    assert len(sources) >= 7
-    if TOOLKIT is None:
-        sources = [source for source in sources if source.parent.name != "cuda"]
+    sources = [path for path in ROOT.glob("csrc/**/*.cpp") if (path.parent.name == "cuda") == (which == "cuda")]
+    assert len(sources) == {"cpu": 5, "cuda": 2}[which]
+    if which == "cuda" and TOOLKIT is None:
+        pytest.skip("no CUDA toolkit in CUDA_HOME or /usr/local/cuda, whose headers are needed too")
     includes = [
         pybind11.get_include(),
         str(unpacked(version) / "torch" / "include"),

@@ -392,18 +392,39 @@ def test_no_tests_are_no_success(tmp_path):
 
 
 def test_measurements_go_on_after_a_kernel_that_faults(monkeypatch, tmp_path):
-    """In another process, behind the measurement that lost the device."""
+    """In another process, behind the measurement that lost the device; the second time without what did it."""
     commands = []
-    endings = iter([(1, f"bad\n{parts.LOST} after 7 of 9 measurements\n"), (0, "9 measurements, 0 of this ...")])
+    losses = [f"{parts.LOST} after {done} of 9 measurements, in cuda" for done in (2, 7)]
+    endings = iter([(1, f"bad\n{losses[0]}\n"), (1, losses[1]), (0, "9 measurements, 0 of this ...")])
 
     def program(self, name, arguments, limit, **environment):
-        commands.append(arguments[arguments.index("--skip") + 1])
+        commands.append(arguments[arguments.index("--skip") + 1 :])
         return next(endings)
 
     monkeypatch.setattr(parts.Run, "program", program)
     outcome = parts.PARTS["times"].run(parts.Run(tmp_path), 100)
-    assert commands == ["0", "7"]
-    assert not outcome.ok and outcome.details == [f"{parts.LOST} after 7 of 9 measurements"]
+    assert commands == [["0"], ["2"], ["7", "--without", "cuda"]]
+    assert not outcome.ok and outcome.details == losses
+
+
+def test_measurements_behind_a_loss(monkeypatch, on_the_cpu, capsys, tmp_path):
+    """The program ends where the device is lost, and leaves out what it is told to."""
+    made = []
+
+    def measured(job):
+        made.append(job[3])
+        return [
+            measure.row(job[0], job[2], job[4], job[3], "us", **({"note": "bad"} if len(made) == 2 else {"p50": 1}))
+        ]
+
+    monkeypatch.setattr(measure, "measured", measured)
+    monkeypatch.setattr(measure, "is_lost", lambda: True)
+    arguments = ["--output", str(tmp_path), "--limit", "600", "--figures", "host", "--only", "^(cuda|triton)$"]
+    assert measure.main(arguments) == 1
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == f"{parts.LOST} after 2 of 12 measurements, in {made[1]}"
+    assert measure.main([*arguments, "--skip", "2", "--without", "cuda"]) == 0
+    assert set(made[2:]) == {"triton"} and len(results.read(tmp_path)) == 2 + len(made[2:])
 
 
 def test_each_sanitizer_has_its_share_of_the_time(monkeypatch, tmp_path):

@@ -12,10 +12,12 @@ from torch import Tensor
 
 import icr_kernels as icr
 from benchmarks.torchvision_without_extension import make_importable
+from frameworks import need
 from inputs import device_of, every_backend, full_precision, pairs
 from oracle import evaluate
 from tolerances import relative_l2
 
+need("torchvision")
 make_importable()
 
 from torchvision.ops import (  # noqa: E402  (after the operators it describes are declared)

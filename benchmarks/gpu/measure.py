@@ -403,6 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", metavar="PATTERN", default="", help="implementations whose name matches (default: all)"
     )
     parser.add_argument("--skip", type=int, default=0, help="so many measurements, which have been made")
+    parser.add_argument("--without", metavar="NAME", nargs="+", default=(), help="implementations to leave out")
     parser.add_argument("--dry-run", action="store_true", help="names what would be measured")
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -414,6 +415,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if todo else 1
     done, wrong = options.skip, 0
     for job in todo[done:]:
+        if job[3] in options.without:
+            done += 1
+            continue
         seconds = time.monotonic() - began
         if seconds > options.limit:
             print(f"stopped after {options.limit:.0f} s with {len(todo) - done} of {len(todo)} measurements left")
@@ -425,7 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed = [each for each in rows if each.get("note")]
         wrong += sum(each["implementation"] in OURS for each in failed)
         if failed and is_lost():
-            print(f"{LOST} after {done} of {len(todo)} measurements")
+            print(f"{LOST} after {done} of {len(todo)} measurements, in {job[3]}")
             return 1
     print(f"{done} measurements, {wrong} of this package without a result")
     return 1 if wrong else 0

@@ -219,20 +219,25 @@ LOST = "lost the device"
 
 def measure(name: str, *arguments: str) -> Callable[[Run, float], Outcome]:
     """Measurements; those that are done are in the CSV, whatever becomes of the rest. A kernel that faults takes the
-    device from its process, and no other measurement with it: another process goes on."""
+    device from its process, and no other measurement with it: another process goes on. An implementation that has done
+    so twice is left out."""
 
     def part(run: Run, limit: float) -> Outcome:
         end, done, lines = time.monotonic() + limit, 0, ["no output"]
+        faults: list[str] = []
         while True:
             left = end - time.monotonic()
             command = [sys.executable, "-m", "benchmarks.gpu.measure", "--output", str(run.folder), *arguments]
             command += ["--limit", f"{left - 3 * GRACE:.0f}", "--skip", str(done), *["--dry-run"] * run.rehearses]
+            if out := [name for name in dict.fromkeys(faults) if faults.count(name) > 1]:
+                command += ["--without", *out]
             status, output = run.program(name, command, left)
             lines += output.splitlines()
-            lost = re.fullmatch(rf"{LOST} after (\d+) .*", lines[-1])
+            lost = re.fullmatch(rf"{LOST} after (\d+) .*, in (.*)", lines[-1])
             if lost is None:
                 break
             done = int(lost[1])
+            faults.append(lost[2])
         ending = {0: "complete", 1: "incomplete, or without a result in some rows", None: "ended at the time limit"}
         summary = f"{lines[-1]}; {ending.get(status, f'ended with status {status}')}"
         bad = [line for line in lines if NO_RESULT in line or line.startswith(LOST)]

@@ -142,14 +142,14 @@ def sources() -> list[Path]:
     return [ROOT / "setup.py", *(path for path in files if path.suffix in (".py", ".h", ".cpp", ".cu"))]
 
 
-def wheel_to_bring_along() -> str:
-    """Which one it is, and whether something has changed since it was made. On a copy all files are of the same age."""
+def wheel_to_bring_along() -> tuple[bool, str]:
+    """Whether nothing is wrong with it, and what is to be known of it. On a copy all files are of the same age."""
     for wheel in wheels()[:1]:
         newest = max(sources(), key=lambda path: path.stat().st_mtime)
         if newest.stat().st_mtime > wheel.stat().st_mtime:
-            return f"dist/{wheel.name} is older than {newest.relative_to(ROOT)}: make wheel"
-        return f"dist/{wheel.name} is to be brought along"
-    return f"dist has no wheel for Python {sys.version_info.major}.{sys.version_info.minor}: make wheel"
+            return False, f"dist/{wheel.name} is older than {newest.relative_to(ROOT)}: make wheel"
+        return True, f"dist/{wheel.name} is to be brought along"
+    return True, f"dist has no wheel for Python {sys.version_info.major}.{sys.version_info.minor}: make wheel"
 
 
 def difference(site: Path) -> str | None:
@@ -198,9 +198,8 @@ def install(run: Run, limit: float) -> Outcome:
         return Outcome(False, f"{way}, but info ended with status {status}", said)
     summary = f"imported {way}"
     if run.rehearses:
-        return Outcome(
-            "older" not in wheel_to_bring_along() or way == "as installed", f"{summary}; {wheel_to_bring_along()}"
-        )
+        is_new, about_wheel = wheel_to_bring_along()
+        return Outcome(is_new or way == "as installed", f"{summary}; {about_wheel}")
     status, output = run.program("machine", [sys.executable, "-c", MACHINE], end - time.monotonic())
     if status != 0:
         return Outcome(False, f"{summary}, but torch does not say what machine this is", output.splitlines()[-4:])

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 
 def output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -14,8 +12,5 @@ def output_of(*command: str) -> str:
 
 def audited(library: str) -> list[dict]:
     """What torch-abi-audit finds of each extension beside the library."""
-    tool = Path(sys.executable).parent / "torch-abi-audit"
-    if not tool.exists():
-        pytest.skip("torch-abi-audit is not installed; `make test` installs it")
-    found = json.loads(output_of(str(tool), "--json", library))
+    found = json.loads(output_of(str(Path(sys.executable).parent / "torch-abi-audit"), "--json", library))
     return [extension["torch"] for extension in found["extensions"]]

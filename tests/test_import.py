@@ -51,6 +51,16 @@ assert torch.get_default_dtype() == torch.float32
     run("-c", script)
 
 
+def test_driver_that_is_too_old_is_told():
+    """Within a major version of CUDA any driver will do, and without a driver there is no GPU to speak of."""
+    from icr_kernels.operators import _driver_error
+
+    for driver, runtime in ((13000, 13000), (13020, 12080), (12040, 12080), (0, 13000)):
+        assert _driver_error(driver, runtime) is None
+    error = _driver_error(12080, 13000)
+    assert "built with CUDA 13 and need a driver for it, got one for CUDA 12.8" in error
+
+
 def test_import_prints_nothing():
     result = run("-W", "error::DeprecationWarning:icr_kernels", "-c", "import icr_kernels")
     assert result.stdout == "" and "icr_kernels" not in result.stderr

@@ -40,14 +40,15 @@ ICR_INLINE Box<S> corners(const S (&coordinates)[4], BoxFormat format) {
   return box;
 }
 
-// The gradient with respect to corners() as one with respect to its coordinates: the transpose of its derivative.
+// The gradient with respect to corners() as one with respect to its coordinates: the transpose of its derivative. A side
+// of exactly 0 is not inverted: it can grow.
 template <class S>
 ICR_INLINE void pull_back(const S (&coordinates)[4], BoxFormat format, S (&gradient)[4]) {
   const S limit(kCoordinateLimit), half(0.5), zero(0);
   S g[4] = {gradient[0], gradient[1], gradient[2], gradient[3]};
   for (int axis = 0; axis < 2; ++axis) {
     const S first = coordinates[axis], second = coordinates[axis + 2];
-    const auto inverted = second <= (format == kXYXY ? first : zero);
+    const auto inverted = second < (format == kXYXY ? first : zero);
     g[axis] = select(inverted, g[axis] + g[axis + 2], g[axis]);
     g[axis + 2] = select(inverted, zero, g[axis + 2]);
     if (format != kXYXY) {

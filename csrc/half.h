@@ -39,13 +39,12 @@ ICR_INLINE float half_to_float(uint16_t x) {
 }
 #endif
 
-// Rounded to nearest even; beyond the range, the largest finite number; NaN stays NaN.
+// Rounded to nearest even, beyond the range to infinity, as PyTorch casts: a GradScaler has to see it. NaN stays NaN.
 ICR_INLINE uint16_t float_to_bfloat16(float x) {
   const uint32_t bits = bits_of(x);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t rounded = (magnitude + 0x7fffu + ((magnitude >> 16) & 1u)) >> 16;
-  const uint32_t finite = rounded < 0x7f7fu ? rounded : 0x7f7fu;
-  return uint16_t((magnitude > 0x7f800000u ? 0x7fc0u : finite) | (bits >> 16 & 0x8000u));
+  return uint16_t((magnitude > 0x7f800000u ? 0x7fc0u : rounded) | (bits >> 16 & 0x8000u));
 }
 
 ICR_INLINE uint16_t float_to_half(float x) {
@@ -55,9 +54,8 @@ ICR_INLINE uint16_t float_to_half(float x) {
   const uint32_t subnormal = bits_of(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   const uint32_t rounded = magnitude < 0x38800000u ? subnormal : normal;
-  const uint32_t finite = rounded < 0x7bffu ? rounded : 0x7bffu;
-  const uint32_t saturated = magnitude >= 0x47800000u ? 0x7bffu : finite;
-  return uint16_t((magnitude > 0x7f800000u ? 0x7e00u : saturated) | (bits >> 16 & 0x8000u));
+  const uint32_t limited = rounded < 0x7c00u ? rounded : 0x7c00u;
+  return uint16_t((magnitude > 0x7f800000u ? 0x7e00u : limited) | (bits >> 16 & 0x8000u));
 }
 
 }  // namespace icr

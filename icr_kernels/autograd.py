@@ -7,35 +7,11 @@ moves 96 bytes a pair in both passes and computing anew would move 112. The term
 do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes.
 """
 
-from typing import Any
-
 import torch
-from torch.autograd.function import once_differentiable
 
+from . import transforms
 from .backends import BY_NAME
-from .checks import Formula, Pairs
 from .operators import WANTED_ANCHORS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET
-from .variants import BOX_FORMAT_IDS, LOSS_IDS, PENALTY_IDS
-
-
-def numbers(formula: Formula) -> tuple[Any, ...]:
-    """The formula as the operators take it."""
-    return (
-        LOSS_IDS[formula.loss],
-        PENALTY_IDS[formula.penalty],
-        float(formula.penalty_weight),
-        bool(formula.relative),
-        float(formula.eps),
-        BOX_FORMAT_IDS[formula.box_format],
-    )
-
-
-def needs_gradient(pairs: Pairs) -> bool:
-    return torch.is_grad_enabled() and (
-        pairs.pred.requires_grad
-        or pairs.target.requires_grad
-        or (pairs.anchors is not None and pairs.anchors.requires_grad)
-    )
 
 
 def _wanted(needs_input_grad: tuple[bool, ...]) -> int:
@@ -46,18 +22,41 @@ def _wanted(needs_input_grad: tuple[bool, ...]) -> int:
     )
 
 
+class Once(torch.autograd.Function):
+    """The first ``count`` tensors, which are gradients, as a function of the others, on which they depend: its
+    derivative is an error, and not left out."""
+
+    @staticmethod
+    def forward(count, *tensors):
+        return tensors[:count]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(transforms.NO_SECOND_DERIVATIVE)
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info, in_dims, count, *tensors):
+        return Once.apply(count, *tensors), in_dims[1 : 1 + count]
+
+
 def first_derivative(backward):
-    """A backward pass without a derivative of its own: differentiating its result raises.
+    """A backward pass without a derivative of its own. Its context saves the boxes that require grad first."""
 
-    `once_differentiable` sees to that where an upstream gradient requires grad. The result also depends on the boxes,
-    so where a graph of the backward pass is being made (create_graph=True) every upstream gradient is made to.
-    """
-    guarded = once_differentiable(backward)
-
-    def first(ctx, *gradients):
-        if not torch.is_grad_enabled():
-            return backward(ctx, *gradients)
-        return guarded(ctx, *(gradient.detach().requires_grad_() for gradient in gradients))
+    def first(ctx, *upstream):
+        if not torch.is_grad_enabled() and not transforms.active():
+            return backward(ctx, *upstream)
+        with torch.no_grad():
+            results = backward(ctx, *upstream)
+        gradients = [each for each in results if each is not None]
+        arguments = [each for each in (*upstream, *ctx.saved_tensors[:3]) if each is not None]
+        once = iter(Once.apply(len(gradients), *gradients, *arguments))
+        return tuple(None if each is None else next(once) for each in results)
 
     return first
 
@@ -71,11 +70,14 @@ class Loss(torch.autograd.Function):
             pred, target, anchors, anchor_index, weight, mask, normalizer, *options, wanted, False
         )
         ctx.save_for_backward(
+            pred if wanted & WANTED_PRED else None,
+            target if wanted & WANTED_TARGET else None,
+            anchors if wanted & WANTED_ANCHORS else None,
             pending if pending.numel() else None,
             grad_pred if wanted & WANTED_PRED else None,
             grad_target if wanted & WANTED_TARGET else None,
             grad_anchors if wanted & WANTED_ANCHORS else None,
-            *((anchors, anchor_index) if anchor_index is not None and wanted & WANTED_ANCHORS else (None, None)),
+            anchor_index if wanted & WANTED_ANCHORS else None,
         )
         ctx.scaled = operators.scaled
         ctx.dtypes = pred.dtype, target.dtype, None if anchors is None else anchors.dtype
@@ -84,13 +86,14 @@ class Loss(torch.autograd.Function):
     @staticmethod
     @first_derivative
     def backward(ctx, grad_loss):
-        pending, pred, target, anchors, *table = ctx.saved_tensors
+        _, _, table, pending, pred, target, anchors, anchor_index = ctx.saved_tensors
         if pred is not None:
             pred = ctx.scaled(pred, grad_loss, pending, ctx.dtypes[0], None, None)
         if target is not None:
             target = ctx.scaled(target, grad_loss, pending, ctx.dtypes[1], None, None)
         if anchors is not None:
-            anchors = ctx.scaled(anchors, grad_loss, pending, ctx.dtypes[2], *table)
+            table = None if anchor_index is None else table
+            anchors = ctx.scaled(anchors, grad_loss, pending, ctx.dtypes[2], table, anchor_index)
         return pred, target, anchors, None, None, None, None, None, None
 
 

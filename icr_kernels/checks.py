@@ -5,6 +5,7 @@ checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=
 """
 
 import math
+import numbers
 import os
 from typing import NamedTuple
 
@@ -106,22 +107,30 @@ def formula(
     """The names and numbers that choose what is computed. Without anchors there is no penalty."""
     _name("loss", loss, LOSS_NAMES)
     _name("penalty", penalty, PENALTY_NAMES)
+    number("penalty_weight", penalty_weight)
     _format(eps, box_format)
-    return Formula(loss, NO_PENALTY if anchors is None else penalty, penalty_weight, relative, eps, box_format)
+    penalty = NO_PENALTY if anchors is None else penalty
+    return Formula(loss, penalty, float(penalty_weight), bool(relative), float(eps), box_format)
 
 
 def _format(eps: float, box_format: str) -> None:
     _name("box_format", box_format, BOX_FORMATS)
-    if not eps >= 1e-30:
-        raise ValueError(f"eps: expected a number of at least 1e-30, got {eps!r}")
+    number("eps", eps, 1e-30)
 
 
 def names(
-    *, reduction: str, loss: str, eps: float, box_format: str, penalty: str = PENALTY_NAMES[0], **_: object
+    *,
+    reduction: str,
+    loss: str,
+    eps: float,
+    box_format: str,
+    penalty: str = PENALTY_NAMES[0],
+    penalty_weight: float = 1.0,
+    **_: object,
 ) -> None:
-    """The names that a module holds, checked when it is made."""
+    """The names and numbers that a module holds, checked when it is made."""
     _name("reduction", reduction, REDUCTIONS)
-    formula(loss, penalty, 1.0, False, eps, box_format, None)
+    formula(loss, penalty, penalty_weight, False, eps, box_format, None)
 
 
 def reduction(reduction: str, normalizer: float | Tensor | None, pred: Tensor) -> None:
@@ -136,8 +145,8 @@ def reduction(reduction: str, normalizer: float | Tensor | None, pred: Tensor) -
         _tensor("normalizer", normalizer, FLOAT_TYPES + INDEX_TYPES)
         _device("normalizer", normalizer, pred.device)
         _no_gradient("normalizer", normalizer)
-    elif isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
-        raise TypeError(f"normalizer: expected a number or a 0-dim tensor, got {type(normalizer).__name__}")
+    else:
+        number("normalizer", normalizer, expected="a number or a 0-dim tensor")
 
 
 class Sets(NamedTuple):
@@ -216,11 +225,15 @@ def selected_count(k: int) -> None:
         raise ValueError(f"k: expected 1 to {MOST_SELECTED}, got {k}; for more, take torch.topk of pairwise_iou")
 
 
-def number(argument: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{argument}: expected a number from {least:g} to {most:g}, got {value!r}")
+def number(
+    argument: str, value: float, least: float = -math.inf, most: float = math.inf, *, expected: str = "a number"
+) -> None:
+    """Of Python or NumPy, finite and within bounds. A tensor is none: reading one would make a GPU wait."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
+    if not (least <= value <= most and -math.inf < value < math.inf):
+        bounds = f" from {least:g} to {most:g}" if most < math.inf else f" of at least {least:g}"
+        raise ValueError(f"{argument}: expected a finite number{bounds if least > -math.inf else ''}, got {value!r}")
 
 
 def matching(

@@ -1,11 +1,12 @@
 """The door: the public functions. Each checks its arguments, chooses a backend and calls it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from . import autograd, checks, reference
-from .backends import choose
-from .operators import WANTED_PRED
+from . import autograd, checks, reference, transforms
+from .operators import WANTED_PRED, numbers
 from .reference import ICRTerms
 from .variants import REDUCTION_IDS
 
@@ -99,7 +100,7 @@ def icr_loss(
     pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
     formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
     checks.reduction(reduction, normalizer, pred)
-    chosen = choose(backend, pred.device.type)
+    chosen = transforms.backend_of(backend, pred, target, anchors)
     if chosen.operators is None:
         return reference.icr_loss(
             *pairs[:3],
@@ -110,8 +111,10 @@ def icr_loss(
             reduction=reduction,
             **formula._asdict(),
         )
+    if transforms.active():
+        return transforms.icr_loss(pairs, formula, normalizer, reduction, chosen.name)
     arguments = _loss_arguments(pairs, formula, normalizer, reduction)
-    if autograd.needs_gradient(pairs):
+    if transforms.needs_gradient(*pairs[:3]):
         return autograd.Loss.apply(*arguments[:7], chosen.name, arguments[7:])
     return chosen.operators.loss(*arguments, 0, False)[0]
 
@@ -173,11 +176,13 @@ def icr_terms(
     """
     pairs = checks.pairs(pred, target, anchors, anchor_index, None, mask)
     formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
-    chosen = choose(backend, pred.device.type)
+    chosen = transforms.backend_of(backend, pred, target, anchors)
     if chosen.operators is None:
         return reference.icr_terms(*pairs[:3], anchor_index=anchor_index, mask=mask, **formula._asdict())
-    tensors, options = (*pairs[:4], mask), autograd.numbers(formula)
-    if autograd.needs_gradient(pairs):
+    if transforms.active():
+        return transforms.icr_terms(pairs, formula, chosen.name)
+    tensors, options = (*pairs[:4], mask), numbers(formula)
+    if transforms.needs_gradient(*pairs[:3]):
         return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, options))
     return ICRTerms(*chosen.operators.terms(*tensors, *options))
 
@@ -210,8 +215,8 @@ def icr_loss_and_grad(
         pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
         formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
         checks.reduction(reduction, normalizer, pred)
-        chosen = choose(backend, pred.device.type)
-        if chosen.operators is not None:
+        chosen = transforms.backend_of(backend, pred, target, anchors)
+        if chosen.operators is not None and not transforms.active():
             arguments = _loss_arguments(pairs, formula, normalizer, reduction)
             # The gradient is rounded once: by the loss, or by the scaling that is left to do.
             pending = chosen.operators.is_pending(pred, mask, arguments[6], arguments[8])
@@ -219,28 +224,28 @@ def icr_loss_and_grad(
             if pending:
                 gradient = chosen.operators.scaled(gradient, factor, None, pred.dtype, None, None)
             return value, gradient
+    tensors = {"anchor_index": anchor_index, "weight": weight, "mask": mask, "normalizer": normalizer}
+    options: dict[str, Any] = {**tensors, "reduction": reduction, **formula._asdict(), "penalty": penalty}
+    if transforms.active():
+
+        def total(pred: Tensor) -> tuple[Tensor, Tensor]:
+            value = icr_loss(pred, target, anchors, backend=chosen.name, **options)
+            return value.sum(), value
+
+        gradient, value = torch.func.grad(total, has_aux=True)(pred)
+        return value, gradient
     # The reference needs a graph for its gradient, and inference tensors cannot be part of one.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = _outside_inference(pred).requires_grad_()
-        anchors, anchor_index, weight, mask = (
-            None if each is None else _outside_inference(each) for each in (anchors, anchor_index, weight, mask)
-        )
-        value = reference.icr_loss(
-            leaf,
-            _outside_inference(target),
-            anchors,
-            anchor_index=anchor_index,
-            weight=weight,
-            mask=mask,
-            normalizer=normalizer,
-            reduction=reduction,
-            **formula._asdict(),
-        )
+        options = {name: _outside_inference(value) for name, value in options.items()}
+        value = icr_loss(leaf, _outside_inference(target), _outside_inference(anchors), backend="reference", **options)
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
-def _outside_inference(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+def _outside_inference(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach()
 
 
 def _loss_arguments(
@@ -249,5 +254,5 @@ def _loss_arguments(
     """The arguments of the loss operators: six tensors, normalizer, scale, reduction, formula."""
     scale = 1.0
     if normalizer is not None and not isinstance(normalizer, Tensor):
-        scale, normalizer, reduction = 1.0 / max(normalizer, formula.eps), None, "sum"
-    return (*pairs, normalizer, scale, REDUCTION_IDS[reduction], *autograd.numbers(formula))
+        scale, normalizer, reduction = 1.0 / max(float(normalizer), formula.eps), None, "sum"
+    return (*pairs, normalizer, scale, REDUCTION_IDS[reduction], *numbers(formula))

@@ -7,7 +7,7 @@ from .functional import box_iou_loss, icr_loss
 
 
 class _Options(nn.Module):
-    """Keeps keyword options, checks their names at once, and shows them."""
+    """Keeps keyword options, checks their names and numbers at once, and shows them."""
 
     def __init__(self, reduction: str, **options) -> None:
         super().__init__()

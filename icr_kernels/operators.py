@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import compute_dtype
-from .variants import REDUCTION_IDS
+from .checks import Formula, compute_dtype
+from .variants import BOX_FORMAT_IDS, LOSS_IDS, PENALTY_IDS, REDUCTION_IDS
 
 WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS = 1, 2, 4
 WANTED_BOXES1, WANTED_BOXES2 = 1, 2
@@ -44,6 +44,18 @@ _SCHEMAS = {
     "Tensor image, float class_weight, float l1_weight, float giou_weight, float alpha, float gamma, float eps, "
     "int box_format) -> Tensor",
 }
+
+
+def numbers(formula: Formula) -> tuple[Any, ...]:
+    """The formula as the operators take it."""
+    return (
+        LOSS_IDS[formula.loss],
+        PENALTY_IDS[formula.penalty],
+        formula.penalty_weight,
+        formula.relative,
+        formula.eps,
+        BOX_FORMAT_IDS[formula.box_format],
+    )
 
 
 class Operators(NamedTuple):

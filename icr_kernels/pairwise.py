@@ -1,9 +1,8 @@
 """All pairs of two sets of boxes: their matrix, and what is best in its rows or columns without ever making it."""
 
-import torch
 from torch import Tensor
 
-from . import autograd, checks, reference
+from . import autograd, checks, reference, transforms
 from .backends import choose
 from .functional import RAISES, documented
 from .reference import Selection
@@ -59,11 +58,13 @@ def pairwise_iou(
     """
     matrix = checks.sets(boxes1, boxes2)
     checks.kind(kind, eps, box_format)
-    chosen = choose(backend, boxes1.device.type)
+    chosen = transforms.backend_of(backend, boxes1, boxes2)
     if chosen.operators is None:
         return reference.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format)
+    if transforms.active():
+        return transforms.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format, chosen.name)
     options = KIND_IDS[kind], float(eps), BOX_FORMAT_IDS[box_format]
-    if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
+    if transforms.needs_gradient(boxes1, boxes2):
         return autograd.Pairwise.apply(matrix.first, matrix.second, chosen.name, options)
     return chosen.operators.pairwise(matrix.first, matrix.second, *options)
 

@@ -42,15 +42,17 @@ def guard(denominator: Tensor, eps: float) -> Tensor:
 
 
 def corners(boxes: Tensor, box_format: str) -> Box:
-    """Split (..., 4) boxes into corners; an inverted side becomes a side of length 0 at its first corner."""
+    """Split (..., 4) boxes into corners; an inverted side becomes a side of length 0 at its first corner. A side of
+    exactly 0 is not inverted: it can grow."""
     a, b, c, d = torch.where(
         boxes.abs() >= COORDINATE_LIMIT, torch.sign(boxes.detach()) * COORDINATE_LIMIT, boxes
     ).unbind(-1)
+    inverted_x, inverted_y = (c < a, d < b) if box_format == "xyxy" else (c < 0, d < 0)
     if box_format == "cxcywh":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     elif box_format == "xywh":
         c, d = a + c, b + d
-    return Box(a, b, torch.where(c <= a, a, c), torch.where(d <= b, b, d))
+    return Box(a, b, torch.where(inverted_x, a, c), torch.where(inverted_y, b, d))
 
 
 def width(box: Box) -> Tensor:
@@ -93,7 +95,8 @@ def angle(box: Box, eps: float) -> Tensor:
     where that of the quotient is as large as 1/eps."""
     w, h = width(box), height(box)
     turn = constant(h) * w - constant(w) * h
-    return constant(torch.atan2(w, h)) + (turn - constant(turn)) / guard(constant(w * w + h * h), eps)
+    # A side of -0 is a side of 0.
+    return constant(torch.atan2(w, h.abs())) + (turn - constant(turn)) / guard(constant(w * w + h * h), eps)
 
 
 def iou_similarity(p: Box, q: Box, eps: float) -> Tensor:
@@ -204,26 +207,6 @@ def similarity(loss):
 KINDS = dict(zip(KIND_NAMES, (*map(similarity, LOSSES.values()), containment, *PENALTIES.values()), strict=True))
 
 
-class _Upcast(torch.autograd.Function):
-    """``boxes.to(dtype)`` whose gradient saturates instead of overflowing on its way back to half precision."""
-
-    @staticmethod
-    def forward(ctx, boxes, dtype):
-        ctx.dtype = boxes.dtype
-        return boxes.to(dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        if ctx.dtype in (torch.float16, torch.bfloat16):
-            largest = torch.finfo(ctx.dtype).max
-            gradient = gradient.clamp(-largest, largest)
-        return gradient.to(ctx.dtype), None
-
-
-def upcast(boxes: Tensor, dtype: torch.dtype) -> Tensor:
-    return boxes if boxes.dtype == dtype else _Upcast.apply(boxes, dtype)
-
-
 class ICRTerms(NamedTuple):
     """What one pass computes for every pair, each of the shape (...).
 
@@ -256,7 +239,7 @@ def icr_terms(
 
     def box(boxes: Tensor) -> Box:
         # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.
-        boxes = upcast(boxes, dtype)
+        boxes = boxes.to(dtype)
         return corners(boxes if mask is None else torch.where(mask.unsqueeze(-1), boxes, 0), box_format)
 
     p, g = box(pred), box(target)
@@ -266,7 +249,7 @@ def icr_terms(
         inside, excess = torch.ones_like(total), torch.zeros_like(total)
     else:
         # Converted before it is gathered: the gradient of a table adds up in the arithmetic's dtype.
-        anchors, has_anchor = gather_anchors(upcast(anchors, dtype), anchor_index)
+        anchors, has_anchor = gather_anchors(anchors.to(dtype), anchor_index)
         a = box(anchors)
         inside = containment(p, a, eps)
         excess = PENALTIES[penalty](p, a, eps)
@@ -302,6 +285,18 @@ def icr_loss(
 ) -> Tensor:
     """`icr_kernels.icr_loss` in plain PyTorch, without its checks. ``options`` are those of `icr_terms`."""
     loss = icr_terms(pred, target, anchors, mask=mask, eps=eps, **options).loss
+    return reduced(loss, weight, mask, normalizer, reduction, eps)
+
+
+def reduced(
+    loss: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    normalizer: float | Tensor | None,
+    reduction: str,
+    eps: float,
+) -> Tensor:
+    """The losses of all pairs, weighted and reduced."""
     if weight is not None:
         weight = weight.to(loss.dtype)
         loss = loss * (weight if mask is None else torch.where(mask, weight, 0))
@@ -325,8 +320,8 @@ class Selection(NamedTuple):
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float, box_format: str) -> Tensor:
     """`icr_kernels.pairwise_iou` in plain PyTorch, without its checks."""
     dtype = compute_dtype(boxes1, boxes2)
-    first = corners(upcast(boxes1, dtype).unsqueeze(-2), box_format)
-    second = corners(upcast(boxes2, dtype).unsqueeze(-3), box_format)
+    first = corners(boxes1.to(dtype).unsqueeze(-2), box_format)
+    second = corners(boxes2.to(dtype).unsqueeze(-3), box_format)
     return KINDS[kind](first, second, eps)
 
 

@@ -1,4 +1,4 @@
-"""What autograd asks of a function: the right gradient to the right input, once, twice, and no further."""
+"""What autograd asks of a function: the right gradient to the right input, once and twice."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from icr_kernels import reference
 from icr_kernels.backends import BY_NAME
 from inputs import (
     COMPILED_BACKENDS,
+    box,
     device_of,
     every_backend,
     every_compiled_backend,
@@ -56,35 +57,6 @@ def test_gradients_accumulate_over_calls(backend):
     icr.icr_loss(*boxes, backend=backend).backward()
     for rows, gradient in zip(boxes, once, strict=True):
         assert same_bits(rows.grad, 2 * gradient)
-
-
-@every_compiled_backend
-@pytest.mark.parametrize("what", ["loss", "terms"])
-def test_second_derivative_is_an_error(what, backend):
-    boxes = leaves(backend)
-    for factor in (1.0, torch.ones((), device=boxes[0].device, requires_grad=True)):
-        value = (
-            icr.icr_loss(*boxes, backend=backend)
-            if what == "loss"
-            else icr.icr_terms(*boxes, backend=backend).iou.sum()
-        )
-        (gradient,) = torch.autograd.grad(value * factor, boxes[0], create_graph=True)
-        with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-            gradient.sum().backward()
-
-
-@every_compiled_backend
-@pytest.mark.parametrize("what", ["loss", "terms"])
-def test_gradient_penalty_is_an_error_and_not_silently_left_out(what, backend):
-    """A sum of the loss and a function of its gradient has a graph through the loss alone: its backward would run, and
-    give a gradient that lacks the second derivative."""
-    boxes = leaves(backend)
-    value = (
-        icr.icr_loss(*boxes, backend=backend) if what == "loss" else icr.icr_terms(*boxes, backend=backend).iou.sum()
-    )
-    with pytest.raises(RuntimeError):
-        (gradient,) = torch.autograd.grad(value, boxes[0], create_graph=True)
-        (value + gradient.square().sum()).backward()
 
 
 @every_backend
@@ -190,6 +162,61 @@ def test_half_predictions_of_an_autocast_model_with_float32_labels(dtype, backen
     # d/d scale = sum over rows of gradient * pred; `expected` asks for half the gradient.
     by_hand = (2 * truth.to(dtype).double() * pred.to(dtype).cpu().double()).sum(0)
     assert scale.grad.cpu().tolist() == pytest.approx(by_hand.tolist(), rel=0.05, abs=0.02)
+
+
+def _eager_giou(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Of boxes cx, cy, w, h, as one writes it."""
+    (a, b), (c, d) = ((rows[:, :2] - rows[:, 2:] / 2, rows[:, :2] + rows[:, 2:] / 2) for rows in (pred, target))
+    overlap = (torch.minimum(b, d) - torch.maximum(a, c)).clamp(min=0).prod(1)
+    union = (b - a).prod(1) + (d - c).prod(1) - overlap
+    hull = (torch.maximum(b, d) - torch.minimum(a, c)).prod(1)
+    return 1 - overlap / union + (hull - union) / hull
+
+
+@every_backend
+def test_grad_scaler_backs_off(backend):
+    """A linear head in float16 and 20 small boxes: gradients of 50 times a scale of 2^22 overflow, and the scaler has
+    to see it, as with an eager loss."""
+    device = device_of(backend)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(20, 8, generator=generator).to(device, torch.float16)
+    target = torch.tensor([0.5, 0.5, 0.02, 0.02]) + 0.002 * torch.rand(20, 4, generator=generator)
+    target = target.to(device)
+
+    def trained(criterion) -> tuple[float, torch.Tensor]:
+        weight = torch.nn.Parameter(torch.tensor([[0.5, 0.5, 0.02, 0.02]], device=device).repeat(8, 1) / 4)
+        optimizer = torch.optim.SGD([weight], lr=1e-6)
+        scaler = torch.amp.GradScaler(device, init_scale=2.0**22, growth_interval=5)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = criterion(features @ weight.half(), target)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return scaler.get_scale(), weight.detach()
+
+    options = {"loss": "giou", "box_format": "cxcywh", "eps": 1e-16, "reduction": "sum", "backend": backend}
+    scale, weight = trained(lambda pred, target: icr.box_iou_loss(pred, target, **options))
+    eager_scale, eager_weight = trained(lambda pred, target: _eager_giou(pred.float(), target).sum())
+    assert scale == eager_scale < 2.0**16
+    torch.testing.assert_close(weight, eager_weight, rtol=1e-4, atol=1e-7)
+
+
+@every_backend
+def test_gradient_beyond_half_precision_is_infinite(backend):
+    """With the scale of a GradScaler; one of 1 fits."""
+    device = device_of(backend)
+    target = box(0.505, 0.497, 0.02, 0.02, dtype=torch.float32, device=device)
+
+    def gradient(scale: float) -> list[float]:
+        leaf = box(0.5, 0.5, 0.02, 0.02, dtype=torch.float32, device=device).requires_grad_()
+        options = {"loss": "giou", "box_format": "cxcywh", "eps": 1e-16, "backend": backend}
+        (icr.box_iou_loss(leaf.half(), target, **options) * scale).backward()
+        return leaf.grad.flatten().tolist()
+
+    assert gradient(1) == pytest.approx([-54.1, 55.5, -6.8, -4.2], abs=0.05)
+    infinity = float("inf")
+    assert gradient(65536) == [-infinity, infinity, -infinity, -infinity]
 
 
 @every_backend

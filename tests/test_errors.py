@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -213,8 +214,40 @@ def test_unknown_backend_lists_what_there_is():
 @every_backend
 @pytest.mark.parametrize("eps", [0.0, -1e-7, 1e-31, float("nan")])
 def test_eps_that_guards_nothing(eps, backend):
-    with pytest.raises(ValueError, match=r"^eps: expected a number of at least 1e-30, got "):
+    with pytest.raises(ValueError, match=r"^eps: expected a finite number of at least 1e-30, got "):
         call(good(backend), eps=eps, backend=backend)
+
+
+@every_backend
+@pytest.mark.parametrize("argument", ["penalty_weight", "eps", "normalizer"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite(value, argument, backend):
+    with pytest.raises(ValueError, match=rf"^{argument}: expected a finite number.*, got {value}$"):
+        call(good(backend), **{argument: value}, backend=backend)
+
+
+@every_backend
+@pytest.mark.parametrize("argument", ["penalty_weight", "eps"])
+@pytest.mark.parametrize(
+    "value", ["1", None, True, torch.tensor(1.0), torch.nn.Parameter(torch.tensor(1.0))], ids=lambda value: repr(value)
+)
+def test_what_is_no_number(value, argument, backend):
+    """A weight that requires grad would get none."""
+    with pytest.raises(TypeError, match=rf"^{argument}: expected a number, got {type(value).__name__}$"):
+        call(good(backend), **{argument: value}, backend=backend)
+
+
+@every_backend
+def test_numbers_of_numpy(backend):
+    options = {"penalty_weight": 0.5, "eps": 2.0**-20, "normalizer": 3.0}
+    of_numpy = {name: np.float32(value) for name, value in options.items()}
+    assert call(good(backend), **of_numpy, backend=backend) == call(good(backend), **options, backend=backend)
+
+
+def test_numbers_of_modules():
+    for value in ("1", float("nan"), torch.tensor(1.0)):
+        with pytest.raises((TypeError, ValueError), match=r"^penalty_weight: expected a "):
+            icr.ICRLoss(penalty_weight=value)
 
 
 @every_backend

@@ -11,6 +11,7 @@ from torch import Tensor
 import icr_kernels as icr
 from icr_kernels.variants import COORDINATE_LIMIT, LOSSES, PENALTIES
 from inputs import (
+    HALF_DTYPES,
     box,
     device_of,
     every_backend,
@@ -236,6 +237,39 @@ def test_negative_sides_count_as_0(box_format, backend):
 
 
 @every_backend
+@every_dtype
+@every_format
+def test_side_of_exactly_0_has_a_derivative(box_format, dtype, backend):
+    """GIoU of a prediction without width, 2 high, in a target of 4 x 4: 2 - U/C with U = 16 + 2 w, C = 16; its upper
+    edge is the target's, so of dC = 4 dy2 it has one half."""
+    device = device_of(backend)
+    pred, target = (
+        to_format(box(*corners, device=device), box_format).to(dtype) for corners in ((2, 2, 2, 4), (0, 0, 4, 4))
+    )
+    wanted = {
+        "xyxy": [0.125, 0, -0.125, 0.125],
+        "cxcywh": [0, 0.125, -0.125, 0.0625],
+        "xywh": [0, 0.125, -0.125, 0.125],
+    }
+    options = {"loss": "giou", "box_format": box_format, "reduction": "sum", "backend": backend}
+    assert evaluate(icr.box_iou_loss, pred, target, **options).pred.tolist() == [
+        [x / 2 for x in wanted[box_format]]  # `evaluate` asks for half the gradient
+    ]
+    assert icr.icr_loss_and_grad(pred, target, **options)[1].tolist() == [wanted[box_format]]
+
+
+@every_quick_backend
+@pytest.mark.parametrize("loss", ["giou", "ciou", "eiou", "siou"])
+def test_empty_prediction_grows_by_gradient_descent(loss, backend):
+    """DIoU's distance of centres has nothing to say here, nor has an IoU of 0."""
+    target = box(0, 0, 4, 4, dtype=torch.float32, device=device_of(backend))
+    pred = box(2, 1, 2, 3, dtype=torch.float32, device=device_of(backend))
+    for _ in range(300):
+        pred -= 0.1 * icr.icr_loss_and_grad(pred, target, loss=loss, reduction="sum", backend=backend)[1]
+    assert icr.pairwise_iou(pred, target).item() > 0.95
+
+
+@every_backend
 @full_precision
 @every_loss
 def test_empty_prediction_has_a_bounded_gradient(loss, dtype, backend):
@@ -347,8 +381,15 @@ def assert_finite_and_in_range(boxes: list[Tensor], loss: str, penalty: str, bac
             f"{name} = {term[bad][0]} outside [{least}, {most}] for {[rows[bad][0].tolist() for rows in boxes]}"
         )
     result = evaluate(icr.icr_loss, *boxes, loss=loss, penalty=penalty, reduction="none", backend=backend, **options)
+    in_half = boxes[0].dtype in HALF_DTYPES
+    if in_half:
+        wide = [rows.float() for rows in boxes]
+        truth = evaluate(icr.icr_loss, *wide, loss=loss, penalty=penalty, reduction="none", backend=backend, **options)
     for name in BOXES:
         gradient = getattr(result, name)
+        if in_half:
+            assert torch.equal(gradient, getattr(truth, name).to(gradient.dtype)), f"{name}: not the gradient rounded"
+            gradient = getattr(truth, name)
         bad = ~gradient.isfinite().all(1)
         assert not bad.any(), (
             f"gradient of {name} = {gradient[bad][0].tolist()} for {[rows[bad][0].tolist() for rows in boxes]}"
@@ -388,18 +429,18 @@ def test_any_finite_numbers_have_a_finite_loss_and_gradient(loss, dtype, backend
 
 
 @every_backend
-def test_gradient_in_half_precision_saturates(backend):
+def test_gradient_in_half_precision_overflows(backend):
     """A normalised prediction of side 0.0002 inside a target of side 0.0004: d(1 - |P|/|G|) by an edge is about
-    0.0002/0.0004**2 = 1250, times a weight of 1000 beyond 65504."""
-    device, largest = device_of(backend), torch.finfo(torch.float16).max
+    0.0002/0.0004**2 = 1250, times a weight of 1000 beyond 65504. A GradScaler has to see that."""
+    device, infinity = device_of(backend), float("inf")
     pred = box(0, 0, 2e-4, 2e-4, dtype=torch.float16, device=device)
     target = box(-1e-4, -1e-4, 3e-4, 3e-4, dtype=torch.float16, device=device)
     for sign in (1, -1):
         weights = torch.tensor([sign * 1e3], device=device)
         options = {"loss": "iou", "weight": weights, "reduction": "sum", "backend": backend}
-        saturated = [[sign * largest, sign * largest, -sign * largest, -sign * largest]]
-        assert icr.icr_loss_and_grad(pred, target, **options)[1].tolist() == saturated
-        assert evaluate(icr.icr_loss, pred, target, None, **options).pred.tolist() == saturated
+        beyond = [[sign * infinity, sign * infinity, -sign * infinity, -sign * infinity]]
+        assert icr.icr_loss_and_grad(pred, target, **options)[1].tolist() == beyond
+        assert evaluate(icr.icr_loss, pred, target, None, **options).pred.tolist() == beyond
 
 
 @every_backend

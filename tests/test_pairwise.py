@@ -261,23 +261,13 @@ def test_determinism(backend, restored_threads):
         assert all(map(same_bits, results[0], others))
 
 
-@every_compiled_backend
-def test_second_derivative_is_refused(backend):
-    boxes = crowd(3, 0, device=device_of(backend)).requires_grad_()
-    (gradient,) = torch.autograd.grad(
-        icr.pairwise_iou(boxes, boxes.detach(), backend=backend).sum(), boxes, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @every_backend
-def test_gradients_in_half_precision_saturate(backend):
+def test_gradients_in_half_precision_overflow(backend):
     device = device_of(backend)
     boxes = torch.tensor([[0, 0, 1, 1]], dtype=torch.float16, device=device)
     upstream = torch.full((1, 3000), 6e4)
     _, gradient, _ = evaluate(boxes, boxes.expand(3000, 4) * 0.5, upstream, backend=backend)
-    assert gradient.isfinite().all() and gradient.abs().max() == torch.finfo(torch.float16).max
+    assert gradient.isinf().all()
 
 
 @every_backend

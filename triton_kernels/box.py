@@ -52,8 +52,8 @@ def corners(c, box_format: tl.constexpr):
 
 @triton.jit
 def pull_back_interval(first, second, g_begin, g_end, box_format: tl.constexpr):
-    """The transpose of the derivative of `interval`."""
-    inverted = second <= first if box_format == "xyxy" else second <= 0.0
+    """The transpose of the derivative of `interval`. A side of exactly 0 is not inverted: it can grow."""
+    inverted = second < first if box_format == "xyxy" else second < 0.0
     g_begin = tl.where(inverted, g_begin + g_end, g_begin)
     g_end = tl.where(inverted, 0.0, g_end)
     if box_format == "xyxy":

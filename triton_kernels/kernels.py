@@ -82,19 +82,18 @@ def kept(mask, mask_stride, rows, inside):
 
 
 @triton.jit
-def saturated(x, TYPE: tl.constexpr):
-    """x rounded to a type; in half precision at most its largest finite number. NaN stays NaN."""
+def rounded(x, TYPE: tl.constexpr):
+    """x rounded to a type, in half precision through float32: beyond its range, infinity."""
     if TYPE.primitive_bitwidth == 16:
-        largest = 3.3895313892515355e38 if TYPE.is_bf16() else 65504.0
-        x = lesser(greater(x, -largest), largest).to(tl.float32)
+        x = x.to(tl.float32)
     return x.to(TYPE)
 
 
 @triton.jit
 def store_rows(data, rows, inside, b):
     TYPE: tl.constexpr = data.dtype.element_ty
-    even = tl.join(saturated(b.x1, TYPE), saturated(b.x2, TYPE))
-    odd = tl.join(saturated(b.y1, TYPE), saturated(b.y2, TYPE))
+    even = tl.join(rounded(b.x1, TYPE), rounded(b.x2, TYPE))
+    odd = tl.join(rounded(b.y1, TYPE), rounded(b.y2, TYPE))
     tile = tl.join(even, odd).reshape(rows.shape[0], 4)
     tl.store(data + (4 * rows[:, None] + tl.arange(0, 4)[None, :]), tile, inside[:, None])
 

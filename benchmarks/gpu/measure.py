@@ -21,9 +21,9 @@ from benchmarks import aligned, registry, results
 from benchmarks.case import BOTH, COPY, FILL, FORWARD, Case, Function, Inputs, first_line, loaded
 from benchmarks.results import Row, quantiles
 from benchmarks.run import DISAGREES
-from icr_kernels import autograd, checks
+from icr_kernels import checks
 from icr_kernels.backends import BY_NAME
-from icr_kernels.operators import WANTED_PRED
+from icr_kernels.operators import WANTED_PRED, numbers
 from icr_kernels.variants import REDUCTION_IDS
 
 from . import counting
@@ -116,8 +116,8 @@ def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
     operators = BY_NAME[name].operators
     assert operators is not None
     pred, target, anchors = (rows.detach() for rows in given)
-    numbers = autograd.numbers(checks.formula("ciou", "containment", 1.0, False, 1e-7, "xyxy", anchors))
-    options = (1.0, REDUCTION_IDS["mean"], *numbers, WANTED_PRED, False)
+    formula = numbers(checks.formula("ciou", "containment", 1.0, False, 1e-7, "xyxy", anchors))
+    options = (1.0, REDUCTION_IDS["mean"], *formula, WANTED_PRED, False)
     return lambda: operators.loss(pred, target, anchors, None, None, None, None, *options)
 
 

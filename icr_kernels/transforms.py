@@ -1,0 +1,163 @@
+"""The kernels under the transforms of `torch.func` and under forward-mode differentiation.
+
+Where one of these looks on, what a kernel computes is one `Term` of every pair, and all around it is plain PyTorch, as
+in the reference: the dtype of the arithmetic, the anchor objects of a table, the reduction. Pairs do not know each
+other, so a gradient is a row a pair: a backward pass and a jvp are products with it, and vmap is one dimension more.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import reference
+from .backends import BY_NAME, Backend, choose
+from .checks import Formula, Pairs, compute_dtype
+from .operators import WANTED_ANCHORS, WANTED_PRED, WANTED_TARGET, numbers
+from .reference import ICRTerms
+from .variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
+
+NO_SECOND_DERIVATIVE = (
+    "the kernels of icr_kernels have no derivative beyond the first; pass backend='reference', which has"
+)
+
+# Their places in the result of the operator.
+_LOSS, _IOU, _CONTAINMENT, _PENALTY = range(len(ICRTerms._fields))
+
+
+def active() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation looks on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def backend_of(name: str | None, *boxes: Tensor | None) -> Backend:
+    """The backend of a call with a derivative: in a graph that is being made the reference, whatever the name, where a
+    kernel would be traced without it. That is so for transforms, and for exported boxes that require grad."""
+    assert boxes[0] is not None
+    chosen = choose(name, boxes[0].device.type)
+    if torch.compiler.is_compiling() and (active() or (torch.compiler.is_exporting() and needs_gradient(*boxes))):
+        return BY_NAME["reference"]
+    return chosen
+
+
+def needs_gradient(*boxes: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(rows is not None and rows.requires_grad for rows in boxes)
+
+
+def _times(rows: Tensor, factor: Tensor) -> Tensor:
+    """Gradient rows times a factor; one that is 0 (a masked pair's) stays 0, whatever the factor."""
+    return torch.where(rows == 0, 0, rows * factor)
+
+
+def _batched(function, info, in_dims, *arguments):
+    """Of a function of aligned pairs: the dimension of the batch is the first one of the pairs."""
+
+    def in_front(argument, dimension):
+        if not isinstance(argument, Tensor):
+            return argument
+        if dimension is None:
+            return argument.expand(info.batch_size, *argument.shape)
+        return argument.movedim(dimension, 0)
+
+    return function.apply(*map(in_front, arguments, in_dims))
+
+
+class Term(torch.autograd.Function):
+    """One term of every pair, (...), from pred, target and anchors (..., 4) and a mask (...) or None. ``term`` is its
+    place in `ICRTerms`, ``options`` the formula as the operators take it."""
+
+    @staticmethod
+    def forward(pred, target, anchors, mask, term, backend, options):
+        return BY_NAME[backend].operators.terms(pred, target, anchors, None, mask, *options)[term]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:4])
+        ctx.save_for_forward(*inputs[:4])
+        ctx.constants = inputs[4:]
+
+    @staticmethod
+    def backward(ctx, upstream):
+        wanted = ctx.needs_input_grad[:3]
+        rows = iter(TermGradient.apply(*ctx.saved_tensors, *ctx.constants, wanted))
+        return (*(_times(next(rows), upstream.unsqueeze(-1)) if each else None for each in wanted), *[None] * 4)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        wanted = tuple(each is not None for each in tangents[:3])
+        rows = TermGradient.apply(*ctx.saved_tensors, *ctx.constants, wanted)
+        given = (each for each in tangents[:3] if each is not None)
+        return sum(_times(*each).sum(-1) for each in zip(rows, given, strict=True))
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return _batched(Term, info, in_dims, *arguments), 0
+
+
+class TermGradient(torch.autograd.Function):
+    """The gradient of a term with respect to those of its three boxes that are wanted, (..., 4) each. Its own
+    derivative is an error, and not left out."""
+
+    @staticmethod
+    def forward(pred, target, anchors, mask, term, backend, options, wanted):
+        one = torch.ones((), dtype=pred.dtype, device=pred.device).expand(pred.shape[:-1])
+        upstream = [one if place == term else torch.zeros_like(one) for place in range(len(ICRTerms._fields))]
+        bits = sum(bit for bit, each in zip((WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS), wanted, strict=True) if each)
+        rows = BY_NAME[backend].operators.terms_backward(*upstream, pred, target, anchors, None, mask, *options, bits)
+        return tuple(each for each, is_wanted in zip(rows, wanted, strict=True) if is_wanted)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        rows = _batched(TermGradient, info, in_dims, *arguments)
+        return rows, (0,) * len(rows)
+
+
+def icr_terms(pairs: Pairs, formula: Formula, backend: str) -> ICRTerms:
+    """`icr_kernels.icr_terms` by the kernels of a backend."""
+    dtype = compute_dtype(*pairs[:3])
+    pred, target, mask = pairs.pred.to(dtype), pairs.target.to(dtype), pairs.mask
+    without = numbers(formula._replace(penalty=NO_PENALTY))
+    loss = Term.apply(pred, target, None, mask, _LOSS, backend, without)
+    iou = Term.apply(pred, target, None, mask, _IOU, backend, without)
+    inside, penalty = torch.ones_like(loss), torch.zeros_like(loss)
+    if pairs.anchors is not None:
+        anchors, has_anchor = reference.gather_anchors(pairs.anchors.to(dtype), pairs.anchor_index)
+        counts = mask if has_anchor is None else has_anchor if mask is None else mask & has_anchor
+        options = numbers(formula)
+        inside = Term.apply(pred, target, anchors, counts, _CONTAINMENT, backend, options)
+        inside = inside if has_anchor is None else torch.where(has_anchor, inside, 1)
+        penalty = Term.apply(pred, target, anchors, counts, _PENALTY, backend, options)
+        loss = loss + formula.penalty_weight * penalty
+    return ICRTerms(loss, iou, inside if mask is None else torch.where(mask, inside, 0), penalty)
+
+
+def icr_loss(pairs: Pairs, formula: Formula, normalizer: float | Tensor | None, reduction: str, backend: str) -> Tensor:
+    """`icr_kernels.icr_loss` by the kernels of a backend."""
+    loss = icr_terms(pairs, formula, backend).loss
+    return reference.reduced(loss, pairs.weight, pairs.mask, normalizer, reduction, formula.eps)
+
+
+def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float, box_format: str, backend: str) -> Tensor:
+    """`icr_kernels.pairwise_iou` by the kernels of aligned pairs: each box of the one set beside each of the other."""
+    dtype = compute_dtype(boxes1, boxes2)
+    first, second = torch.broadcast_tensors(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
+    if kind in LOSS_NAMES:
+        options = numbers(Formula(kind, NO_PENALTY, 1.0, False, eps, box_format))
+        if kind == "iou":
+            return Term.apply(first, second, None, None, _IOU, backend, options)
+        return 1 - Term.apply(first, second, None, None, _LOSS, backend, options)
+    if kind == "containment":
+        term, penalty = _CONTAINMENT, PENALTY_NAMES[0]
+    else:
+        term, penalty = _PENALTY, kind.removesuffix("_penalty")
+    options = numbers(Formula("iou", penalty, 1.0, False, eps, box_format))
+    return Term.apply(first, first, second, None, term, backend, options)

@@ -2,14 +2,19 @@
 
 A reader returns everything or raises. FileNotFoundError: a file or folder is missing. ValueError: a folder has no
 image, or a file is malformed; then it is one sentence that begins with FILE:LINE. ImportError: Pillow, from which all
-but `read_coco` have the sizes of images, is not installed; the sizes are as stored, whatever an EXIF orientation says.
+but `read_coco` have the sizes of images, is not installed.
+
+Sizes are those of images as viewers and OpenCV show them, turned as their EXIF orientation says; who opens them with
+Pillow has to turn them (`PIL.ImageOps.exif_transpose`). What lies in sub-folders is read too, links are followed, and
+files and folders whose names begin with a dot are passed over.
 """
 
 import json
 import os
 import re
-from collections import Counter
+import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from glob import iglob
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +26,10 @@ from .relations import NO_WHOLE, Relations
 
 # Numbers below this, and what is computed from them, stay finite in float32.
 TOO_LARGE = 1e30
+# How far beyond 0 and 1 the numbers of a YOLO file may be, as for Ultralytics: roundings are, pixels are farther.
+BEYOND = 0.01
+EXIF_ORIENTATION, TURNS_SIDEWAYS = 0x0112, (5, 6, 7, 8)
+TIFF_SIZE = 0x0100, 0x0101
 CCPD_NAME = re.compile(r"[^-]*-[^-]*-([0-9]+)&([0-9]+)_([0-9]+)&([0-9]+)(-[^-]*){4}")
 
 
@@ -53,9 +62,14 @@ def read_coco(annotations: str | Path, images: str | Path | None = None) -> Pair
     ``parent_id`` of an annotation is the id of its whole's, in the same image; null: it has no whole; absent: none is
     known. Annotations with ``iscrowd`` 1 are regions, not objects, and are left out; images without any stay.
 
+    Sizes are as stated. Images need not be there; the header of those that are is looked at, if Pillow is installed and
+    knows the format, and another size than the stated one is an error: then the boxes do not fit what a program shows.
+
     Args:
-        annotations: the JSON. Its categories, sorted by id, are the labels 0, 1, ...
-        images: the folder that ``file_name`` is relative to; None: that of the JSON. No image is opened.
+        annotations: the JSON. Its categories, sorted by id, are the labels 0, 1, ... One that no annotation has and that
+            only groups others (it is the ``supercategory`` of another, and not its own) is left out: Roboflow's exports
+            begin with such. Compare the names of files that you use together.
+        images: the folder that ``file_name`` is relative to; None: that of the JSON.
     """
     file = Path(annotations)
     text = _text(file)
@@ -68,8 +82,8 @@ def read_coco(annotations: str | Path, images: str | Path | None = None) -> Pair
     image_of, category_of, annotation_of = (
         _by_id(file, text, document, key) for key in ("images", "categories", "annotations")
     )
-    label_of = {identity: label for label, identity in enumerate(sorted(category_of))}
-    names = tuple(_field(*category_of[identity], "name", str) for identity in label_of)
+    classes = _classes(category_of, annotation_of)
+    label_of = {identity: label for label, identity in enumerate(classes)}
     rows_of: dict[int, dict[int, int]] = {identity: {} for identity in image_of}
     for identity, (place, record) in annotation_of.items():
         rows = rows_of[_reference(place, record, "image_id", image_of)]
@@ -80,13 +94,14 @@ def read_coco(annotations: str | Path, images: str | Path | None = None) -> Pair
             rows[identity] = len(rows)
     paired = []
     for identity, (place, record) in image_of.items():
-        name = os.path.normpath(folder / _field(place, record, "file_name", str))
+        path = Path(os.path.normpath(folder / _field(place, record, "file_name", str)))
         size = _field(place, record, "width", int), _field(place, record, "height", int)
         if min(size) < 1:
             raise ValueError(f"{place}: expected a width and a height of at least 1, got {size[0]} and {size[1]}")
+        _check_size(place, path, size)
         rows = rows_of[identity]
-        paired.append(_paired_image(Path(name), size, [_coco_object(*annotation_of[i], label_of, rows) for i in rows]))
-    return PairedData(names, paired)
+        paired.append(_paired_image(path, size, [_coco_object(*annotation_of[i], label_of, rows) for i in rows]))
+    return PairedData(tuple(classes.values()), paired)
 
 
 def read_yolo(
@@ -99,22 +114,28 @@ def read_yolo(
 ) -> PairedData:
     """A folder of images, and for each a .txt of lines ``class cx cy w h``, normalised by the image's size.
 
-    Parts are paired by geometry. A missing .txt is an image without objects.
+    Parts are paired by geometry. A missing .txt is an image without objects. The .txt of an image in a sub-folder is in
+    the same sub-folder of ``labels``. Boxes are clipped to the image; but a centre outside of it, or a box larger than
+    it, by more than roundings are (1 %), is an error: such numbers are pixels, or Ultralytics leaves the image out.
 
     Args:
         images: the folder.
         names: of all classes: a sequence, or a mapping from the labels 0, 1, ... to names.
         pairs, min_containment: as of `Relations`, which says what is wrong with them.
-        labels: the folder of the .txt; None: ``images`` with its last component "images" replaced by "labels".
+        labels: the folder of the .txt; None: ``images`` with its last component "images" replaced by "labels". None of
+            the images having its .txt there, though there are .txt, is an error.
     """
     relations = Relations(pairs, names, min_containment=min_containment)
     if isinstance(names, Mapping) and set(names) != set(range(len(names))):
         raise ValueError(f"names: expected the labels 0 to {len(names) - 1}, got {', '.join(map(str, names))}")
     folder = _folder(_labels_beside(Path(images)) if labels is None else labels)
-    paired = []
-    for file in _files(images, "*", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"):
-        size, text = _size(file), folder / f"{file.stem}.txt"
+    paired, has_labels = [], False
+    for file in _files(images, ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"):
+        size, text = _size(file), folder / (name := file.relative_to(images).with_suffix(".txt"))
+        has_labels |= text.exists()
         paired.append(_paired_image(file, size, _yolo_objects(text, size, len(names)) if text.exists() else []))
+    if not has_labels and any(folder.rglob("*.txt")):
+        raise ValueError(f"{folder}: expected the labels of an image, such as {name}, got others")
     return PairedData(tuple(names[label] for label in range(len(names))), _paired_by_geometry(paired, relations))
 
 
@@ -124,7 +145,7 @@ def read_ufpr_alpr(folder: str | Path) -> PairedData:
     Beside each .png or .jpg in ``folder`` and below it a .txt has a line ``position_vehicle: x y w h`` and a line
     ``corners: x,y x,y x,y x,y`` or, in older copies, ``position_plate: x y w h``. Other lines are not looked at.
     """
-    files = _files(folder, "**/*", ".jpg", ".png")
+    files = _files(folder, ".jpg", ".png")
     images = [_paired_image(file, _size(file), _ufpr_objects(file.with_suffix(".txt"))) for file in files]
     return PairedData(("vehicle", "plate"), images)
 
@@ -132,10 +153,11 @@ def read_ufpr_alpr(folder: str | Path) -> PairedData:
 def read_ccpd(folder: str | Path) -> PairedData:
     """CCPD (Xu et al. 2018): the plate of each .jpg in ``folder`` and below it, without a known whole.
 
-    Boxes are in the names: ``area-tilt-x1&y1_x2&y2-vertices-plate-brightness-blur.jpg``. Errors have no line.
+    Boxes are in the names: ``area-tilt-x1&y1_x2&y2-vertices-plate-brightness-blur.jpg``. Errors have no line. An image
+    in a folder ``ccpd_np`` that is named by a number has no plate.
     """
-    files = _files(folder, "**/*", ".jpg")
-    return PairedData(("plate",), [_paired_image(file, _size(file), [_ccpd_object(file)]) for file in files])
+    files = _files(folder, ".jpg")
+    return PairedData(("plate",), [_paired_image(file, _size(file), _ccpd_objects(file)) for file in files])
 
 
 def read_openalpr(folder: str | Path) -> PairedData:
@@ -144,7 +166,7 @@ def read_openalpr(folder: str | Path) -> PairedData:
     Every .txt has lines ``file x y w h plate`` between tabs, of images beside it; a file may have several lines.
     """
     plates: dict[Path, list[_Object]] = {}
-    for file in _files(folder, "**/*", ".txt"):
+    for file in _files(folder, ".txt"):
         for place, line in _lines(file):
             name, *fields = line.split("\t")
             if len(fields) != 5:
@@ -184,23 +206,33 @@ def write_coco(data: PairedData, path: str | Path) -> None:
     path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
 
-def write_yolo(data: PairedData, labels: str | Path) -> None:
-    """A .txt of each image, named as it, in the folder ``labels``, which is made. Pairs and names are not in them.
+def write_yolo(data: PairedData, labels: str | Path, *, images: str | Path | None = None) -> None:
+    """A .txt of each image in the folder ``labels``, which is made, as `read_yolo` reads it: named as the image, and in
+    a sub-folder if the image is in one of ``images``. Pairs and names are not in them.
 
-    Raises ValueError, before anything is written, if two images have one name.
+    Boxes are clipped to the image, as the format has no place beyond it. Raises ValueError, before anything is written,
+    for a box that is wholly outside, an image that is not below ``images``, and two of one name in one folder.
+
+    Args:
+        data: the images, which need not be there.
+        labels: the folder of the .txt.
+        images: the folder that `read_yolo` will be given; None: the innermost one that has all images of ``data``.
     """
-    for stem, images in Counter(image.file.stem for image in data.images).items():
-        if images > 1:
-            raise ValueError(f"data: expected images of different names, got {images} of {stem!r}")
-    folder = Path(labels)
-    folder.mkdir(parents=True, exist_ok=True)
-    for image in data.images:
-        lines = [
-            f"{label} {(x1 + x2) / 2 / image.width:.9f} {(y1 + y2) / 2 / image.height:.9f} "
-            f"{(x2 - x1) / image.width:.9f} {(y2 - y1) / image.height:.9f}\n"
-            for (x1, y1, x2, y2), label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True)
-        ]
-        (folder / f"{image.file.stem}.txt").write_text("".join(lines), encoding="utf-8")
+    folders = [os.path.abspath(image.file.parent) for image in data.images]
+    root = os.path.abspath(images) if images is not None else os.path.commonpath(folders) if folders else ""
+    texts: dict[Path, str] = {}
+    for image, folder in zip(data.images, folders, strict=True):
+        if not Path(folder).is_relative_to(root):
+            raise ValueError(f"data: expected images below {images}, got {image.file}")
+        name = Path(folder).relative_to(root) / image.file.stem
+        text = Path(labels) / f"{name}.txt"
+        if text in texts:
+            raise ValueError(f"data: expected images of different names, got two of {str(name)!r}")
+        texts[text] = "".join(_yolo_lines(image))
+    Path(labels).mkdir(parents=True, exist_ok=True)
+    for text, lines in texts.items():
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text(lines, encoding="utf-8")
 
 
 _Box = tuple[float, float, float, float]
@@ -270,10 +302,39 @@ def _reference(place: _Element, record: dict[str, Any], key: str, known: Collect
     return identity
 
 
+def _classes(category_of: Mapping[int, _Record], annotation_of: Mapping[int, _Record]) -> dict[int, str]:
+    """The names of the categories by id, in the order of the labels, without those that only group others."""
+    names = {identity: _field(*category_of[identity], "name", str) for identity in sorted(category_of)}
+    groups = {identity: record.get("supercategory") for identity, (_, record) in category_of.items()}
+    grouping = {group for group in groups.values() if isinstance(group, str)}
+    used = {_reference(*each, "category_id", category_of) for each in annotation_of.values()}
+    # One that belongs to itself is a class, also in a split that lacks it.
+    return {
+        identity: name
+        for identity, name in names.items()
+        if identity in used or name not in grouping or name == groups[identity]
+    }
+
+
+def _check_size(place: _Element, file: Path, stated: tuple[int, int]) -> None:
+    try:
+        shown, stored = _sizes(file)
+    except (ImportError, OSError, ValueError):
+        return  # it is missing, or nothing but what is stated can be known of it
+    if stated != shown:
+        width, height = shown
+        how, why = (
+            (" as it is shown", ", the size before its EXIF orientation turns it") if stated == stored else ("", "")
+        )
+        raise ValueError(
+            f"{place}: expected the size of {file}, {width} x {height}{how}, got {stated[0]} x {stated[1]}{why}"
+        )
+
+
 def _coco_object(
     place: _Element, record: dict[str, Any], label_of: Mapping[int, int], rows: Mapping[int, int]
 ) -> _Object:
-    label = label_of[_reference(place, record, "category_id", label_of)]
+    label = label_of[record["category_id"]]
     # As Python writes numbers, so that strings do not pass for them.
     box = _corners(place, *_numbers(place, "x y w h", map(repr, _field(place, record, "bbox", list))))
     if record.get("parent_id") is None:
@@ -291,9 +352,23 @@ def _yolo_objects(file: Path, size: tuple[int, int], classes: int) -> list[_Obje
         label, cx, cy, w, h = _numbers(place, "class cx cy w h", line.split())
         if label not in range(classes):
             raise ValueError(f"{place}: expected a class from 0 to {classes - 1}, got {label:g}")
-        x1, y1, x2, y2 = _corners(place, cx - w / 2, cy - h / 2, w, h)
+        corners = _corners(place, cx - w / 2, cy - h / 2, w, h)
+        if not all(-BEYOND <= number <= 1 + BEYOND for number in (cx, cy, w, h)):
+            numbers = " ".join(line.split()[1:])
+            raise ValueError(f"{place}: expected cx cy w h from 0 to 1, in sides of the image, got {numbers!r}")
+        x1, y1, x2, y2 = (min(max(corner, 0.0), 1.0) for corner in corners)
         objects.append(_Object(int(label), (x1 * width, y1 * height, x2 * width, y2 * height)))
     return objects
+
+
+def _yolo_lines(image: PairedImage) -> Iterator[str]:
+    _, width, height, boxes, labels, _ = image
+    for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        x1, y1, x2, y2 = box
+        if x1 > width or y1 > height or x2 < 0 or y2 < 0:
+            raise ValueError(f"data: expected boxes in their image of {width} x {height}, got {box} of {image.file}")
+        x1, y1, x2, y2 = max(x1, 0) / width, max(y1, 0) / height, min(x2, width) / width, min(y2, height) / height
+        yield f"{label} {(x1 + x2) / 2:.9f} {(y1 + y2) / 2:.9f} {x2 - x1:.9f} {y2 - y1:.9f}\n"
 
 
 def _ufpr_objects(file: Path) -> list[_Object]:
@@ -317,12 +392,14 @@ def _ufpr_objects(file: Path) -> list[_Object]:
     return [_Object(0, boxes["vehicle"]), _Object(1, boxes["plate"], parent=0)]
 
 
-def _ccpd_object(file: Path) -> _Object:
+def _ccpd_objects(file: Path) -> list[_Object]:
+    if file.absolute().parent.name == "ccpd_np" and file.stem.isdecimal():
+        return []
     match = CCPD_NAME.fullmatch(file.stem)
     if match is None:
         raise ValueError(f"{file}: expected a name area-tilt-x1&y1_x2&y2-vertices-plate-brightness-blur, got another")
     x1, y1, x2, y2 = _numbers(file, "x1 y1 x2 y2", match.groups()[:4])
-    return _Object(0, _corners(file, x1, y1, x2 - x1, y2 - y1))
+    return [_Object(0, _corners(file, x1, y1, x2 - x1, y2 - y1))]
 
 
 def _numbers(place: object, names: str, fields: Iterable[str]) -> list[float]:
@@ -380,8 +457,9 @@ def _folder(path: str | Path) -> Path:
     return Path(path)
 
 
-def _files(folder: str | Path, pattern: str, *suffixes: str) -> list[Path]:
-    paths = _folder(folder).glob(pattern)
+def _files(folder: str | Path, *suffixes: str) -> list[Path]:
+    # The glob of Path does not follow links.
+    paths = (Path(folder) / name for name in iglob("**/*", root_dir=_folder(folder), recursive=True))
     files = sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
     if not files:
         raise ValueError(f"{folder}: expected at least one file {', '.join(suffixes)}, got none")
@@ -396,13 +474,39 @@ def _labels_beside(images: Path) -> Path:
 
 
 def _size(file: Path) -> tuple[int, int]:
+    return _sizes(file)[0]
+
+
+def _sizes(file: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of an image as it is shown, and as it is stored."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImportError("the size of an image is read by Pillow: pip install icr-kernels[train]") from None
     try:
         with Image.open(file) as image:
-            return image.size
+            if image.format == "TIFF":  # which newer versions of Pillow turn themselves
+                tags = image.getexif()
+                stored, orientation = (tags[TIFF_SIZE[0]], tags[TIFF_SIZE[1]]), tags.get(EXIF_ORIENTATION)
+            else:
+                if image.format == "PNG" and "exif" not in image.info and b"eXIf" in file.read_bytes():
+                    image.load()  # it may be behind the pixels
+                stored, orientation = image.size, _orientation(image.info.get("exif"))
     except (UnidentifiedImageError, ModuleNotFoundError):
         # Ultralytics, once imported, has Pillow ask for a decoder that may be missing before it gives up.
         raise ValueError(f"{file}: expected an image, got a file that Pillow does not know") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{file}: expected an image that Pillow opens, got one of which it says: {error}") from None
+    return (stored[::-1] if orientation in TURNS_SIDEWAYS else stored), stored
+
+
+def _orientation(data: bytes | None) -> object:
+    # Not `Image.getexif`, which decodes a PNG and takes the orientation of XMP, that nobody else looks at.
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(data or b"")
+    except (SyntaxError, struct.error):
+        return None
+    return exif.get(EXIF_ORIENTATION)

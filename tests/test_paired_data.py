@@ -2,7 +2,9 @@
 
 import json
 import re
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,15 @@ corners: 30,40 45,41 44,46 29,45
 CCPD = "025-95_113-4&5_34&15-34&15_4&15_4&5_34&5-0_0_22_27_27_33_16-37-15.jpg"
 
 
-def image_file(path: Path, size: tuple[int, int] = (100, 50)) -> Path:
+# Orientation 6, a quarter turn: what a phone writes that is held upright.
+ORIENTATION = 0x0112
+TURNED = Image.Exif()
+TURNED[ORIENTATION] = 6
+
+
+def image_file(path: Path, size: tuple[int, int] = (100, 50), **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("1", size).save(path)
+    Image.new("1", size).save(path, **options)
     return path
 
 
@@ -102,6 +110,42 @@ def test_coco_with_images_elsewhere(tmp_path):
     file = text_file(tmp_path / "annotations" / "a.json", b"\xef\xbb\xbf" + COCO.encode())
     data = paired_data.read_coco(str(file), str(tmp_path / "images"))
     assert data.images[2].file == tmp_path / "images" / "sub" / "b.png"
+
+
+def with_categories(path: Path, *categories: tuple[int, str, str], used: tuple[int, ...]) -> PairedData:
+    document = {
+        "images": [{"id": 0, "file_name": "a.jpg", "width": 100, "height": 50}],
+        "categories": [{"id": i, "name": name, "supercategory": group} for i, name, group in categories],
+        "annotations": [
+            {"id": row, "image_id": 0, "category_id": category, "bbox": [0, 0, 9 - row, 9 - row]}
+            for row, category in enumerate(used)
+        ],
+    }
+    return paired_data.read_coco(text_file(path, json.dumps(document)))
+
+
+@pytest.mark.parametrize("used", [(1, 2), (1,), ()])
+def test_coco_as_roboflow_exports_it(tmp_path, used):
+    """A group that nothing is annotated with is no class; the labels are the same in a split that lacks a class."""
+    categories = (0, "plate", "none"), (1, "car", "plate"), (2, "plate", "plate")
+    data = with_categories(tmp_path / "a.json", *categories, used=used)
+    assert data.names == ("car", "plate")
+    assert data.images[0].labels.tolist() == [CAR, PLATE][: len(used)]
+    icr.Relations({"plate": "car"}, data.names)
+
+
+@pytest.mark.parametrize(
+    ("categories", "used", "names", "labels"),
+    [
+        (((0, "alpr-7", "none"), (3, "car", "alpr-7"), (5, "bus", "alpr-7")), (5,), ("car", "bus"), [1]),
+        # What is annotated is a class, whatever hangs on it; and so is what is nobody's group.
+        (((0, "vehicle", "none"), (1, "car", "vehicle")), (1, 0), ("vehicle", "car"), [1, 0]),
+        (((1, "person", "person"), (2, "dog", "animal")), (), ("person", "dog"), []),
+    ],
+)
+def test_coco_groups(tmp_path, categories, used, names, labels):
+    data = with_categories(tmp_path / "a.json", *categories, used=used)
+    assert data.names == names and data.images[0].labels.tolist() == labels
 
 
 def test_annotated_pairs_as_known_pairs(tmp_path):
@@ -172,6 +216,54 @@ def test_yolo(tmp_path):
     assert data.images[0].parent_idx.untyped_storage().nbytes() == 8
 
 
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("0.9502 0.5 0.1004 1.0004", [90, 0, 100, 50]),  # edges at 1.0004 and 1.0002: rounding
+        ("0.05 -0.005 0.1 0.2", [0, 0, 10, 4.75]),
+        ("0.8 1.009 0.2 0.1", [70, 47.95, 90, 50]),
+        ("0.9 0.5 0.4 0.2", [70, 20, 100, 30]),  # a car beyond the image
+        ("0 0 1 1", [0, 0, 50, 25]),
+    ],
+)
+def test_yolo_boxes_are_clipped_to_the_image(tmp_path, line, box):
+    image_file(tmp_path / "a.png")
+    text_file(tmp_path / "a.txt", f"0 {line}")
+    torch.testing.assert_close(read_yolo(tmp_path).images[0].boxes, torch.tensor([box], dtype=torch.float32))
+
+
+def test_yolo_sub_folders(tmp_path):
+    """Images below the folder have their labels below that of the labels, wherever it is; so have links."""
+    folder = tmp_path / "images" / "train"
+    files = [image_file(folder / name) for name in ("a/x.png", "b/c/x.jpg", "x.png")]
+    for place in ("labels/train", "elsewhere"):
+        for number, name in enumerate(("a/x", "b/c/x", "x")):
+            text_file(tmp_path / place / f"{name}.txt", f"{number % 2} 0.5 0.5 0.{number + 2} 0.2\n")
+    image_file(folder / ".thumbnails" / "y.png")
+    for labels in (None, tmp_path / "elsewhere"):
+        data = paired_data.read_yolo(folder, NAMES, {"plate": "car"}, labels=labels)
+        assert sizes(data) == [(file, 100, 50) for file in files]
+        assert [image.labels.tolist() for image in data.images] == [[0], [1], [0]]
+        widths = torch.cat([image.boxes[:, 2] - image.boxes[:, 0] for image in data.images])
+        torch.testing.assert_close(widths, torch.tensor([20.0, 30, 40]))
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "linked").mkdir()
+        (tmp_path / kind / "linked" / "b").symlink_to(tmp_path / kind / "train" / "b", target_is_directory=True)
+    (image,) = paired_data.read_yolo(tmp_path / "images" / "linked", NAMES, {"plate": "car"}).images
+    assert image.file == tmp_path / "images/linked/b/c/x.jpg" and image.labels.tolist() == [1]
+
+
+def test_yolo_labels_that_are_not_where_the_images_are(tmp_path):
+    folder = tmp_path / "images"
+    image_file(folder / "a" / "x.png")
+    (tmp_path / "labels").mkdir()
+    assert content(paired_data.read_yolo(folder, NAMES, {"plate": "car"}).images[0]) == ([], [], [])
+    text_file(tmp_path / "labels" / "x.txt", "0 0.5 0.5 0.1 0.2\n")
+    message = f"{tmp_path / 'labels'}: expected the labels of an image, such as {Path('a') / 'x.txt'}, got others"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        paired_data.read_yolo(folder, NAMES, {"plate": "car"})
+
+
 def test_yolo_options(tmp_path):
     image_file(tmp_path / "a.png")
     text_file(tmp_path / "a.txt", "0 0.5 0.5 0.2 0.2\n1 0.6 0.5 0.2 0.2\n")
@@ -205,12 +297,66 @@ def test_yolo_round_trip(tmp_path, seed):
         assert content(same)[1] == content(image)[1]
 
 
-def test_yolo_does_not_overwrite_the_labels_of_another_image(tmp_path):
-    image = random_data(tmp_path, 0).images[0]
-    data = PairedData(("a", "b", "c"), [image._replace(file=Path(name)) for name in ("x/1.png", "2.png", "y/1.jpg")])
-    with pytest.raises(ValueError, match=r"^data: expected images of different names, got 2 of '1'$"):
+def one_box(file: Path, *box: float) -> PairedImage:
+    return PairedImage(file, 100, 50, torch.tensor([box], dtype=torch.float32), torch.tensor([CAR]), torch.tensor([-1]))
+
+
+@pytest.mark.parametrize("name", ["1.png", "y/1.jpg"])
+def test_yolo_images_of_one_name(tmp_path, name):
+    """In folders of their own their labels are so too; in one folder they would overwrite each other."""
+    files = [image_file(tmp_path / "images" / each) for each in ("x/1.png", "2.png", name)]
+    images = [one_box(file, 10 * row, 0, 50, 50) for row, file in enumerate(files)]
+    paired_data.write_yolo(PairedData(tuple(NAMES), images), tmp_path / "labels")
+    back = paired_data.read_yolo(tmp_path / "images", NAMES, {"plate": "car"})
+    boxes = {image.file: image.boxes for image in back.images}
+    for image in images:
+        torch.testing.assert_close(boxes[image.file], image.boxes)
+    images.append(images[-1]._replace(file=images[-1].file.with_suffix(".bmp")))
+    where = str(Path(name).with_suffix(""))
+    with pytest.raises(ValueError, match=f"^data: expected images of different names, got two of {where!r}$"):
+        paired_data.write_yolo(PairedData(tuple(NAMES), images), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_yolo_labels_of_one_of_several_folders(tmp_path, monkeypatch):
+    """``images`` says what the reader will be given; else it is the folder that holds them all."""
+    monkeypatch.chdir(tmp_path)
+    data = PairedData(tuple(NAMES), [one_box(image_file(Path("images/train/a/x.png")), 10, 10, 50, 50)])
+    paired_data.write_yolo(data, "labels/train", images="images/train")
+    assert paired_data.read_yolo("images/train", NAMES, {"plate": "car"}).images[0].labels.tolist() == [CAR]
+    paired_data.write_yolo(data, "flat")
+    assert [file.relative_to("flat") for file in Path("flat").rglob("*")] == [Path("x.txt")]
+    message = f"data: expected images below images/val, got {data.images[0].file}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        paired_data.write_yolo(data, "none", images="images/val")
+    paired_data.write_yolo(PairedData(tuple(NAMES), []), "none")
+    assert list(Path("none").iterdir()) == []
+
+
+def test_yolo_boxes_beyond_the_image_as_written(tmp_path):
+    """They are clipped to it, so that they can be read again, by Ultralytics too, and then stay what they are."""
+    boxes = torch.tensor([[-30.0, 5, 60, 80], [90, 10, 190, 20], [-20, -20, 500, 500]])
+    image = one_box(image_file(tmp_path / "images" / "a.png"), 0, 0, 0, 0)
+    image = image._replace(boxes=boxes, labels=torch.zeros(3, dtype=torch.int64), parent_idx=torch.full((3,), -1))
+    data = PairedData(tuple(NAMES), [image])
+    for _ in range(2):
         paired_data.write_yolo(data, tmp_path / "labels")
-    assert not (tmp_path / "labels").exists()
+        numbers = [line.split()[1:] for line in (tmp_path / "labels" / "a.txt").read_text().splitlines()]
+        assert all(0 <= float(number) <= 1 for line in numbers for number in line)
+        data = paired_data.read_yolo(tmp_path / "images", NAMES, {"plate": "car"})
+        expected = torch.tensor([[0.0, 5, 60, 50], [90, 10, 100, 20], [0, 0, 100, 50]])
+        torch.testing.assert_close(data.images[0].boxes, expected, rtol=0, atol=1e-4)
+    for outside in (
+        (101.0, 0.0, 120.0, 50.0),
+        (-9.0, 0.0, -1.0, 50.0),
+        (0.0, 51.0, 50.0, 52.0),
+        (0.0, -9.0, 50.0, -1.0),
+    ):
+        far = one_box(image.file, *outside)
+        message = f"data: expected boxes in their image of 100 x 50, got {list(outside)} of {image.file}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            paired_data.write_yolo(PairedData(tuple(NAMES), [far]), tmp_path / "none")
+        assert not (tmp_path / "none").exists()
 
 
 def test_ufpr_alpr(tmp_path):
@@ -231,6 +377,16 @@ def test_ccpd(tmp_path):
     assert data.names == ("plate",)
     assert sizes(data) == [(file, 100, 50)]
     assert content(data.images[0]) == ([[4, 5, 34, 15]], [0], [-1])
+
+
+def test_ccpd_images_without_a_plate(tmp_path, monkeypatch):
+    """CCPD2019 has a folder of them, named by numbers."""
+    files = [image_file(tmp_path / "ccpd_base" / CCPD), image_file(tmp_path / "ccpd_np" / "1005.jpg")]
+    data = paired_data.read_ccpd(tmp_path)
+    assert [image.file for image in data.images] == files
+    assert [content(image)[0] for image in data.images] == [[[4, 5, 34, 15]], []]
+    monkeypatch.chdir(tmp_path / "ccpd_np")
+    assert content(paired_data.read_ccpd(".").images[0]) == ([], [], [])
 
 
 def test_openalpr(tmp_path):
@@ -267,6 +423,7 @@ def test_openalpr(tmp_path):
         ('"height": 20', '"height": 0', "12: expected a width and a height of at least 1, got 10 and 0"),
         ('"file_name": "a.png", ', "", "10: expected 'file_name' of type str, got None"),
         ('"name": "plate"', '"name": 1', "17: expected 'name' of type str, got 1"),
+        ('"name": "plate"', '"name": []', "17: expected 'name' of type str, got []"),
         ("[1, 1, 0, 2]", "null", "7: expected 'bbox' of type list, got None"),
         ("[1, 1, 0, 2]", "[1, 1, 0]", "7: expected finite numbers x y w h, got '1 1 0'"),
         ("[1, 1, 0, 2]", "[1, 1, NaN, 2]", "7: expected finite numbers x y w h, got '1 1 nan 2'"),
@@ -306,6 +463,23 @@ def read_yolo(folder: Path) -> PairedData:
         (read_yolo, "-1 .5 .5 1 1", "1: expected a class from 0 to 1, got -1"),
         (read_yolo, "0.5 .5 .5 1 1", "1: expected a class from 0 to 1, got 0.5"),
         (read_yolo, "\r\n0 .5 .5 .1 -.2\r\n", "2: expected sides of at least 0, got 0.1 and -0.2"),
+        (
+            read_yolo,
+            "0 320 240 200 100",
+            "1: expected cx cy w h from 0 to 1, in sides of the image, got '320 240 200 100'",
+        ),
+        (
+            read_yolo,
+            "0 .5 .5 1 1\n1 1.02 .5 .1 .1",
+            "2: expected cx cy w h from 0 to 1, in sides of the image, got '1.02 .5 .1 .1'",
+        ),
+        (
+            read_yolo,
+            "0 .5 -.02 .1 .1",
+            "1: expected cx cy w h from 0 to 1, in sides of the image, got '.5 -.02 .1 .1'",
+        ),
+        (read_yolo, "0 .5 .5 1.2 1", "1: expected cx cy w h from 0 to 1, in sides of the image, got '.5 .5 1.2 1'"),
+        (read_yolo, "0 .5 .5 1 50", "1: expected cx cy w h from 0 to 1, in sides of the image, got '.5 .5 1 50'"),
         (read_yolo, b"\n\n0 \xe9", "3: expected UTF-8, got the byte 0xe9"),
         (read_yolo, b"\xef\xbb\xbf\n0 \xe9", "2: expected UTF-8, got the byte 0xe9"),
         (paired_data.read_ufpr_alpr, "", "1: expected the position of the vehicle up to here, got none"),
@@ -366,6 +540,8 @@ def test_malformed_text(tmp_path, read, text, place_and_message):
     [
         (CCPD.replace("-15.jpg", ".jpg"), "expected a name area-tilt-x1&y1_x2&y2-vertices-plate-brightness-blur, got "),
         (CCPD.replace("-4&5_34", "-4_5_34"), "expected a name area-tilt-x1&y1_x2&y2-vertices-plate-brightness-blur"),
+        ("ccpd_base/1005.jpg", "expected a name area-tilt-x1&y1_x2&y2-vertices-plate-brightness-blur, got another"),
+        ("ccpd_np/a1005.jpg", "expected a name area-tilt-x1&y1_x2&y2-vertices-plate-brightness-blur, got another"),
         (CCPD.replace("-4&5_34", "-4&5_3"), "expected sides of at least 0, got -1 and 10"),
     ],
 )
@@ -423,8 +599,78 @@ def test_a_file_that_is_no_image_beside_ultralytics(tmp_path, monkeypatch):
         read_yolo(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_size_of_an_image_that_is_turned(tmp_path, suffix):
+    """As everybody sees it, for 5 to 8 the height of what is stored first."""
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        image_file(tmp_path / f"{orientation}.{suffix}", exif=exif)
+    text_file(tmp_path / "6.txt", "0 0.5 0.25 0.2 0.1")
+    images = read_yolo(tmp_path).images
+    assert [image[1:3] for image in images] == [(100, 50)] * 4 + [(50, 100)] * 4
+    torch.testing.assert_close(images[5].boxes, torch.tensor([[20.0, 20, 30, 30]]))
+
+
+def test_size_of_an_image_that_is_turned_in_every_reader(tmp_path):
+    for name in (f"ccpd/{CCPD}", "openalpr/a.jpg", "ufpr/a.jpg"):
+        image_file(tmp_path / name, exif=TURNED)
+    text_file(tmp_path / "openalpr" / "a.txt", "a.jpg\t10\t20\t30\t5\tAB 123\n")
+    text_file(tmp_path / "ufpr" / "a.txt", UFPR)
+    for folder in ("ccpd", "openalpr", "ufpr_alpr"):
+        data = getattr(paired_data, f"read_{folder}")(tmp_path / folder.removesuffix("_alpr"))
+        assert data.images[0][1:3] == (50, 100)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_size_of_an_image_whose_orientation_is_odd(tmp_path):
+    """At the end of a PNG it counts, what cannot be understood does not; neither is a reason to refuse an image."""
+    exif = TURNED.tobytes().removeprefix(b"Exif\0\0")
+    plain = image_file(tmp_path / "a.png").read_bytes()
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    text_file(tmp_path / "a.png", plain[:-12] + chunk + plain[-12:])
+    for name, broken in (
+        ("b.jpg", b"Exif\0\0nothing"),
+        ("c.jpg", TURNED.tobytes()[:16]),
+        ("d.jpg", b"Exif\0\0MM\0*\0"),
+    ):
+        image_file(tmp_path / name, exif=broken)
+    assert [image[1:3] for image in read_yolo(tmp_path).images] == [(50, 100), *[(100, 50)] * 3]
+
+
+def test_coco_size_that_is_not_that_of_the_image(tmp_path):
+    """Images that are there are looked at; a size from before the turn is the most likely mistake, and is named."""
+    file = text_file(tmp_path / "a.json", COCO)
+    image_file(tmp_path / "a.png", (50, 100), exif=TURNED)
+    image_file(tmp_path / "sub" / "b.png", (10, 20))
+    assert [image[1:3] for image in paired_data.read_coco(file).images] == [(100, 50), (3, 4), (10, 20)]
+    for size, exif, of_it in (
+        ((100, 50), TURNED, "50 x 100 as it is shown, got 100 x 50, the size before its EXIF orientation turns it"),
+        ((200, 100), None, "200 x 100, got 100 x 50"),
+        ((50, 100), None, "50 x 100, got 100 x 50"),
+    ):
+        image_file(tmp_path / "a.png", size, exif=exif)
+        message = f"{file}:10: expected the size of {tmp_path / 'a.png'}, {of_it}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            paired_data.read_coco(file)
+
+
+def test_coco_images_that_pillow_does_not_open(tmp_path, monkeypatch):
+    """Nothing is known of them but what is stated."""
+    file = text_file(tmp_path / "a.json", COCO)
+    text_file(tmp_path / "a.png", "a format of satellites")
+    image_file(tmp_path / "none.png", (30, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    assert [image[1:3] for image in paired_data.read_coco(file).images] == [(100, 50), (3, 4), (10, 20)]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(
+        ValueError, match=f"^{tmp_path / 'none.png'}: expected an image that Pillow opens, got one of which it says: "
+    ):
+        read_yolo(tmp_path)
+
+
 def test_without_pillow(tmp_path, monkeypatch):
-    image_file(tmp_path / "a.png")
+    image_file(tmp_path / "a.png", (7, 7))
     file = text_file(tmp_path / "a.json", COCO)
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert len(paired_data.read_coco(file).images) == 3

@@ -163,6 +163,33 @@ def test_viewer(tmp_path):
     assert sheet.shape == (3 * 44, 2 * 44, 3) and (sheet[-40:, -40:] == 255).all()
 
 
+def test_images_that_are_turned(tmp_path):
+    """A viewer, and so a detector, gets them as they are read: at the place of the label is what was labelled."""
+    Image = pytest.importorskip("PIL.Image")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((40, 80, 3), np.uint8)
+    stored[30:34, 10:20] = 255  # upright, 40 x 80: x from 6 to 10, y from 10 to 20
+    (tmp_path / "images").mkdir()
+    Image.fromarray(stored).save(tmp_path / "images" / "a.png", exif=exif)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("2 0.2 0.1875 0.1 0.125\n")
+    (image,) = read_yolo(tmp_path / "images", NAMES, PAIRS).images
+    picture = viewer.read(image.file)
+    assert picture.shape[:2] == (image.height, image.width) == (80, 40)
+    assert image.boxes.tolist() == [[6, 10, 10, 20]]
+    assert picture[10:20, 6:10].all() and picture.any(2).sum() == 4 * 10
+
+
+def test_contact_sheet_of_pictures_of_several_sizes():
+    """Upright ones and others, each at the upper left of its cell."""
+    sheet = viewer.contact_sheet([np.zeros(shape, np.uint8) for shape in ((40, 80, 3), (80, 40, 3), (20, 20, 3))], 2)
+    assert sheet.shape == (2 * 84, 2 * 84, 3)
+    black = np.full(sheet.shape, 255, np.uint8)
+    black[:40, :80] = black[:80, 84:124] = black[84:104, :20] = 0
+    assert (sheet == black).all()
+
+
 def test_commands(tmp_path, capsys):
     assert __main__.main(["write", str(tmp_path), "--train", "3", "--val", "2", "--size", "96", "--misses", "0.5"]) == 0
     assert len(list((tmp_path / "images/train").iterdir())) == 3 and len(list((tmp_path / "labels/val").iterdir())) == 2

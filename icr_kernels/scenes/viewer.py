@@ -60,12 +60,13 @@ def titled(picture: Picture, title: str) -> Picture:
 
 
 def contact_sheet(pictures: Sequence[Picture], columns: int) -> Picture:
-    """Pictures of one size, row by row, with a white line between them."""
-    blank = np.full_like(pictures[0], 255)
-    padded = [*pictures, *[blank] * (-len(pictures) % columns)]
-    framed = [cv2.copyMakeBorder(each, 0, 4, 0, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255)) for each in padded]
-    rows = [np.hstack(framed[first : first + columns]) for first in range(0, len(framed), columns)]
-    sheet = np.vstack(rows)
+    """Pictures row by row, in cells of the size of the largest, with a white line between them."""
+    height, width = (max(picture.shape[axis] for picture in pictures) + 4 for axis in (0, 1))
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        y, x = number // columns * height, number % columns * width
+        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
     factor = min(SHEET / sheet.shape[1], 1)
     return cv2.resize(sheet, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else sheet
 

@@ -66,9 +66,9 @@ def read_coco(annotations: str | Path, images: str | Path | None = None) -> Pair
     knows the format, and another size than the stated one is an error: then the boxes do not fit what a program shows.
 
     Args:
-        annotations: the JSON. Its categories, sorted by id, are the labels 0, 1, ... One that no annotation has and that
-            only groups others (it is the ``supercategory`` of another, and not its own) is left out: Roboflow's exports
-            begin with such. Compare the names of files that you use together.
+        annotations: the JSON. Its categories, sorted by id, are the labels 0, 1, ... One that no annotation has and
+            that only groups others (it is the ``supercategory`` of another, and not its own) is left out: Roboflow's
+            exports begin with such. Compare the names of files that you use together.
         images: the folder that ``file_name`` is relative to; None: that of the JSON.
     """
     file = Path(annotations)

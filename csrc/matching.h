@@ -9,7 +9,7 @@ namespace icr {
 // What the cost is made of.
 template <class S>
 struct Cost {
-  S class_weight, l1_weight, giou_weight, alpha, gamma, eps;
+  S class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps;
   bool is_focal, is_square;  // gamma is 2
 };
 
@@ -28,15 +28,15 @@ ICR_INLINE S softmax_cost(S logit, S log_normalizer) {
 
 // Zhu et al. 2021, Deformable DETR: the focal loss (Lin et al. 2017) as a positive less the one as a negative.
 template <class S>
-ICR_INLINE S focal_cost(S logit, S alpha, S gamma, bool is_square) {
-  const S one(1), zero(0), tiny(1e-8);
+ICR_INLINE S focal_cost(const Cost<S>& cost, S logit) {
+  const S one(1), zero(0);
   // The smaller of p and 1 - p keeps all its digits.
   const S e = exp(-abs(logit));
   const S larger = one / (one + e), smaller = e / (one + e);
   const auto is_likely = logit > zero;
   const S p = select(is_likely, larger, smaller), not_p = select(is_likely, smaller, larger);
-  const S positive = alpha * power(not_p, gamma, is_square) * -log(p + tiny);
-  return positive - (one - alpha) * power(p, gamma, is_square) * -log(not_p + tiny);
+  const S positive = cost.alpha * power(not_p, cost.gamma, cost.is_square) * -log(p + cost.focal_eps);
+  return positive - (one - cost.alpha) * power(p, cost.gamma, cost.is_square) * -log(not_p + cost.focal_eps);
 }
 
 // Coordinates as they were given, and the corners that they stand for.
@@ -54,8 +54,7 @@ ICR_INLINE GivenBox<S> given(const S (&coordinates)[4], BoxFormat format) {
 template <class S>
 ICR_INLINE S matching_cost(const Cost<S>& cost, const GivenBox<S>& query, const GivenBox<S>& target, S logit,
                            S log_normalizer) {
-  const S of_class = cost.is_focal ? focal_cost(logit, cost.alpha, cost.gamma, cost.is_square)
-                                   : softmax_cost(logit, log_normalizer);
+  const S of_class = cost.is_focal ? focal_cost(cost, logit) : softmax_cost(logit, log_normalizer);
   S l1(0);
   for (int c = 0; c < 4; ++c) l1 = l1 + abs(query.coordinates[c] - target.coordinates[c]);
   const S giou = Similarity<GIoU>::value(query.box, target.box, cost.eps);

@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> selected(Tensor queries, Tensor candidates, OptionalT
 template <class Backend>
 Tensor matching_cost(Tensor boxes, Tensor logits, OptionalTensor log_normalizer, Tensor target_boxes, Tensor labels,
                      Tensor image, double class_weight, double l1_weight, double giou_weight, double alpha,
-                     double gamma, double eps, int64_t box_format) {
+                     double gamma, double focal_eps, double eps, int64_t box_format) {
   const Backend backend(boxes);
   Inputs inputs(6);
   CostTask task;
@@ -136,6 +136,7 @@ Tensor matching_cost(Tensor boxes, Tensor logits, OptionalTensor log_normalizer,
   task.giou_weight = giou_weight;
   task.alpha = alpha;
   task.gamma = gamma;
+  task.focal_eps = focal_eps;
   task.eps = eps;
   task.box_format = int(box_format);
   Tensor out = empty(boxes, {task.targets, task.boxes.count}, scalar_type(task.in_double));

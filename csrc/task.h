@@ -141,8 +141,8 @@ struct CostTask {
   Rows target_boxes;
   Column labels, image;  // of the targets
   double class_weight = 1, l1_weight = 5, giou_weight = 2;
-  double alpha = 0.25, gamma = 2;
-  double eps = 1e-7;
+  double alpha = 0.25, gamma = 2, focal_eps = 1e-8;
+  double eps = 1e-16;
   int box_format = 0;
   void* out = nullptr;  // (targets, queries), contiguous, in float or double as in_double says
 };

@@ -277,6 +277,7 @@ def cost(
     giou_weight: float,
     alpha: float,
     gamma: float,
+    focal_eps: float,
     eps: float,
     box_format: str,
 ) -> None:
@@ -287,6 +288,7 @@ def cost(
     number("giou_weight", giou_weight)
     number("alpha", alpha, 0, 1)
     number("gamma", gamma, 0)
+    number("focal_eps", focal_eps, 1e-30, 1)
     _format(eps, box_format)
 
 

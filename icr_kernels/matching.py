@@ -147,7 +147,8 @@ def detr_matching_cost(
     giou_weight: float = 2.0,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    eps: float = 1e-7,
+    focal_eps: float = 1e-8,
+    eps: float = 1e-16,
     box_format: str = "cxcywh",
     backend: str | None = None,
 ) -> Tensor:
@@ -168,13 +169,19 @@ def detr_matching_cost(
         class_weight, l1_weight, giou_weight: of the classification term, of the L1 distance of the coordinates as they
             are given, and of minus the generalised IoU. The focal family uses 2, 5, 2.
         alpha, gamma: of the focal loss.
-        eps: every denominator of the IoU is max(denominator, eps).
+        focal_eps: from 1e-30 to 1, added to each probability of the focal loss before its logarithm is taken. DETR's
+            family uses 1e-8, MMDetection's FocalLossCost 1e-12.
+        eps: every denominator of the IoU is max(denominator, eps), in the square of the boxes' unit: the default is the
+            area of a normalised box with sides of 1e-8.
         box_format: "cxcywh", "xyxy" or "xywh", of all boxes.
         backend: name of a backend, or None: the first of `available_backends` that can run these tensors.
 
     Returns:
-        (M, Q) float32, or float64 if boxes or logits are: a row a target. NaN where a label or an image does not exist.
-        No gradient flows. The rows of an image, transposed, are what `scipy.optimize.linear_sum_assignment` takes.
+        (M, Q) float32, or float64 if boxes or logits are: a row a target. No gradient flows. The rows of an image,
+        transposed, are what `scipy.optimize.linear_sum_assignment` takes, but for NaN, which it refuses: put a number
+        beyond every cost in its place, ``cost.nan_to_num(1e6, 1e6)``. NaN is what a target costs whose box has a NaN,
+        or whose label or image does not exist; what a query costs whose box has one; and with a NaN logit, the query
+        for targets of that class ("focal") or of every class ("softmax").
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -182,7 +189,7 @@ def detr_matching_cost(
         RuntimeError: the backend that was asked for cannot run here.
     """
     checks.matching(pred_logits, pred_boxes, target_labels, target_boxes, target_image)
-    checks.cost(classification, class_weight, l1_weight, giou_weight, alpha, gamma, eps, box_format)
+    checks.cost(classification, class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps, box_format)
     chosen = choose(backend, pred_boxes.device.type)
     with torch.no_grad():
         log_normalizer = None
@@ -191,7 +198,7 @@ def detr_matching_cost(
             log_normalizer = pred_logits.to(dtype).logsumexp(-1)
         tensors = pred_boxes, pred_logits, log_normalizer, target_boxes, target_labels, target_image
         weights = float(class_weight), float(l1_weight), float(giou_weight)
-        numbers = *weights, float(alpha), float(gamma), float(eps)
+        numbers = *weights, float(alpha), float(gamma), float(focal_eps), float(eps)
         if chosen.operators is None:
             return reference.matching_cost(*tensors, *numbers, box_format)
         return chosen.operators.matching_cost(*tensors, *numbers, BOX_FORMAT_IDS[box_format])

@@ -41,8 +41,8 @@ _SCHEMAS = {
     "Tensor? at_least, int kind, bool candidate_first, int k, bool larger, float eps, int box_format) "
     "-> (Tensor, Tensor)",
     "matching_cost": "(Tensor boxes, Tensor logits, Tensor? log_normalizer, Tensor target_boxes, Tensor labels, "
-    "Tensor image, float class_weight, float l1_weight, float giou_weight, float alpha, float gamma, float eps, "
-    "int box_format) -> Tensor",
+    "Tensor image, float class_weight, float l1_weight, float giou_weight, float alpha, float gamma, "
+    "float focal_eps, float eps, int box_format) -> Tensor",
 }
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from .checks import compute_dtype
 from .variants import (
     COORDINATE_LIMIT,
-    FOCAL_EPS,
     KIND_NAMES,
     LARGEST_GROUP,
     LOSS_NAMES,
@@ -398,6 +397,7 @@ def matching_cost(
     giou_weight: float,
     alpha: float,
     gamma: float,
+    focal_eps: float,
     eps: float,
     box_format: str,
 ) -> Tensor:
@@ -415,8 +415,8 @@ def matching_cost(
         of_class = -torch.exp(logit - log_normalizer.to(dtype)[image])
     else:
         p, not_p = torch.sigmoid(logit), torch.sigmoid(-logit)
-        positive = alpha * not_p**gamma * -torch.log(p + FOCAL_EPS)
-        of_class = positive - (1 - alpha) * p**gamma * -torch.log(not_p + FOCAL_EPS)
+        positive = alpha * not_p**gamma * -torch.log(p + focal_eps)
+        of_class = positive - (1 - alpha) * p**gamma * -torch.log(not_p + focal_eps)
     target = target_boxes.to(dtype).unsqueeze(-2)
     l1 = (found - target).abs().sum(-1)
     overlap = KINDS["giou"](corners(found, box_format), corners(target, box_format), eps)

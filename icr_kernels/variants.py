@@ -65,8 +65,6 @@ BOX_FORMAT_IDS = {name: number for number, name in enumerate(BOX_FORMATS)}
 # Coordinates beyond this magnitude count as this magnitude: areas then stay finite in float32.
 COORDINATE_LIMIT = 1e18
 
-# Added to a probability before its logarithm is taken, in the focal matching cost: as its users train with it.
-FOCAL_EPS = 1e-8
 # The most partners of a box that are kept while its candidates go by.
 MOST_SELECTED = 16
 # A group beyond this pairs with nothing, as a negative one.

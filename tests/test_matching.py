@@ -240,6 +240,12 @@ def test_matcher_errors():
 # The cost
 
 
+def assignment(cost: Tensor) -> list[tuple[int, int]]:
+    """The pairs of a target and a query (M, Q) that cost least together."""
+    optimize = pytest.importorskip("scipy.optimize")
+    return sorted(zip(*(each.tolist() for each in optimize.linear_sum_assignment(cost.cpu())), strict=True))
+
+
 def scene(dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
@@ -257,15 +263,24 @@ def scene(dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, 
     }
 
 
+def focal_loss(logit: Tensor, alpha: float, eps: float) -> Tensor:
+    """Lin et al. 2017, arXiv 1708.02002, gamma 2: of an example whose right answer is as likely as sigmoid(logit)."""
+    return -alpha * (-logit).sigmoid() ** 2 * (logit.sigmoid() + eps).log()
+
+
 def cost_of_a_pair_of_sets(
-    logits: Tensor, boxes: Tensor, labels: Tensor, targets: Tensor, focal: bool, weights
+    logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    weights: tuple[float, float, float],
+    focal_eps: float | None = None,
 ) -> Tensor:
-    """As DETR implementations write it: every query (Q) with every target of one image, (Q, M)."""
-    if focal:
-        p = logits.sigmoid()[:, labels]
-        negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
-        positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
-        of_class = positive - negative
+    """As DETR implementations write it: every query (Q) with every target of one image, (Q, M). Without a focal_eps the
+    classes exclude each other."""
+    if focal_eps is not None:
+        logit = logits[:, labels]
+        of_class = focal_loss(logit, 0.25, focal_eps) - focal_loss(-logit, 0.75, focal_eps)
     else:
         of_class = -logits.softmax(-1)[:, labels]
     corners = [torch.cat((c[:, :2] - c[:, 2:] / 2, c[:, :2] + c[:, 2:] / 2), 1) for c in (boxes, targets)]
@@ -276,6 +291,17 @@ def cost_of_a_pair_of_sets(
     )
 
 
+def cost_of_a_batch(given: dict[str, Tensor], weights: tuple[float, float, float], focal_eps: float | None = None):
+    """Image after image, in float64: (M, Q)."""
+    wide = {name: each.cpu().double() if each.is_floating_point() else each.cpu() for name, each in given.items()}
+    costs = []
+    for image, (logits, boxes) in enumerate(zip(wide["pred_logits"], wide["pred_boxes"], strict=True)):
+        mine = wide["target_image"] == image
+        targets = wide["target_labels"][mine], wide["target_boxes"][mine]
+        costs.append(cost_of_a_pair_of_sets(logits, boxes, *targets, weights, focal_eps).t())
+    return torch.cat(costs)
+
+
 @every_backend
 @every_dtype
 @pytest.mark.parametrize("classification", ["softmax", "focal"])
@@ -284,16 +310,104 @@ def test_cost_is_that_of_detr(classification, dtype, backend):
     options = dict(zip(("class_weight", "l1_weight", "giou_weight"), weights, strict=True))
     cost = icr.detr_matching_cost(**given, classification=classification, **options, backend=backend)
     assert cost.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    wide = {name: each.cpu().double() if each.is_floating_point() else each.cpu() for name, each in given.items()}
-    expected = []
-    for image in range(4):
-        mine = wide["target_image"] == image
-        arguments = wide["pred_logits"][image], wide["pred_boxes"][image], wide["target_labels"][mine]
-        expected.append(
-            cost_of_a_pair_of_sets(*arguments, wide["target_boxes"][mine], classification == "focal", weights).t()
-        )
+    expected = cost_of_a_batch(given, weights, 1e-8 if classification == "focal" else None)
     limit = RELATIVE_L2[torch.float64 if dtype == torch.float64 else torch.float32]
-    assert relative_l2(cost, torch.cat(expected)) < limit
+    assert relative_l2(cost, expected) < limit
+
+
+@every_backend
+@full_precision
+@pytest.mark.parametrize(("unit", "options"), [(2.0**-16, {}), (2.0**-48, {"eps": 1e-30})], ids=["default", "least eps"])
+def test_cost_of_tiny_boxes(unit, options, dtype, backend):
+    """Sides of 3e-5 to 9e-5, of a pixel's fraction in an image of unit size; in coordinates that float32 holds exactly,
+    so that what is left is eps. The area of such a box is far below 1e-7."""
+    generator = torch.Generator().manual_seed(5)
+    corner, side = (torch.randint(low, high, (1, 18, 2), generator=generator) for low, high in ((0, 9), (1, 4)))
+    boxes = unit * torch.cat((corner, 2 * side), -1).to(device_of(backend), dtype)
+    given = {
+        "pred_logits": torch.zeros(1, 12, 1, device=boxes.device, dtype=dtype),
+        "pred_boxes": boxes[:, :12],
+        "target_labels": torch.zeros(6, dtype=torch.int64, device=boxes.device),
+        "target_boxes": boxes[0, 12:],
+        "target_image": torch.zeros(6, dtype=torch.int64, device=boxes.device),
+    }
+    cost = icr.detr_matching_cost(**given, **options, backend=backend)
+    expected = cost_of_a_batch(given, (1.0, 5.0, 2.0))
+    assert expected.max() - expected.min() > 3
+    assert relative_l2(cost, expected) < RELATIVE_L2[dtype]
+    rows, queries = zip(*assignment(cost), strict=True)
+    least = sum(expected[pair].item() for pair in assignment(expected))
+    assert expected[list(rows), list(queries)].sum().item() == pytest.approx(least, abs=1e-5)
+
+
+# Deformable DETR, RT-DETR and what came of them; MMDetection's FocalLossCost.
+FAMILIES = {"DETR": 1e-8, "MMDetection": 1e-12}
+
+
+@every_backend
+@full_precision
+def test_focal_costs_of_both_families(dtype, backend):
+    """With logits of a deviation of 12, where the two differ in most assignments."""
+    generator, images = torch.Generator().manual_seed(6), 20
+    given = {
+        "pred_logits": 12 * torch.randn(images, 25, 7, generator=generator),
+        "pred_boxes": 0.05 + 0.4 * torch.rand(images, 25, 4, generator=generator),
+        "target_labels": torch.randint(0, 7, (9 * images,), generator=generator),
+        "target_boxes": 0.05 + 0.4 * torch.rand(9 * images, 4, generator=generator),
+        "target_image": torch.arange(images).repeat_interleave(9),
+    }
+    given = {name: each.to(device_of(backend)) for name, each in given.items()}
+    given = {name: each.to(dtype) if each.is_floating_point() else each for name, each in given.items()}
+    assignments = {}
+    for family, eps in FAMILIES.items():
+        options = {} if family == "DETR" else {"focal_eps": eps}
+        cost = icr.detr_matching_cost(**given, classification="focal", class_weight=2.0, **options, backend=backend)
+        expected = cost_of_a_batch(given, (2.0, 5.0, 2.0), eps)
+        assert relative_l2(cost, expected) < RELATIVE_L2[dtype]
+        assignments[family] = [assignment(rows) for rows in expected.split(9)]
+        assert [assignment(rows) for rows in cost.split(9)] == assignments[family]
+    assert sum(ours != theirs for ours, theirs in zip(*assignments.values(), strict=True)) > 10
+
+
+@every_backend
+@full_precision
+@pytest.mark.parametrize("focal_eps", [1e-8, 1e-12, 1e-30])
+def test_focal_cost_of_certainties(focal_eps, dtype, backend):
+    """Where a probability is too small for its dtype, and where it is 0 or 1."""
+    certain = torch.tensor([20.0, 60, 87, 88, 89, 95, 104, 800, math.inf], dtype=dtype)
+    logits = torch.cat((-certain, torch.tensor([0.0]), certain))
+    cost = icr.detr_matching_cost(
+        logits.view(1, -1, 1).to(device_of(backend)),
+        torch.ones(1, len(logits), 4, dtype=dtype, device=device_of(backend)),
+        torch.zeros(1, dtype=torch.int64, device=device_of(backend)),
+        torch.ones(1, 4, dtype=dtype, device=device_of(backend)),
+        torch.zeros(1, dtype=torch.int64, device=device_of(backend)),
+        classification="focal",
+        l1_weight=0,
+        giou_weight=0,
+        focal_eps=focal_eps,
+        backend=backend,
+    )
+    wide = logits.double()
+    expected = focal_loss(wide, 0.25, focal_eps) - focal_loss(-wide, 0.75, focal_eps)
+    assert cost[0].tolist() == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-6)
+
+
+@every_backend
+@pytest.mark.parametrize("classification", ["softmax", "focal"])
+def test_where_nan_is(classification, backend):
+    given = scene(device=device_of(backend))
+    label, image = given["target_labels"], given["target_image"]
+    given["pred_logits"][2, 3, label[5]] = math.nan
+    given["pred_boxes"][0, 7, 1] = math.nan
+    given["target_boxes"][9, 2] = math.nan
+    expected = torch.zeros(21, 37, dtype=torch.bool, device=label.device)
+    expected[:, 3] = (image == 2) & ((label == label[5]) if classification == "focal" else True)
+    expected[:, 7] = image == 0
+    expected[9] = True
+    cost = icr.detr_matching_cost(**given, classification=classification, backend=backend)
+    assert torch.equal(cost.isnan(), expected)
+    assert cost[~expected].isfinite().all()
 
 
 @every_backend
@@ -379,6 +493,9 @@ COST_ERRORS = [
     ({"l1_weight": math.nan}, ValueError, "l1_weight: expected a number from -inf to inf, got nan"),
     ({"alpha": 1.5}, ValueError, "alpha: expected a number from 0 to 1, got 1.5"),
     ({"gamma": -1}, ValueError, "gamma: expected a number from 0 to inf, got -1"),
+    ({"focal_eps": 0}, ValueError, "focal_eps: expected a number from 1e-30 to 1, got 0"),
+    ({"focal_eps": math.nan}, ValueError, "focal_eps: expected a number from 1e-30 to 1, got nan"),
+    ({"focal_eps": "1e-8"}, TypeError, "focal_eps: expected a number, got str"),
     ({"box_format": "yxyx"}, ValueError, "box_format: expected one of xyxy, cxcywh, xywh, got 'yxyx'"),
 ]
 

@@ -520,7 +520,7 @@ def test_matching_cost(gamma, dtype, small_tiles):
     image, labels = torch.tensor([0, 1, 2, 2, -1, 3, 1, 0, 2**31 - 1]).int(), torch.tensor([0, 4, 2, -1, 1, 1, 5, 3, 2])
     tensors = targets, labels.to(DEVICE), image.to(DEVICE)
     for normalizer in (None, logits.logsumexp(-1)):
-        numbers = 2.0, 5.0, 1.5, 0.25, gamma, 1e-7
+        numbers = 2.0, 5.0, 1.5, 0.25, gamma, 1e-12, 1e-16
         cost = triton_kernels.matching_cost(boxes, logits, normalizer, *tensors, *numbers, 1)
         wide = [None if rows is None else rows.double() for rows in (boxes, logits, normalizer, targets)]
         truth = reference.matching_cost(*wide, *tensors[1:], *numbers, "cxcywh")

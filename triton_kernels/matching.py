@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-from icr_kernels.variants import FOCAL_EPS
-
 from .box import Box, corners, spread, variables
 from .iou_losses import giou
 from .kernels import load_columns, load_rows, load_value
@@ -19,14 +17,14 @@ def power(x, gamma, SQUARE: tl.constexpr):
 
 
 @triton.jit
-def focal_cost(logit, alpha, gamma, SQUARE: tl.constexpr, tiny: tl.constexpr = FOCAL_EPS):
+def focal_cost(logit, alpha, gamma, eps, SQUARE: tl.constexpr):
     """Zhu et al. 2021, Deformable DETR: the focal loss (Lin et al. 2017) as a positive less the one as a negative."""
     # The smaller of p and 1 - p keeps all its digits.
     e = tl.exp(-tl.abs(logit))
     larger, smaller = 1.0 / (1.0 + e), e / (1.0 + e)
     p, not_p = tl.where(logit > 0.0, larger, smaller), tl.where(logit > 0.0, smaller, larger)
-    positive = alpha * power(not_p, gamma, SQUARE) * -tl.log(p + tiny)
-    return positive - (1.0 - alpha) * power(p, gamma, SQUARE) * -tl.log(not_p + tiny)
+    positive = alpha * power(not_p, gamma, SQUARE) * -tl.log(p + eps)
+    return positive - (1.0 - alpha) * power(p, gamma, SQUARE) * -tl.log(not_p + eps)
 
 
 @triton.jit
@@ -70,6 +68,7 @@ def matching_kernel(
     giou_weight: tl.float64,
     alpha: tl.float64,
     gamma: tl.float64,
+    focal_eps: tl.float64,
     eps: tl.float64,
     SQUARE: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -93,7 +92,8 @@ def matching_kernel(
     b = Box(b.x1.to(DTYPE), b.y1.to(DTYPE), b.x2.to(DTYPE), b.y2.to(DTYPE))
     logit = load_value(logits + batch * logits_batch + label * logits_column, logits_row, query, keep).to(DTYPE)
     if normalizer is None:
-        of_class = focal_cost(logit, tl.full((), alpha, DTYPE), tl.full((), gamma, DTYPE), SQUARE)
+        of_positive, exponent = tl.full((), alpha, DTYPE), tl.full((), gamma, DTYPE)
+        of_class = focal_cost(logit, of_positive, exponent, tl.full((), focal_eps, DTYPE), SQUARE)
     else:
         # Carion et al. 2020, DETR: minus the probability of the class among all.
         log_sum = load_value(normalizer + batch * normalizer_batch, normalizer_row, query, keep).to(DTYPE)

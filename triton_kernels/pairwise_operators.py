@@ -226,6 +226,7 @@ def matching_cost(
     giou_weight,
     alpha,
     gamma,
+    focal_eps,
     eps,
     box_format,
 ):
@@ -251,7 +252,7 @@ def matching_cost(
             *column_of(image),
             targets,
             out,
-            *map(float, (class_weight, l1_weight, giou_weight, alpha, gamma, eps)),
+            *map(float, (class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps)),
             SQUARE=gamma == 2,
             FORMAT=BOX_FORMATS[box_format],
             DTYPE=DTYPES[dtype],

@@ -424,7 +424,8 @@ void cost(const CostTask& task, int64_t begin, int64_t end) {
   const auto format = BoxFormat(task.box_format);
   const bool is_focal = task.log_normalizer.data == nullptr;
   const Cost<P> weights{P(T(task.class_weight)), P(T(task.l1_weight)), P(T(task.giou_weight)), P(T(task.alpha)),
-                        P(T(task.gamma)),        P(T(task.eps)),       is_focal,               task.gamma == 2};
+                        P(T(task.gamma)),        P(T(task.focal_eps)), P(T(task.eps)),         is_focal,
+                        task.gamma == 2};
   for (int64_t target = begin; target < end; ++target) {
     T* const out = static_cast<T*>(task.out) + target * task.boxes.count;
     const int64_t image = element<int64_t>(task.image.data, task.image.type, target * task.image.stride);

@@ -407,7 +407,8 @@ template <class T>
 cudaError_t launch_cost(const CostTask& task, int multiprocessors, cudaStream_t stream) {
   const bool is_focal = task.log_normalizer.data == nullptr;
   const icr::Cost<T> cost{T(task.class_weight), T(task.l1_weight), T(task.giou_weight), T(task.alpha),
-                          T(task.gamma),        T(task.eps),       is_focal,            task.gamma == 2};
+                          T(task.gamma),        T(task.focal_eps), T(task.eps),         is_focal,
+                          task.gamma == 2};
   const int64_t pieces = task.targets * ceil_divide(task.boxes.count, kThreads);
   return launch(cost_kernel<T>, blocks_of(pieces, multiprocessors), kThreads, stream, task, cost);
 }

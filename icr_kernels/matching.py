@@ -169,8 +169,8 @@ def detr_matching_cost(
         class_weight, l1_weight, giou_weight: of the classification term, of the L1 distance of the coordinates as they
             are given, and of minus the generalised IoU. The focal family uses 2, 5, 2.
         alpha, gamma: of the focal loss.
-        focal_eps: from 1e-30 to 1, added to each probability of the focal loss before its logarithm is taken. DETR's
-            family uses 1e-8, MMDetection's FocalLossCost 1e-12.
+        focal_eps: from 1e-30 to 1, added to each probability of the focal loss before its logarithm is taken:
+            1e-8 in Deformable DETR and its family, 1e-12 in MMDetection's FocalLossCost.
         eps: every denominator of the IoU is max(denominator, eps), in the square of the boxes' unit: the default is the
             area of a normalised box with sides of 1e-8.
         box_format: "cxcywh", "xyxy" or "xywh", of all boxes.
@@ -179,9 +179,9 @@ def detr_matching_cost(
     Returns:
         (M, Q) float32, or float64 if boxes or logits are: a row a target. No gradient flows. The rows of an image,
         transposed, are what `scipy.optimize.linear_sum_assignment` takes, but for NaN, which it refuses: put a number
-        beyond every cost in its place, ``cost.nan_to_num(1e6, 1e6)``. NaN is what a target costs whose box has a NaN,
-        or whose label or image does not exist; what a query costs whose box has one; and with a NaN logit, the query
-        for targets of that class ("focal") or of every class ("softmax").
+        beyond every cost in its place, ``cost.nan_to_num(1e6, 1e6)``. NaN is the cost of a target whose box has NaN, or
+        whose label or image does not exist; of a query whose box has NaN; and of one with a NaN logit, for targets of
+        that class ("focal") or for all ("softmax").
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -217,6 +217,15 @@ def test_matcher_is_that_of_torchvision(grid, low_quality, backend):
 
 
 @every_backend
+def test_a_box_claimed_by_two_goes_to_the_one_it_overlaps_more(backend):
+    """As in torchvision; elsewhere it goes to the first or the last that claims it."""
+    truth, boxes = [[0.0, 0, 10, 10], [0, 0, 10, 14]], [[0.0, 0, 10, 11], [30, 30, 40, 40]]
+    for order, expected in ((1, [0, -1]), (-1, [1, -1])):
+        given = (torch.tensor(each, device=device_of(backend)) for each in (truth[::order], boxes))
+        assert icr.Matcher(0.95, 0.4, True, backend=backend)(*given).tolist() == expected
+
+
+@every_backend
 def test_matcher_without_ground_truth(backend):
     device = device_of(backend)
     boxes = crowd(5, 0, device=device)
@@ -317,7 +326,9 @@ def test_cost_is_that_of_detr(classification, dtype, backend):
 
 @every_backend
 @full_precision
-@pytest.mark.parametrize(("unit", "options"), [(2.0**-16, {}), (2.0**-48, {"eps": 1e-30})], ids=["default", "least eps"])
+@pytest.mark.parametrize(
+    ("unit", "options"), [(2.0**-16, {}), (2.0**-48, {"eps": 1e-30})], ids=["default", "least eps"]
+)
 def test_cost_of_tiny_boxes(unit, options, dtype, backend):
     """Sides of 3e-5 to 9e-5, of a pixel's fraction in an image of unit size; in coordinates that float32 holds exactly,
     so that what is left is eps. The area of such a box is far below 1e-7."""

@@ -21,8 +21,11 @@ need("torchvision")
 make_importable()
 
 from torchvision.ops import (  # noqa: E402  (after the operators it describes are declared)
+    box_area,
+    box_iou,
     complete_box_iou_loss,
     distance_box_iou_loss,
+    generalized_box_iou,
     generalized_box_iou_loss,
 )
 
@@ -99,3 +102,38 @@ def test_where_ours_differs_on_purpose(backend):
     # I = 0 and the centres agree; the angle of a point counts as 0: v = 4/pi2 (atan 1)2 = 1/4, alpha = v/(1 + v).
     assert result.value.item() == pytest.approx(1 + 0.25**2 / 1.25, abs=1e-6)
     assert result.pred.isfinite().all()
+
+
+@every_backend
+@pytest.mark.parametrize(("width", "height"), [(5.0, 0.0), (0.0, 5.0)], ids=["no height", "no width"])
+def test_gradient_of_an_empty_box(width, height, backend):
+    """Torchvision's CIoU has none where w/h is infinite; without width its value and ours are finite, and the same."""
+    device = device_of(backend)
+    pred, target = torch.tensor([[0.0, 0, width, height]]), torch.tensor([[0.0, 0, 4, 4]])
+    theirs = evaluate(from_torchvision(complete_box_iou_loss), pred, target)
+    assert theirs.pred.isnan().all() if height == 0 else theirs.pred.isfinite().all()
+    ours = evaluate(
+        icr.icr_loss, pred.to(device), target.to(device), None, loss="ciou", reduction="none", backend=backend
+    )
+    assert ours.value.item() == pytest.approx(theirs.value.item(), abs=AGREEMENT)
+    assert ours.pred.isfinite().all()
+
+
+@every_backend
+def test_matrices_of_empty_boxes(backend):
+    point = torch.tensor([[1.0, 1, 1, 1]])
+    for kind, function in (("iou", box_iou), ("giou", generalized_box_iou)):
+        assert function(point, point).isnan().all()
+        given = point.to(device_of(backend))
+        assert icr.pairwise_iou(given, given, kind=kind, backend=backend).item() == 0
+
+
+@every_backend
+def test_inverted_side(backend):
+    """A box from 5 to 0 has a negative area for torchvision; for us it is one without width."""
+    inverted, target = torch.tensor([[5.0, 0, 0, 5]]), torch.tensor([[0.0, 0, 10, 10]])
+    assert box_area(inverted).item() == -25
+    # Nothing shared: IoU 0. They take the union for 75 of the 100 that enclose both, which is 1/4; we for all.
+    assert generalized_box_iou_loss(inverted, target).item() == pytest.approx(1.25)
+    given = inverted.to(device_of(backend)), target.to(device_of(backend))
+    assert icr.icr_loss(*given, None, loss="giou", backend=backend).item() == pytest.approx(1)

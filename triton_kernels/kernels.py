@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .box import Box, corners, pull_back, variables
-from .number import add, greater, lesser, scale
+from .number import add, greater, scale
 from .pair import gradient, pair_loss, pair_terms
 
 # Arguments that no kernel is compiled anew for.

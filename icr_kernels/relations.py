@@ -1,6 +1,7 @@
 """Which classes hang on which, and from there to the anchor object of every box of a batch."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Relations:
         if not pairs:
             raise ValueError("pairs: expected at least one part and its whole, got none")
         checks.number("min_containment", min_containment, 0, 1)
-        self.pairs = {part: (wholes,) if isinstance(wholes, str) else tuple(wholes) for part, wholes in pairs.items()}
+        self.pairs = {part: names_of_wholes(part, wholes) for part, wholes in pairs.items()}
         self.min_containment = min_containment
         for part, wholes in self.pairs.items():
             if not wholes:
@@ -119,6 +120,15 @@ class Relations:
         return index
 
 
+def names_of_wholes(part: str, wholes: str | Iterable[str]) -> tuple[str, ...]:
+    """Those of one of the pairs, in which a single name may stand for itself."""
+    names = (wholes,) if isinstance(wholes, str) or not isinstance(wholes, Iterable) else tuple(wholes)
+    for name in (part, *names):
+        if not isinstance(name, str):
+            raise TypeError(f"pairs: expected the names of classes, got {name!r}")
+    return names
+
+
 def _are(labels: Tensor, classes: Iterable[int]) -> Tensor:
     return torch.stack([labels == label for label in classes]).any(0)
 
@@ -131,7 +141,11 @@ def _labels(names: Sequence[str] | Mapping[int, str]) -> dict[str, int]:
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
     labels: dict[str, int] = {}
     for label, name in pairs:
+        if isinstance(label, bool) or not isinstance(label, Integral):
+            raise TypeError(f"names: expected whole numbers as the labels of a mapping from label to name, got {label!r}")
+        if not isinstance(name, str):
+            raise TypeError(f"names: expected the name of label {label} as a string, got {type(name).__name__}")
         if name in labels:
             raise ValueError(f"names: expected different names, got {name!r} for the labels {labels[name]} and {label}")
-        labels[name] = label
+        labels[name] = int(label)
     return labels

@@ -1,5 +1,6 @@
 """Which classes hang on which: from the boxes, labels and images of a batch to the anchor object of every box."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,12 @@ def test_least_containment_and_formats(backend):
         assert relations.anchor_index(boxes, labels, box_format="xywh", backend=backend).tolist() == [-1, expected]
 
 
+def test_labels_of_other_whole_numbers():
+    """NumPy's, as data frames have them."""
+    relations = icr.Relations({"plate": "car"}, {np.int64(CAR): "car", np.uint8(PLATE): "plate"})
+    assert relations.anchor_index(*batch()).tolist() == [-1, 0, -1, -1, -1, -1, -1, -1, 7, -1, -1]
+
+
 @every_backend
 def test_nothing(backend):
     relations = icr.Relations({"plate": "car"}, NAMES)
@@ -130,6 +137,13 @@ def test_repr_says_what_belongs_to_what():
             ValueError,
             "names: expected different names, got 'a' for the labels 0 and 2",
         ),
+        ({"a": None}, ["a", "b"], {}, TypeError, "pairs: expected the names of classes, got None"),
+        ({0: "b"}, ["a", "b"], {}, TypeError, "pairs: expected the names of classes, got 0"),
+        ({"a": ["b", 1]}, ["a", "b"], {}, TypeError, "pairs: expected the names of classes, got 1"),
+        # As JSON has it; a mapping the other way round; labels in place of names.
+        ({"a": "b"}, {"0": "a", "1": "b"}, {}, TypeError, "names: expected whole numbers as the labels .*, got '0'"),
+        ({"a": "b"}, {"a": 0, "b": 1}, {}, TypeError, "names: expected whole numbers as the labels .*, got 'a'"),
+        ({"a": "b"}, [0, 1], {}, TypeError, "names: expected the name of label 0 as a string, got int"),
         ({"a": "b"}, ["a", "b"], {"min_containment": 2}, ValueError, "min_containment: expected a number from 0 to 1"),
     ],
 )

@@ -192,10 +192,43 @@ def test_known_pairs_survive_resizing():
 @every_model
 def test_without_objects(name):
     model, (images, _) = model_of(name), batch()
-    enable_icr(model, PAIRS, NAMES)
+    handle = enable_icr(model, PAIRS, NAMES)
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     losses, gradient = step(model, (images, [empty] * 3))
     assert losses["loss_icr"] == 0 and gradient.isfinite().all()
+    assert handle.statistics[:4] == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+@pytest.mark.parametrize("value", [60000.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+def test_without_objects_predictions_may_be_anything(name, value, dtype):
+    """In half precision sums and decoded boxes overflow; the term is 0 all the same, and so is its gradient."""
+    model = model_of(name)
+    enable_icr(model, PAIRS, NAMES)
+    regression = torch.full((2, 100, 4), value, dtype=dtype, requires_grad=True)
+    outputs = {"cls_logits": torch.zeros(2, 100, 4), "bbox_regression": regression, "bbox_ctrness": torch.zeros(2, 100, 1)}
+    anchors, nothing = torch.tensor([[0.0, 0, 8, 8]]).expand(100, 4), torch.full((100,), -1)
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = model.head.compute_loss([empty] * 2, outputs, [anchors] * 2, [nothing] * 2)
+    losses["loss_icr"].backward()
+    assert losses["loss_icr"].item() == 0
+    assert torch.equal(regression.grad, torch.zeros_like(regression))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_half_precision_decodes_in_full(name):
+    """A plate right of pixel 1024, where float16 knows whole pixels, fills the corner of its car to the pixel's quarter."""
+    model = model_of(name)
+    enable_icr(model, PAIRS, NAMES, weight=1.0)
+    plate = torch.tensor([1501.75, 10.25, 1533.75, 42.25])
+    # RetinaNet predicts its anchor; FCOS half the side of its anchor from the middle to every edge.
+    regression = torch.full((1, 1, 4), 0.5 if name == "fcos" else 0.0, dtype=torch.float16)
+    outputs = {"cls_logits": torch.zeros(1, 1, 4), "bbox_regression": regression, "bbox_ctrness": torch.zeros(1, 1, 1)}
+    car = torch.tensor([1400.0, 0, 1525.75, 60])
+    targets = [{"boxes": torch.stack((plate, car)), "labels": torch.tensor([PLATE, CAR])}]
+    losses = model.head.compute_loss(targets, outputs, [plate[None]], [torch.tensor([0])])
+    assert losses["loss_icr"].item() == pytest.approx(8 / 32, abs=1e-6)
 
 
 @every_model

@@ -550,6 +550,7 @@ def test_errors_of_the_data(ultralytics, data, tmp_path, pairs, options, message
     [
         (["plate"], {}, TypeError, "pairs: expected a mapping from part to whole, got list"),
         ({"plate": ()}, {}, ValueError, "pairs: expected the wholes of 'plate', got none"),
+        ({"plate": 0}, {}, TypeError, "pairs: expected the names of classes, got 0"),
         (PAIRS, {"weight": -1.0}, ValueError, "weight: expected a number from 0 to inf, got -1.0"),
         (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
         (PAIRS, {"weighting": "box"}, ValueError, "weighting: expected one of uniform, tal, got 'box'"),

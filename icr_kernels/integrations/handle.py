@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ class Record:
         self.sums: Tensor | None = None
         self.warns = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle is read where there is no such device, too.
+        return {**self.__dict__, "sums": None if self.sums is None else self.sums.cpu()}
+
     @torch.no_grad()
     def add(self, is_positive: Tensor, is_part: Tensor, is_paired: Tensor, penalty: Tensor) -> None:
         """One row a prediction: whether it counts, is a part, has an anchor object; its penalty before weighting."""
@@ -72,11 +76,19 @@ class Record:
 
 class Handle:
     """What `enable_icr` returns: ``statistics`` so far, ``reset()`` to count anew, ``disable()`` to go back to the
-    stock loss."""
+    stock loss.
+
+    A copy, and what comes out of a pickle, has the statistics but no model: its ``disable()`` is an error. Copied or
+    pickled together with the model that it is of, it goes on counting what the copied model is trained on."""
+
+    _disable: Callable[[], None] | None = None
 
     def __init__(self, record: Record, disable: Callable[[], None]) -> None:
         self._record = record
         self._disable = disable
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_record": self._record}
 
     @property
     def statistics(self) -> Statistics:
@@ -87,6 +99,8 @@ class Handle:
         self._record.reset()
 
     def disable(self) -> None:
+        if self._disable is None:
+            raise RuntimeError("disable: expected the handle of a model, got a copy of one, which has the statistics alone")
         self._disable()
 
     def __repr__(self) -> str:

@@ -104,9 +104,15 @@ class _Term:
 
     def __call__(self, targets: list[dict[str, Tensor]], pred: list[Tensor], matched: list[Tensor]) -> Tensor:
         """``pred`` (A, 4) and ``matched`` (A,) of each image: the row of the target of each, negative for none."""
+        penalty = self._mean(targets, pred, matched)
+        if torch.is_grad_enabled():
+            self.record.step()
+        return self.weight * penalty
+
+    def _mean(self, targets: list[dict[str, Tensor]], pred: list[Tensor], matched: list[Tensor]) -> Tensor:
         table = table_of(targets, "labels", self.relations, eps=EPS, box_format="xyxy")
-        if len(table.boxes) == 0:  # nothing to index
-            return self.weight * torch.cat(pred).sum() * 0
+        if len(table.boxes) == 0:  # nothing to index; the sum of no prediction is 0, whatever they hold
+            return torch.cat(pred)[:0].sum()
         rows = table.rows(matched)
         is_positive, rows = rows >= 0, rows.clamp(min=0)
         anchor_index = torch.where(is_positive, table.anchor_index[rows], -1)
@@ -123,8 +129,12 @@ class _Term:
         ).penalty
         if torch.is_grad_enabled():
             self.record.add(is_positive, table.is_part[rows], is_paired, penalties)
-            self.record.step()
-        return self.weight * penalties.sum() / is_paired.sum().clamp(min=1)
+        return penalties.sum() / is_paired.sum().clamp(min=1)
+
+
+def _in_full(regression: Tensor) -> Tensor:
+    """In half precision a decoded box is off by half a pixel beyond pixel 1024, and overflows sooner."""
+    return regression.to(torch.promote_types(regression.dtype, torch.float32))
 
 
 class _DenseLoss:
@@ -142,7 +152,7 @@ class _DenseLoss:
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         losses = type(self.head).compute_loss(self.head, targets, head_outputs, anchors, matched_idxs)
-        regression = head_outputs["bbox_regression"]
+        regression = _in_full(head_outputs["bbox_regression"])
         coder = getattr(self.head, "box_coder", None)
         if coder is not None:  # FCOS: distances from a point
             pred = list(coder.decode(regression, torch.stack(anchors)))
@@ -179,7 +189,7 @@ class _RegionLoss:
         of_classes = regressions[0].unflatten(-1, (-1, 4))
         if of_classes.shape[1] > 1:  # else one regression for all classes
             of_classes = of_classes.take_along_dim(torch.cat(labels)[:, None, None], 1)
-        boxes = self.heads.box_coder.decode_single(of_classes.squeeze(1), torch.cat(proposals))
+        boxes = self.heads.box_coder.decode_single(_in_full(of_classes.squeeze(1)), torch.cat(proposals))
         pred = list(boxes.view(-1, 4).split([len(each) for each in proposals]))
         rows = [torch.where(of_image > 0, row, -1) for of_image, row in zip(labels, matched, strict=True)]
         return result, {**losses, "loss_icr": self.term(targets, pred, rows)}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..functional import icr_terms
-from ..relations import Relations
+from ..relations import Relations, names_of_wholes
 from .handle import Handle, Record, framework
 
 EVENT = "on_pretrain_routine_end"
@@ -382,5 +382,5 @@ def _remove_callbacks(model: Any, only: Start | None = None) -> None:
 def _mentioned(pairs: Any) -> list[str]:
     if not isinstance(pairs, Mapping):
         return []
-    wholes = [[each] if isinstance(each, str) else list(each) for each in pairs.values()]
-    return list(dict.fromkeys([*pairs, *(name for names in wholes for name in names)]))
+    wholes = [name for part, names in pairs.items() for name in names_of_wholes(part, names)]
+    return list(dict.fromkeys([*pairs, *wholes]))

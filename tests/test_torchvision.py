@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 from collections import OrderedDict
 
 import pytest
@@ -248,6 +249,23 @@ def test_copies_keep_the_term_and_state_dicts_are_ordinary(name):
     handle.disable()
     assert step(model)[0] == stock
     assert step(copied.train())[0]["loss_icr"] == ours
+
+
+@every_model
+def test_handles_are_copied_and_pickled(name):
+    """Alone a copy has the statistics; as an attribute of its model it goes on counting."""
+    model = model_of(name)
+    model.icr = handle = enable_icr(model, PAIRS, NAMES)
+    step(model)
+    statistics = handle.statistics
+    for copied in copy.deepcopy(handle), pickle.loads(pickle.dumps(handle)):
+        assert copied.statistics == statistics
+        with pytest.raises(RuntimeError, match="disable: expected the handle of a model, got a copy of one"):
+            copied.disable()
+    for copied in copy.deepcopy(model), pickle.loads(pickle.dumps(model)):
+        step(copied)
+        assert copied.icr.statistics[:4] == (2, *(2 * count for count in statistics[1:4]))
+    assert handle.statistics == statistics
 
 
 def test_after_inference():

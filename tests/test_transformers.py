@@ -1,6 +1,7 @@
 """The adapter for transformers: tiny models of eight families, with random weights, offline."""
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -295,6 +296,28 @@ def test_checkpoints_are_ordinary(tmp_path):
         f"RTDetrForObjectDetection.from_pretrained({str(tmp_path)!r})"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_handles_are_copied_and_pickled():
+    """Alone a copy has the statistics; with its model it goes on counting, and so does what training loops store."""
+    model, given = model_of("detr"), batch()
+    icr_handle = enable_icr(model, PAIRS, weight=1.0)
+    step(model, given)
+    statistics = icr_handle.statistics
+    for copied in copy.deepcopy(icr_handle), pickle.loads(pickle.dumps(icr_handle)):
+        assert copied.statistics == statistics and repr(copied) == repr(icr_handle)
+        copied.reset()
+        assert copied.statistics.steps == 0
+        with pytest.raises(RuntimeError, match="disable: expected the handle of a model, got a copy of one"):
+            copied.disable()
+    state = {"model": model, "icr": icr_handle}
+    for copied in copy.deepcopy(state), pickle.loads(pickle.dumps(state)):
+        step(copied["model"], given)
+        assert copied["icr"].statistics[:4] == (2, 10, 4, 2)
+    assert icr_handle.statistics == statistics
+    icr_handle.disable()
+    step(model, given)
+    assert icr_handle.statistics == statistics
 
 
 def test_after_inference():

@@ -4,6 +4,7 @@ import copy
 import csv
 import importlib.metadata
 import io
+import pickle
 import shutil
 import subprocess
 import sys
@@ -345,6 +346,33 @@ def test_copies_and_pickles(yolo, family):
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     assert step(loaded, given)[0] == pytest.approx(stock, rel=1e-6)
+
+
+def test_handles_are_copied_and_pickled(ultralytics):
+    """Alone a copy has the statistics; with the callbacks, as Ultralytics hands them to the processes of DDP, it counts
+    what is trained there. The whole model can be copied and pickled as it could before."""
+    model, given = network("yolo11n"), batch()
+    stock, *_ = step(model, given)
+    yolo = ultralytics.YOLO("yolo11n.yaml")
+    icr_handle = begin(yolo, model, weight=5.0)
+    ours, *_ = step(model, given)
+    statistics = icr_handle.statistics
+    for copied in copy.deepcopy(icr_handle), pickle.loads(pickle.dumps(icr_handle)):
+        assert copied.statistics == statistics
+        with pytest.raises(RuntimeError, match="disable: expected the handle of a model, got a copy of one"):
+            copied.disable()
+    state = {"callbacks": yolo.callbacks[EVENT], "icr": icr_handle}
+    for copied in copy.deepcopy(state), pickle.loads(pickle.dumps(state)):
+        trained, trainer = network("yolo11n"), copy.copy(yolo.trainer)
+        trainer.model = trained
+        for callback in copied["callbacks"]:
+            callback(trainer)
+        assert step(trained, given)[0] == pytest.approx(ours, rel=1e-6) and ours > stock + 0.1
+        assert copied["icr"].statistics.steps == 2
+    assert icr_handle.statistics == statistics
+    yolo.model.icr = icr_handle
+    for whole in copy.deepcopy(yolo), pickle.loads(pickle.dumps(yolo)):
+        assert whole.model.icr.statistics == statistics
 
 
 def globals_of(file) -> str:

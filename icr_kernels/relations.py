@@ -142,7 +142,9 @@ def _labels(names: Sequence[str] | Mapping[int, str]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for label, name in pairs:
         if isinstance(label, bool) or not isinstance(label, Integral):
-            raise TypeError(f"names: expected whole numbers as the labels of a mapping from label to name, got {label!r}")
+            raise TypeError(
+                f"names: expected whole numbers as the labels of a mapping from label to name, got {label!r}"
+            )
         if not isinstance(name, str):
             raise TypeError(f"names: expected the name of label {label} as a string, got {type(name).__name__}")
         if name in labels:

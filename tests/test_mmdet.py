@@ -152,7 +152,8 @@ def test_statistics_leave_out_what_has_no_weight():
 class Data(torch.utils.data.Dataset):
     """Images of a car, 40 pixels wide, and a plate at its right edge; another plate, of no car."""
 
-    metainfo = {"classes": NAMES}
+    def __init__(self):
+        self.metainfo = {"classes": NAMES}
 
     def __len__(self):
         return 4

@@ -208,7 +208,11 @@ def test_without_objects_predictions_may_be_anything(name, value, dtype):
     model = model_of(name)
     enable_icr(model, PAIRS, NAMES)
     regression = torch.full((2, 100, 4), value, dtype=dtype, requires_grad=True)
-    outputs = {"cls_logits": torch.zeros(2, 100, 4), "bbox_regression": regression, "bbox_ctrness": torch.zeros(2, 100, 1)}
+    outputs = {
+        "cls_logits": torch.zeros(2, 100, 4),
+        "bbox_regression": regression,
+        "bbox_ctrness": torch.zeros(2, 100, 1),
+    }
     anchors, nothing = torch.tensor([[0.0, 0, 8, 8]]).expand(100, 4), torch.full((100,), -1)
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     losses = model.head.compute_loss([empty] * 2, outputs, [anchors] * 2, [nothing] * 2)
@@ -219,7 +223,7 @@ def test_without_objects_predictions_may_be_anything(name, value, dtype):
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
 def test_half_precision_decodes_in_full(name):
-    """A plate right of pixel 1024, where float16 knows whole pixels, fills the corner of its car to the pixel's quarter."""
+    """Right of pixel 1024 float16 knows whole pixels: a plate reaches out of its car by a quarter of its width."""
     model = model_of(name)
     enable_icr(model, PAIRS, NAMES, weight=1.0)
     plate = torch.tensor([1501.75, 10.25, 1533.75, 42.25])

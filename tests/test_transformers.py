@@ -4,6 +4,8 @@ import copy
 import pickle
 import subprocess
 import sys
+import types
+import warnings
 
 import pytest
 import torch
@@ -178,6 +180,125 @@ def test_the_term_is_in_the_loss_and_its_gradient(family):
     ours, gradient = step(model, given)
     assert (ours.loss - stock.loss).item() > 0.1
     assert (gradient - stock_gradient).norm() > 1e-3
+
+
+def with_iou(losses, pred, target):
+    iou = icr.box_iou_loss(pred, target, loss="iou", reduction="none", box_format="cxcywh")
+    return {**losses, "loss_giou": iou.sum() / 5}
+
+
+def with_smooth_l1(losses, pred, target):
+    smooth = torch.nn.functional.smooth_l1_loss(pred, target, reduction="sum")
+    return {**losses, "loss_bbox": smooth / 5}
+
+
+def with_another_gradient(losses, pred, target):
+    """The same values."""
+    giou = losses["loss_giou"]
+    return {**losses, "loss_giou": giou.detach() + 0.5 * (giou - giou.detach())}
+
+
+def with_one_more(losses, pred, target):
+    return {**losses, "loss_size": losses["loss_bbox"] / 2}
+
+
+def fork(model, change, uses_more: bool = False):
+    """The model with a criterion of its own: the box losses are changed."""
+    stock = model.loss_function
+    base = stock.__globals__["ImageLoss"]
+
+    class ForkedLoss(base):
+        def loss_boxes(self, outputs, targets, indices, num_boxes):
+            assert not uses_more or self.num_classes == len(NAMES)
+            pred = outputs["pred_boxes"][self._get_source_permutation_idx(indices)]
+            target = torch.cat([each["boxes"][rows] for each, (_, rows) in zip(targets, indices, strict=True)])
+            return change(super().loss_boxes(outputs, targets, indices, num_boxes), pred, target)
+
+    model.loss_function = types.FunctionType(
+        stock.__code__, {**stock.__globals__, "ImageLoss": ForkedLoss}, stock.__name__, stock.__defaults__
+    )
+    return model
+
+
+@pytest.mark.parametrize("uses_more", [False, True], ids=["of boxes", "of more than boxes"])
+@pytest.mark.parametrize("change", [with_iou, with_smooth_l1, with_another_gradient, with_one_more])
+def test_other_box_losses_stay(change, uses_more):
+    """A fork keeps its losses, and has the penalty beside them; a warning says so."""
+    given = batch()
+    stock, stock_gradient = step(fork(model_of("detr"), change), given)
+    model = fork(model_of("detr"), change, uses_more)
+    with pytest.warns(UserWarning, match="the box losses of ForkedLoss are not L1 and GIoU; they stay"):
+        enable_icr(model, PAIRS, weight=0.0)
+    ours, gradient = step(model, given)
+    assert {name: float(value) for name, value in ours.loss_dict.items() if name != "icr_penalty"} == pytest.approx(
+        {name: float(value) for name, value in stock.loss_dict.items()}, rel=1e-6
+    )
+    assert (gradient - stock_gradient).norm() <= 1e-6 * stock_gradient.norm()
+    with pytest.warns(UserWarning, match="they stay"):
+        enable_icr(model, PAIRS, weight=3.0, auxiliary=False)
+    ours, _ = step(model, given)
+    # One plate of five boxes has a car.
+    assert float(ours.loss_dict["loss_giou"] - stock.loss_dict["loss_giou"]) == pytest.approx(
+        3.0 * float(ours.loss_dict["icr_penalty"]) / 5, abs=1e-6
+    )
+    assert float(ours.loss_dict["icr_penalty"]) > 0
+
+
+def test_a_fork_without_giou():
+    model = fork(model_of("detr"), lambda losses, pred, target: {"loss_bbox": losses["loss_bbox"]})
+    with pytest.warns(UserWarning, match="they stay"):
+        enable_icr(model, PAIRS)
+    with pytest.raises(
+        ValueError, match="model: expected a criterion with loss_giou among its box losses, got loss_bbox"
+    ):
+        step(model, batch())
+
+
+@every_family
+def test_stock_box_losses_are_replaced(family, monkeypatch):
+    """So none of the supported families makes the matrix of all matched pairs."""
+    model, given = model_of(family), batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enable_icr(model, PAIRS)
+
+    def called(*arguments):
+        raise AssertionError("the stock box losses were called")
+
+    for base in of_criterion(model):
+        if "loss_boxes" in vars(base):
+            monkeypatch.setattr(base, "loss_boxes", called)
+    step(model, given)
+
+
+def of_criterion(model) -> tuple[type, ...]:
+    """The classes of the stock criterion."""
+    code = model.loss_function.stock
+    found = [code.__globals__.get(name) for name in code.__code__.co_names]
+    (criterion,) = [each for each in found if isinstance(each, type) and hasattr(each, "loss_boxes")]
+    return criterion.__mro__
+
+
+@pytest.mark.parametrize("family", ["detr", "rt_detr"])
+def test_logits_that_are_none(family):
+    """The stock matchers give a query with NaN to no target; with the penalty, too, matching and box losses go on."""
+    model, given = model_of(family).eval(), batch()
+    outputs = model(**given)
+    icr_handle = enable_icr(model, PAIRS, weight=0.0, auxiliary=False)
+    function = model.loss_function
+    seen = []
+    for loss in function.stock, function:
+        logits = outputs.logits.detach().clone()
+        logits[:, 3] = torch.nan
+        pred = outputs.pred_boxes.detach().clone().requires_grad_()
+        config = copy.copy(model.config)
+        config.auxiliary_loss = False
+        _, parts, _ = loss(logits, given["labels"], torch.device("cpu"), pred, config)
+        parts["loss_giou"].backward()
+        assert pred.grad.isfinite().all() and not pred.grad[:, 3].any() and pred.grad.any()
+        seen.append((float(parts["loss_giou"]), float(parts["loss_bbox"])))
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)
+    assert icr_handle.statistics.paired == 1
 
 
 def test_training_lowers_the_penalty():

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import functools
 import importlib.metadata
 import io
 import pickle
@@ -191,6 +192,62 @@ def test_own_iou_loss(yolo, family):
     ours, _, gradient = step(model, given)
     assert ours == pytest.approx(stock, rel=1e-5)
     assert (gradient - stock_gradient).norm() <= 1e-3 * stock_gradient.norm()
+
+
+def of_the_distance(pred, target, xywh=True, **_):
+    """In the place of bbox_iou: DIoU in that of CIoU, the nearest relative, and of GIoU."""
+    from ultralytics.utils import metrics
+
+    return metrics.bbox_iou(pred, target, xywh=xywh, DIoU=True)
+
+
+def times_a_detached_factor(pred, target, **options):
+    """In the place of bbox_iou: the same value with another gradient."""
+    from ultralytics.utils import metrics
+
+    iou = metrics.bbox_iou(pred, target, **options)
+    return iou.detach() + 0.5 * (iou - iou.detach())
+
+
+@every_family
+@pytest.mark.parametrize("other", [of_the_distance, times_a_detached_factor])
+def test_another_box_loss_is_not_replaced(yolo, monkeypatch, family, other):
+    """Refused before the first step, with the reason; without the option the loss stays what it is."""
+    import ultralytics.models.utils.loss as of_detr
+    import ultralytics.utils.loss as of_yolo
+
+    for module in of_detr, of_yolo:
+        monkeypatch.setattr(module, "bbox_iou", other)
+    model, given = network(family), batch()
+    other_loss, *_ = step(model, given)
+    of_stock = "RTDETRDetectionLoss is not the GIoU" if "rtdetr" in family else "Loss is not the CIoU"
+    with pytest.raises(ValueError, match=f"replace_iou_loss: expected False, because the box loss of .*{of_stock}"):
+        begin(yolo, model, replace_iou_loss=True)
+    assert step(model, given)[0] == pytest.approx(other_loss, rel=1e-6), "nothing was put in its place"
+    begin(yolo, model, weight=0.0)
+    assert step(model, given)[0] == pytest.approx(other_loss, rel=1e-6)
+
+
+def test_a_box_loss_that_is_called_in_another_way_is_not_replaced(yolo):
+    model = network("yolo11n")
+    model.criterion = model.init_criterion()
+    stock = model.criterion.bbox_loss.forward
+    model.criterion.bbox_loss.forward = lambda *arguments, height_and_width: stock(*arguments)
+    with pytest.raises(
+        ValueError, match="replace_iou_loss: expected False, because the box loss of v8DetectionLoss is"
+    ):
+        begin(yolo, model, replace_iou_loss=True)
+
+
+def test_each_head_is_looked_at(yolo):
+    model = network("yolov10n")
+    model.criterion = model.init_criterion()
+    stock = model.criterion.one2one.bbox_loss.forward
+    begin(yolo, model, replace_iou_loss=True)
+    criterion = model.criterion.stock
+    criterion.one2one.bbox_loss.forward = functools.wraps(stock)(lambda **named: [2 * each for each in stock(**named)])
+    with pytest.raises(ValueError, match="replace_iou_loss: expected False"):
+        begin(yolo, model, replace_iou_loss=True)
 
 
 @every_family

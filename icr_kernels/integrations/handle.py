@@ -1,10 +1,11 @@
-"""What all adapters share: the handle that they return, its statistics, and how they ask for their framework."""
+"""What all adapters share: the handle that they return, its statistics, how they ask for their framework, and whether a
+loss of theirs is one of ours."""
 
 import importlib
 import importlib.metadata
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,6 +14,12 @@ from torch import Tensor
 
 # So many training steps without a single pair are worth a warning: a model, or data, that has no such relations.
 STEPS_WITHOUT_PAIRS = 200
+
+# Losses are the same if they differ by less, relatively. On the trial boxes rounding and other guards of denominators
+# make up 2e-6, and the nearest relatives, DIoU and CIoU, are 1e-2 apart.
+ROUNDING = 1e-4
+
+Losses = Mapping[str, Tensor]
 
 
 class Statistics(NamedTuple):
@@ -100,11 +107,40 @@ class Handle:
 
     def disable(self) -> None:
         if self._disable is None:
-            raise RuntimeError("disable: expected the handle of a model, got a copy of one, which has the statistics alone")
+            raise RuntimeError(
+                "disable: expected the handle of a model, got a copy of one, which has the statistics alone; "
+                "enable_icr on a copied model returns its own"
+            )
         self._disable()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._record.relations}, {self.statistics})"
+
+
+def trial_boxes() -> tuple[Tensor, Tensor]:
+    """Predictions and targets to compare losses on: normalised, as cxcywh, some overlapping and some apart."""
+    random = torch.rand(2, 64, 4, generator=torch.Generator().manual_seed(0))
+    pred, target = torch.cat((0.3 + 0.4 * random[..., :2], 0.1 + 0.4 * random[..., 2:]), -1)
+    return pred, target
+
+
+def are_same(stock: Callable[[Tensor], Losses], own: Callable[[Tensor], Losses], pred: Tensor) -> bool:
+    """Whether two functions of predictions give losses of the same names, values and gradients, but for rounding."""
+    of_stock, of_own = (_with_gradients(losses_of, pred) for losses_of in (stock, own))
+    return of_stock.keys() == of_own.keys() and all(
+        (theirs - ours).norm() <= ROUNDING * ours.norm()
+        for name in of_own
+        for theirs, ours in zip(of_stock[name], of_own[name], strict=True)
+    )
+
+
+def _with_gradients(losses_of: Callable[[Tensor], Losses], pred: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    with torch.enable_grad():
+        leaf = pred.detach().clone().requires_grad_()
+        losses = losses_of(leaf)
+        return {
+            name: (loss.detach(), *torch.autograd.grad(loss, leaf, retain_graph=True)) for name, loss in losses.items()
+        }
 
 
 def framework(name: str, oldest: str, newest: str) -> ModuleType:

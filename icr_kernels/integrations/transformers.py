@@ -4,6 +4,7 @@ Tried with transformers 5.24.
 """
 
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..functional import icr_terms
+from ..functional import box_iou_loss, icr_terms
 from ..relations import Relations
-from .handle import Handle, Record, framework
+from .handle import Handle, Losses, Record, are_same, framework, trial_boxes
 from .targets import table_of
 
 # Boxes are normalised: an area of 1e-7 is one of a box of 0.2 pixels at 640, and below it they are still told apart.
@@ -32,6 +33,9 @@ def enable_icr(
     min_containment: float = 0.5,
 ) -> Handle:
     """Adds the penalty to the box loss of a detector, and computes its GIoU pair by pair.
+
+    A criterion with other box losses than the stock L1 and GIoU, as forks have it, keeps them: then the penalty is
+    added to its "loss_giou", and a warning says so.
 
     ``model.loss_function`` is set, nothing else is touched: weights and checkpoints stay ordinary. It survives
     `copy.deepcopy` and `torch.save`; `from_pretrained` makes a new model with the stock loss, for which this is to be
@@ -98,7 +102,14 @@ class ICRLossFunction:
         self.auxiliary = auxiliary
         self.denoising = denoising
         self.record = Record(relations)
-        _criterion_of(stock)
+        _, criterion = _criterion_of(stock)
+        self.replaces = _has_stock_losses(criterion)
+        if not self.replaces:
+            warnings.warn(
+                f"icr_kernels: the box losses of {criterion.__name__} are not L1 and GIoU; they stay, and the penalty "
+                "is added to its loss_giou",
+                stacklevel=3,
+            )
 
     def __call__(self, *arguments: Any, **named: Any) -> tuple:
         name, base = _criterion_of(self.stock)
@@ -130,6 +141,31 @@ def _criterion_of(function: Any) -> tuple[str, type]:
         f"model: expected a detector whose loss has a criterion with loss_boxes, got one with the loss function "
         f"{getattr(function, '__name__', function)!r}"
     )
+
+
+def _has_stock_losses(criterion: type) -> bool:
+    """Whether its box losses are those that would take their place, on boxes made for the purpose."""
+    pred, target = trial_boxes()
+    indices = torch.arange(len(pred)), torch.arange(len(pred))
+    bare: Any = object.__new__(criterion)  # what it holds is for the other losses
+    torch.nn.Module.__init__(bare)
+
+    def stock(pred: Tensor) -> Losses:
+        return bare.loss_boxes({"pred_boxes": pred[None]}, [{"boxes": target}], [indices], len(pred))
+
+    def own(pred: Tensor) -> Losses:
+        giou = box_iou_loss(pred, target, loss="giou", eps=EPS, box_format="cxcywh")
+        return _box_losses(pred, target, giou * len(pred), len(pred))
+
+    try:
+        return are_same(stock, own, pred)
+    except Exception:  # a loss that needs more than boxes is another
+        return False
+
+
+def _box_losses(pred: Tensor, target: Tensor, giou: Tensor, num_boxes: float) -> dict[str, Tensor]:
+    l1 = torch.nn.functional.l1_loss(pred, target, reduction="none")
+    return {"loss_bbox": l1.sum() / num_boxes, "loss_giou": giou / num_boxes}
 
 
 class _WithPenalty:
@@ -167,7 +203,11 @@ class _WithPenalty:
             self.icr.penalty = torch.where(is_paired, penalty, 0).sum() / is_paired.sum().clamp(min=1)
             if torch.is_grad_enabled():
                 self.icr.record.add(torch.ones_like(is_paired), table.is_part[rows], is_paired, penalty)
-        return {
-            "loss_bbox": torch.nn.functional.l1_loss(pred, target, reduction="none").sum() / num_boxes,
-            "loss_giou": terms.loss.sum() / num_boxes,
-        }
+        if self.icr.replaces:
+            return _box_losses(pred, target, terms.loss.sum(), num_boxes)
+        losses = super().loss_boxes(outputs, targets, indices, num_boxes)  # type: ignore[misc]
+        if "loss_giou" not in losses:
+            raise ValueError(
+                f"model: expected a criterion with loss_giou among its box losses, got {', '.join(losses)}"
+            )
+        return {**losses, "loss_giou": losses["loss_giou"] + self.icr.weight * terms.penalty.sum() / num_boxes}

@@ -8,6 +8,7 @@ Checkpoints load where this package is not installed.
 """
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..functional import icr_terms
+from ..functional import box_iou_loss, icr_terms
 from ..relations import Relations, names_of_wholes
-from .handle import Handle, Record, framework
+from .handle import Handle, Losses, Record, are_same, framework, trial_boxes
 
 EVENT = "on_pretrain_routine_end"
 WEIGHTINGS = ("uniform", "tal")
@@ -72,7 +73,7 @@ def enable_icr(
             (RT-DETR: the sum divided by their number). These scores grow with the overlap that is reached: early in
             training, and for small parts, they make the term a thousand times smaller.
         replace_iou_loss: the CIoU (RT-DETR: GIoU) loss of this package in place of the stock one: the same but for
-            rounding and degenerate boxes.
+            rounding and degenerate boxes. A model with another box loss, as forks have it, is refused.
         auxiliary: RT-DETR: also at the outputs of the decoder's earlier layers and of the encoder.
         denoising: RT-DETR: also at the denoising queries.
         min_containment: a part of which no whole contains at least this share has no anchor object.
@@ -83,7 +84,8 @@ def enable_icr(
     Raises:
         ImportError: ultralytics is missing or of a version that is not supported.
         TypeError, ValueError: not such a model, or a wrong name or number. The classes are those of the data set, so a
-            class that it lacks, and ``single_cls=True``, are a ValueError when training begins.
+            class that it lacks, ``single_cls=True``, and ``replace_iou_loss=True`` with another box loss, are a
+            ValueError when training begins.
     """
     ultralytics = framework("ultralytics", "8.3.150", "8.5")
     if not isinstance(model, (ultralytics.YOLO, ultralytics.RTDETR)):
@@ -148,7 +150,10 @@ class Start:
             # A resumed end-to-end model has a criterion already, which knows how far its schedule has come.
             stock = _stock_criterion(model)
             stock = model.init_criterion() if stock is None else stock
-            _set_criterion(model, _criterion(stock, relations, self.options))
+            criterion = _criterion(stock, relations, self.options)
+            if self.options.replace_iou_loss:
+                criterion.check_iou_loss(next(model.parameters()).device)
+            _set_criterion(model, criterion)
         of_detr = isinstance(model.criterion, DetrCriterion)
         # Where the trainer takes its names from the criterion it has none yet.
         place = "giou_loss" if of_detr else "box_loss" if trainer.loss_names else "icr_loss"
@@ -158,6 +163,8 @@ class Start:
 
 class Criterion:
     """Around a criterion of Ultralytics. Copied it is another such; pickled it is the stock criterion."""
+
+    iou_loss: str
 
     def __init__(self, stock: Any, relations: Relations, options: Options) -> None:
         self.stock = stock
@@ -174,6 +181,20 @@ class Criterion:
         # From protocol 2 on pickle insists that an object is pickled as one of its own class.
         return self.stock.__reduce_ex__(1)
 
+    def check_iou_loss(self, device: torch.device) -> None:
+        """An error where the stock box loss is not the one that would take its place. Nothing is trained yet."""
+        pred, target = (boxes.to(device) for boxes in trial_boxes())
+        error = None
+        try:
+            if self.has_iou_loss(pred, target):
+                return
+        except Exception as raised:  # a loss that is called in another way is another
+            error = raised
+        raise ValueError(
+            f"replace_iou_loss: expected False, because the box loss of {type(self.stock).__name__} is not the "
+            f"{self.iou_loss} that would take its place, got True"
+        ) from error
+
     def end_step(self) -> None:
         if torch.is_grad_enabled():
             self.options.record.step()
@@ -181,6 +202,15 @@ class Criterion:
 
 class YoloCriterion(Criterion):
     """Around a `v8DetectionLoss`, or around a criterion that holds one for each of two heads."""
+
+    iou_loss = "CIoU"
+
+    def has_iou_loss(self, pred: Tensor, target: Tensor) -> bool:
+        # In cells of a level, as corners.
+        pred, target = (
+            20 * torch.cat((each[:, :2] - each[:, 2:] / 2, each[:, :2] + each[:, 2:] / 2), 1) for each in (pred, target)
+        )
+        return all(_has_ciou(head, pred, target) for head in _heads(self.stock))
 
     def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
         heads = [HeadTerm(head, self.relations, self.options) for head in _heads(self.stock)]
@@ -196,6 +226,31 @@ class YoloCriterion(Criterion):
             term = torch.zeros_like(items["box_loss"]) if heads[-1].term is None else heads[-1].term
             items = {**items, "box_loss": items["box_loss"] - term, "icr_loss": term}
         return loss, items
+
+
+def _has_ciou(head: Any, pred: Tensor, target: Tensor) -> bool:
+    """Whether the box loss of a head is the weighted mean of CIoU losses."""
+    weight = torch.linspace(0.5, 1.5, len(pred), device=pred.device)
+    arguments = {
+        "pred_dist": pred.new_zeros(1, len(pred), 4 * head.reg_max),
+        "anchor_points": pred.new_zeros(len(pred), 2),
+        "target_bboxes": target[None],
+        "target_scores": weight[None, :, None],
+        "target_scores_sum": weight.sum(),
+        "fg_mask": torch.ones(1, len(pred), dtype=torch.bool, device=pred.device),
+        "imgsz": pred.new_full((2,), 640),
+        "stride": pred.new_ones(len(pred), 1),
+    }
+    taken = inspect.signature(head.bbox_loss.forward).parameters  # fewer in older versions
+    arguments = {name: value for name, value in arguments.items() if name in taken}
+
+    def stock(pred: Tensor) -> Losses:
+        return {"ciou": head.bbox_loss(pred_bboxes=pred[None], **arguments)[0]}
+
+    def own(pred: Tensor) -> Losses:
+        return {"ciou": box_iou_loss(pred, target, loss="ciou", weight=weight, normalizer=weight.sum())}
+
+    return are_same(stock, own, pred)
 
 
 class HeadTerm:
@@ -254,6 +309,18 @@ class HeadTerm:
 
 class DetrCriterion(Criterion):
     """Around an `RTDETRDetectionLoss`."""
+
+    iou_loss = "GIoU"
+
+    def has_iou_loss(self, pred: Tensor, target: Tensor) -> bool:
+        def stock(pred: Tensor) -> Losses:
+            return {"giou": self.stock._get_loss_bbox(pred, target)["loss_giou"]}
+
+        def own(pred: Tensor) -> Losses:
+            loss = box_iou_loss(pred, target, loss="giou", eps=NORMALISED_EPS, box_format="cxcywh")
+            return {"giou": self.stock.loss_gain["giou"] * loss}
+
+        return are_same(stock, own, pred)
 
     def __call__(self, preds: Any, batch: Any, *rest: Any, **named: Any) -> dict[str, Tensor]:
         # A short-lived twin of the stock criterion: what it notes about the batch goes with it.

@@ -73,27 +73,26 @@ class Loss(torch.autograd.Function):
             pred if wanted & WANTED_PRED else None,
             target if wanted & WANTED_TARGET else None,
             anchors if wanted & WANTED_ANCHORS else None,
+            anchor_index if wanted & WANTED_ANCHORS else None,
             pending if pending.numel() else None,
             grad_pred if wanted & WANTED_PRED else None,
             grad_target if wanted & WANTED_TARGET else None,
             grad_anchors if wanted & WANTED_ANCHORS else None,
-            anchor_index if wanted & WANTED_ANCHORS else None,
         )
         ctx.scaled = operators.scaled
-        ctx.dtypes = pred.dtype, target.dtype, None if anchors is None else anchors.dtype
         return loss
 
     @staticmethod
     @first_derivative
     def backward(ctx, grad_loss):
-        _, _, table, pending, pred, target, anchors, anchor_index = ctx.saved_tensors
+        pred, target, anchors, anchor_index, pending, grad_pred, grad_target, grad_anchors = ctx.saved_tensors
         if pred is not None:
-            pred = ctx.scaled(pred, grad_loss, pending, ctx.dtypes[0], None, None)
+            pred = ctx.scaled(grad_pred, grad_loss, pending, pred.dtype, None, None)
         if target is not None:
-            target = ctx.scaled(target, grad_loss, pending, ctx.dtypes[1], None, None)
+            target = ctx.scaled(grad_target, grad_loss, pending, target.dtype, None, None)
         if anchors is not None:
-            table = None if anchor_index is None else table
-            anchors = ctx.scaled(anchors, grad_loss, pending, ctx.dtypes[2], table, anchor_index)
+            table = None if anchor_index is None else anchors
+            anchors = ctx.scaled(grad_anchors, grad_loss, pending, anchors.dtype, table, anchor_index)
         return pred, target, anchors, None, None, None, None, None, None
 
 

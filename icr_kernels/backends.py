@@ -59,6 +59,11 @@ BACKENDS = (
 BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
+def device_type(tensor: torch.Tensor) -> str:
+    """``tensor.device.type``, whose string takes longer to make than many a check."""
+    return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
+
+
 def choose(name: str | None, device: str) -> Backend:
     """The backend of that name, or the first that can run tensors of the device."""
     if name is not None:

@@ -4,9 +4,9 @@ A message names the argument, says what was expected and what came. These checks
 checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=1.
 """
 
-import math
 import numbers
 import os
+import sys
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ CHECK_VALUES = os.environ.get("ICR_KERNELS_CHECK_VALUES", "0") not in ("", "0")
 
 FLOAT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INDEX_TYPES = (torch.int64, torch.int32)
+
+_LARGEST = sys.float_info.max
 
 
 class Pairs(NamedTuple):
@@ -226,14 +228,14 @@ def selected_count(k: int) -> None:
 
 
 def number(
-    argument: str, value: float, least: float = -math.inf, most: float = math.inf, *, expected: str = "a number"
+    argument: str, value: float, least: float = -_LARGEST, most: float = _LARGEST, expected: str = "a number"
 ) -> None:
     """Of Python or NumPy, finite and within bounds. A tensor is none: reading one would make a GPU wait."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+    if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
         raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
-    if not (least <= value <= most and -math.inf < value < math.inf):
-        bounds = f" from {least:g} to {most:g}" if most < math.inf else f" of at least {least:g}"
-        raise ValueError(f"{argument}: expected a finite number{bounds if least > -math.inf else ''}, got {value!r}")
+    if not least <= value <= most:
+        bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f" of at least {least:g}"
+        raise ValueError(f"{argument}: expected a finite number{bounds if least > -_LARGEST else ''}, got {value!r}")
 
 
 def matching(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, checks, reference, transforms
+from .backends import choose, device_type
 from .operators import WANTED_PRED, numbers
 from .reference import ICRTerms
 from .variants import REDUCTION_IDS
@@ -100,8 +101,9 @@ def icr_loss(
     pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
     formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
     checks.reduction(reduction, normalizer, pred)
-    chosen = transforms.backend_of(backend, pred, target, anchors)
-    if chosen.operators is None:
+    chosen = choose(backend, device_type(pred))
+    is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(pred, target, anchors)
+    if chosen.operators is None or transforms.lose_kernels(is_transformed, is_differentiated):
         return reference.icr_loss(
             *pairs[:3],
             anchor_index=anchor_index,
@@ -111,10 +113,10 @@ def icr_loss(
             reduction=reduction,
             **formula._asdict(),
         )
-    if transforms.active():
+    if is_transformed:
         return transforms.icr_loss(pairs, formula, normalizer, reduction, chosen.name)
     arguments = _loss_arguments(pairs, formula, normalizer, reduction)
-    if transforms.needs_gradient(*pairs[:3]):
+    if is_differentiated:
         return autograd.Loss.apply(*arguments[:7], chosen.name, arguments[7:])
     return chosen.operators.loss(*arguments, 0, False)[0]
 
@@ -176,13 +178,14 @@ def icr_terms(
     """
     pairs = checks.pairs(pred, target, anchors, anchor_index, None, mask)
     formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
-    chosen = transforms.backend_of(backend, pred, target, anchors)
-    if chosen.operators is None:
+    chosen = choose(backend, device_type(pred))
+    is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(pred, target, anchors)
+    if chosen.operators is None or transforms.lose_kernels(is_transformed, is_differentiated):
         return reference.icr_terms(*pairs[:3], anchor_index=anchor_index, mask=mask, **formula._asdict())
-    if transforms.active():
+    if is_transformed:
         return transforms.icr_terms(pairs, formula, chosen.name)
     tensors, options = (*pairs[:4], mask), numbers(formula)
-    if transforms.needs_gradient(*pairs[:3]):
+    if is_differentiated:
         return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, options))
     return ICRTerms(*chosen.operators.terms(*tensors, *options))
 
@@ -215,8 +218,9 @@ def icr_loss_and_grad(
         pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
         formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
         checks.reduction(reduction, normalizer, pred)
-        chosen = transforms.backend_of(backend, pred, target, anchors)
-        if chosen.operators is not None and not transforms.active():
+        chosen = choose(backend, device_type(pred))
+        is_transformed = transforms.active()
+        if chosen.operators is not None and not is_transformed:
             arguments = _loss_arguments(pairs, formula, normalizer, reduction)
             # The gradient is rounded once: by the loss, or by the scaling that is left to do.
             pending = chosen.operators.is_pending(pred, mask, arguments[6], arguments[8])
@@ -226,7 +230,7 @@ def icr_loss_and_grad(
             return value, gradient
     tensors = {"anchor_index": anchor_index, "weight": weight, "mask": mask, "normalizer": normalizer}
     options: dict[str, Any] = {**tensors, "reduction": reduction, **formula._asdict(), "penalty": penalty}
-    if transforms.active():
+    if is_transformed:
 
         def total(pred: Tensor) -> tuple[Tensor, Tensor]:
             value = icr_loss(pred, target, anchors, backend=chosen.name, **options)

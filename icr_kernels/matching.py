@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, reference
-from .backends import choose
+from .backends import choose, device_type
 from .pairwise import select
 from .variants import BOX_FORMAT_IDS
 
@@ -190,7 +190,7 @@ def detr_matching_cost(
     """
     checks.matching(pred_logits, pred_boxes, target_labels, target_boxes, target_image)
     checks.cost(classification, class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps, box_format)
-    chosen = choose(backend, pred_boxes.device.type)
+    chosen = choose(backend, device_type(pred_boxes))
     with torch.no_grad():
         log_normalizer = None
         if classification == "softmax":

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from . import autograd, checks, reference, transforms
-from .backends import choose
+from .backends import choose, device_type
 from .functional import RAISES, documented
 from .reference import Selection
 from .variants import BOX_FORMAT_IDS, KIND_IDS
@@ -58,13 +58,14 @@ def pairwise_iou(
     """
     matrix = checks.sets(boxes1, boxes2)
     checks.kind(kind, eps, box_format)
-    chosen = transforms.backend_of(backend, boxes1, boxes2)
-    if chosen.operators is None:
+    chosen = choose(backend, device_type(boxes1))
+    is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(boxes1, boxes2)
+    if chosen.operators is None or transforms.lose_kernels(is_transformed, is_differentiated):
         return reference.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format)
-    if transforms.active():
+    if is_transformed:
         return transforms.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format, chosen.name)
     options = KIND_IDS[kind], float(eps), BOX_FORMAT_IDS[box_format]
-    if transforms.needs_gradient(boxes1, boxes2):
+    if is_differentiated:
         return autograd.Pairwise.apply(matrix.first, matrix.second, chosen.name, options)
     return chosen.operators.pairwise(matrix.first, matrix.second, *options)
 
@@ -146,7 +147,7 @@ def select(
     if swapped:
         queries, candidates, query_group, candidate_group = candidates, queries, candidate_group, query_group
     tensors = queries.detach(), candidates.detach(), query_group, candidate_group, offset, at_least
-    chosen = choose(backend, queries.device.type)
+    chosen = choose(backend, device_type(queries))
     if chosen.operators is None:
         return reference.selected(*tensors, kind, swapped, k, larger, eps, box_format)
     numbers = KIND_IDS[kind], swapped, k, larger, float(eps), BOX_FORMAT_IDS[box_format]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
-from .backends import BY_NAME, Backend, choose
+from .backends import BY_NAME
 from .checks import Formula, Pairs, compute_dtype
 from .operators import WANTED_ANCHORS, WANTED_PRED, WANTED_TARGET, numbers
 from .reference import ICRTerms
@@ -29,18 +29,16 @@ def active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def backend_of(name: str | None, *boxes: Tensor | None) -> Backend:
-    """The backend of a call with a derivative: in a graph that is being made the reference, whatever the name, where a
-    kernel would be traced without it. That is so for transforms, and for exported boxes that require grad."""
-    assert boxes[0] is not None
-    chosen = choose(name, boxes[0].device.type)
-    if torch.compiler.is_compiling() and (active() or (torch.compiler.is_exporting() and needs_gradient(*boxes))):
-        return BY_NAME["reference"]
-    return chosen
+def needs_gradient(first: Tensor, second: Tensor, third: Tensor | None = None) -> bool:
+    return torch.is_grad_enabled() and (
+        first.requires_grad or second.requires_grad or (third is not None and third.requires_grad)
+    )
 
 
-def needs_gradient(*boxes: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(rows is not None and rows.requires_grad for rows in boxes)
+def lose_kernels(is_transformed: bool, is_differentiated: bool) -> bool:
+    """Whether a graph is being made in which a kernel would have no derivative: of transforms, or an exported one. Then
+    the reference is called, whatever backend was asked for."""
+    return (is_transformed and torch.compiler.is_compiling()) or (is_differentiated and torch.compiler.is_exporting())
 
 
 def _times(rows: Tensor, factor: Tensor) -> Tensor:

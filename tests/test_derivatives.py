@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.autograd import forward_ad, functional
 
 import icr_kernels as icr
-from inputs import COMPILED_BACKENDS, box, crowd, device_of, every_backend, every_compiled_backend, pairs_of_a_table
+from inputs import (
+    COMPILED_BACKENDS,
+    INTERPRETED,
+    box,
+    crowd,
+    device_of,
+    every_backend,
+    every_compiled_backend,
+    pairs_of_a_table,
+)
 
 # How each public function is differentiated, or why it is not.
 NOT_DIFFERENTIABLE = {
@@ -90,6 +99,16 @@ FUNCTIONS = {
     **{f"pairwise_iou, {kind}": _of_sets("boxes1", kind) for kind in ("iou", "giou", "containment", "pull_penalty")},
     "pairwise_iou of boxes2": _of_sets("boxes2", "inverse_penalty"),
 }
+# In Triton's interpreter, one of each operator and of a table.
+OF_EACH_OPERATOR = ("icr_loss of pred", "icr_loss of anchors", "icr_terms: containment", "pairwise_iou, giou")
+every_function = pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        (name, backend)
+        for backend in COMPILED_BACKENDS
+        for name in (OF_EACH_OPERATOR if backend in INTERPRETED else FUNCTIONS)
+    ],
+)
 # Not differentiable as they are called; under a transform they are.
 VALUES_AND_GRADIENTS = {
     "icr_loss_and_grad: loss": _of_pairs("icr_loss_and_grad", "pred", lambda result: result[0], {"loss": "giou"}),
@@ -230,17 +249,15 @@ def truth(name: str, way: str) -> Tensor:
     return result
 
 
-@every_compiled_backend
+@every_function
 @pytest.mark.parametrize("way", FIRST)
-@pytest.mark.parametrize("name", FUNCTIONS)
 def test_first_derivative(name, way, backend):
     function, boxes = FUNCTIONS[name](device_of(backend), backend)
     torch.testing.assert_close(FIRST[way](function, boxes).cpu(), truth(name, way), rtol=1e-9, atol=1e-12)
 
 
-@every_compiled_backend
+@every_function
 @pytest.mark.parametrize("way", SECOND)
-@pytest.mark.parametrize("name", FUNCTIONS)
 def test_second_derivative_is_an_error(name, way, backend):
     assert truth(name, way).isfinite().all()
     function, boxes = FUNCTIONS[name](device_of(backend), backend)
@@ -264,8 +281,7 @@ def test_loss_and_gradient_in_one_pass_under_transforms(name, way, backend):
         torch.testing.assert_close(result, truth(name, way), rtol=1e-9, atol=1e-12)
 
 
-@every_compiled_backend
-@pytest.mark.parametrize("name", FUNCTIONS)
+@every_function
 def test_backward_pass_with_a_graph_that_nobody_differentiates(name, backend):
     function, boxes = FUNCTIONS[name](device_of(backend), backend)
     leaf = boxes.clone().requires_grad_()
@@ -318,12 +334,9 @@ class _Module(torch.nn.Module):
         return self.function(boxes)
 
 
-IN_GRAPHS = ("icr_loss of pred", "icr_loss of anchors", "icr_terms: containment", "pairwise_iou, giou")
-
-
 @every_backend
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", IN_GRAPHS)
+@pytest.mark.parametrize("name", OF_EACH_OPERATOR)
 def test_export_of_boxes_that_require_grad(name, strict, backend):
     function, boxes = FUNCTIONS[name](device_of(backend), backend)
     exported = torch.export.export(_Module(function), (boxes.clone().requires_grad_(),), strict=strict)

@@ -47,12 +47,15 @@ _REST = """
         backend: name of a backend, or None: the first of `available_backends` that can run these tensors.
 
     Boxes may be in any unit, the same for all boxes of the call. An inverted side (x2 < x1) counts as length 0, and
-    coordinates beyond 1e18 as 1e18: every finite box has a finite loss and gradient, and NaN stays NaN. The arithmetic
-    is float32, or float64 if any box is float64, under autocast too; tensors may differ in dtype."""
+    coordinates beyond 1e18 as 1e18: every finite box has a finite loss and gradient, and NaN stays NaN. A side of
+    exactly 0 can grow. The arithmetic is float32, or float64 if any box is float64, under autocast too; tensors may
+    differ in dtype. A gradient in half precision is the float32 one rounded, beyond its range infinite."""
 
-_GRADIENT = """ Gradients
-    reach ``pred``, ``target`` and ``anchors``, as far as they require grad, in their own dtypes; in half precision they
-    saturate at the largest finite value. A second derivative is not defined."""
+_GRADIENT = """
+
+    Gradients reach ``pred``, ``target`` and ``anchors``, as far as they require grad, in their own dtypes. Transforms
+    of `torch.func` and forward mode differentiate them too; a second derivative is a RuntimeError, but with
+    backend="reference"."""
 
 RAISES = """
 
@@ -212,7 +215,8 @@ def icr_loss_and_grad(
     """The loss and its gradient with respect to pred, in one pass and without autograd.
 
     Returns the loss of `icr_loss` and the gradient, of shape and dtype of pred; with reduction="none" the gradient of
-    each pair's own loss. Neither requires grad.
+    each pair's own loss. Neither requires grad. Under transforms of `torch.func` the loss has a derivative, and to
+    differentiate the gradient is a RuntimeError.
     """
     with torch.no_grad():
         pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)

@@ -28,7 +28,8 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     def forward(count, *tensors):
-        return tensors[:count]
+        # Not the tensors themselves: what a Function returns as it came may not be changed in place.
+        return tuple(each.detach() for each in tensors[:count])
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -54,8 +54,8 @@ def pairwise_iou(
     """The matrix (..., N, M) of all pairs, float32, or float64 for float64 boxes; in one pass, without temporaries.
 
     Differentiable in both sets of boxes; nothing but them is kept for the backward pass, which computes the gradient
-    anew and adds it up in an order that is always the same. Transforms of `torch.func` and forward mode differentiate it
-    too, pair by pair: that takes memory for N M boxes. A second derivative is a RuntimeError, but with
+    anew and adds it up in an order that is always the same. Transforms of `torch.func` and forward mode differentiate
+    it too, pair by pair: that takes memory for N M boxes. A second derivative is a RuntimeError, but with
     backend="reference". NaN stays NaN.
     """
     matrix = checks.sets(boxes1, boxes2)

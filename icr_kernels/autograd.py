@@ -5,6 +5,9 @@ place: a second backward pass works, and a half-precision gradient is rounded on
 arithmetic and not memory is the bound, that is faster than computing the gradient anew; on a GPU, where memory is, it
 moves 96 bytes a pair in both passes and computing anew would move 112. The terms, which have four upstream gradients,
 do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes.
+
+The boxes are kept in any case: what a backward pass returns is a function of them, and where autograd makes a graph of
+it, it has to say so.
 """
 
 import torch

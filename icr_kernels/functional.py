@@ -106,7 +106,7 @@ def icr_loss(
     checks.reduction(reduction, normalizer, pred)
     chosen = choose(backend, device_type(pred))
     is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(pred, target, anchors)
-    if chosen.operators is None or transforms.lose_kernels(is_transformed, is_differentiated):
+    if chosen.operators is None or transforms.loses_derivative(is_transformed, is_differentiated):
         return reference.icr_loss(
             *pairs[:3],
             anchor_index=anchor_index,
@@ -183,7 +183,7 @@ def icr_terms(
     formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
     chosen = choose(backend, device_type(pred))
     is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(pred, target, anchors)
-    if chosen.operators is None or transforms.lose_kernels(is_transformed, is_differentiated):
+    if chosen.operators is None or transforms.loses_derivative(is_transformed, is_differentiated):
         return reference.icr_terms(*pairs[:3], anchor_index=anchor_index, mask=mask, **formula._asdict())
     if is_transformed:
         return transforms.icr_terms(pairs, formula, chosen.name)

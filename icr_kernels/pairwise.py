@@ -62,7 +62,7 @@ def pairwise_iou(
     checks.kind(kind, eps, box_format)
     chosen = choose(backend, device_type(boxes1))
     is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(boxes1, boxes2)
-    if chosen.operators is None or transforms.lose_kernels(is_transformed, is_differentiated):
+    if chosen.operators is None or transforms.loses_derivative(is_transformed, is_differentiated):
         return reference.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format)
     if is_transformed:
         return transforms.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format, chosen.name)

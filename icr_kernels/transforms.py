@@ -35,7 +35,7 @@ def needs_gradient(first: Tensor, second: Tensor, third: Tensor | None = None) -
     )
 
 
-def lose_kernels(is_transformed: bool, is_differentiated: bool) -> bool:
+def loses_derivative(is_transformed: bool, is_differentiated: bool) -> bool:
     """Whether a graph is being made in which a kernel would have no derivative: of transforms, or an exported one. Then
     the reference is called, whatever backend was asked for."""
     return (is_transformed and torch.compiler.is_compiling()) or (is_differentiated and torch.compiler.is_exporting())

@@ -58,7 +58,7 @@ ICR_INLINE void pull_back(const S (&coordinates)[4], BoxFormat format, S (&gradi
     }
   }
   for (int i = 0; i < 4; ++i) {
-    gradient[i] = select(abs(coordinates[i]) < limit, g[i], zero);
+    gradient[i] = select(limit <= abs(coordinates[i]), zero, g[i]);
   }
 }
 

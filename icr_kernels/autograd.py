@@ -17,6 +17,12 @@ from .backends import BY_NAME
 from .operators import WANTED_ANCHORS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET
 
 
+def needs_gradient(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor | None = None) -> bool:
+    return torch.is_grad_enabled() and (
+        first.requires_grad or second.requires_grad or (third is not None and third.requires_grad)
+    )
+
+
 def _wanted(needs_input_grad: tuple[bool, ...]) -> int:
     return (
         (WANTED_PRED if needs_input_grad[0] else 0)
@@ -32,7 +38,7 @@ class Once(torch.autograd.Function):
     @staticmethod
     def forward(count, *tensors):
         # Not the tensors themselves: what a Function returns as it came may not be changed in place.
-        return tuple(each.detach() for each in tensors[:count])
+        return tuple(each.clone() for each in tensors[:count])
 
     @staticmethod
     def setup_context(ctx, inputs, output):

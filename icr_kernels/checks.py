@@ -6,7 +6,6 @@ checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=
 
 import numbers
 import os
-import sys
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ CHECK_VALUES = os.environ.get("ICR_KERNELS_CHECK_VALUES", "0") not in ("", "0")
 FLOAT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INDEX_TYPES = (torch.int64, torch.int32)
 
-_LARGEST = sys.float_info.max
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Pairs(NamedTuple):
@@ -110,9 +109,11 @@ def formula(
     _name("loss", loss, LOSS_NAMES)
     _name("penalty", penalty, PENALTY_NAMES)
     number("penalty_weight", penalty_weight)
+    if not isinstance(relative, bool):
+        raise TypeError(f"relative: expected True or False, got {type(relative).__name__}")
     _format(eps, box_format)
     penalty = NO_PENALTY if anchors is None else penalty
-    return Formula(loss, penalty, float(penalty_weight), bool(relative), float(eps), box_format)
+    return Formula(loss, penalty, float(penalty_weight), relative, float(eps), box_format)
 
 
 def _format(eps: float, box_format: str) -> None:
@@ -128,11 +129,12 @@ def names(
     box_format: str,
     penalty: str = PENALTY_NAMES[0],
     penalty_weight: float = 1.0,
+    relative: bool = False,
     **_: object,
 ) -> None:
     """The names and numbers that a module holds, checked when it is made."""
     _name("reduction", reduction, REDUCTIONS)
-    formula(loss, penalty, penalty_weight, False, eps, box_format, None)
+    formula(loss, penalty, penalty_weight, relative, eps, box_format, None)
 
 
 def reduction(reduction: str, normalizer: float | Tensor | None, pred: Tensor) -> None:
@@ -230,12 +232,17 @@ def selected_count(k: int) -> None:
 def number(
     argument: str, value: float, least: float = -_LARGEST, most: float = _LARGEST, expected: str = "a number"
 ) -> None:
-    """Of Python or NumPy, finite and within bounds. A tensor is none: reading one would make a GPU wait."""
+    """Of Python or NumPy, within bounds, finite in float32 too. A tensor is none: reading one would make a GPU wait."""
     if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
         raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
     if not least <= value <= most:
-        bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f" of at least {least:g}"
-        raise ValueError(f"{argument}: expected a finite number{bounds if least > -_LARGEST else ''}, got {value!r}")
+        if most < _LARGEST:
+            wanted = f"a number from {least:g} to {most:g}"
+        else:
+            wanted = (
+                "a number" + (f" of at least {least:g}" if least > -_LARGEST else "") + " that is finite in float32"
+            )
+        raise ValueError(f"{argument}: expected {wanted}, got {value!r}")
 
 
 def matching(

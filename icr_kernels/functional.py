@@ -105,8 +105,8 @@ def icr_loss(
     formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
     checks.reduction(reduction, normalizer, pred)
     chosen = choose(backend, device_type(pred))
-    is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(pred, target, anchors)
-    if chosen.operators is None or transforms.loses_derivative(is_transformed, is_differentiated):
+    is_transformed = transforms.active()
+    if chosen.operators is None or transforms.loses_derivative(is_transformed):
         return reference.icr_loss(
             *pairs[:3],
             anchor_index=anchor_index,
@@ -119,7 +119,7 @@ def icr_loss(
     if is_transformed:
         return transforms.icr_loss(pairs, formula, normalizer, reduction, chosen.name)
     arguments = _loss_arguments(pairs, formula, normalizer, reduction)
-    if is_differentiated:
+    if autograd.needs_gradient(pred, target, anchors):
         return autograd.Loss.apply(*arguments[:7], chosen.name, arguments[7:])
     return chosen.operators.loss(*arguments, 0, False)[0]
 
@@ -182,13 +182,13 @@ def icr_terms(
     pairs = checks.pairs(pred, target, anchors, anchor_index, None, mask)
     formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
     chosen = choose(backend, device_type(pred))
-    is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(pred, target, anchors)
-    if chosen.operators is None or transforms.loses_derivative(is_transformed, is_differentiated):
+    is_transformed = transforms.active()
+    if chosen.operators is None or transforms.loses_derivative(is_transformed):
         return reference.icr_terms(*pairs[:3], anchor_index=anchor_index, mask=mask, **formula._asdict())
     if is_transformed:
         return transforms.icr_terms(pairs, formula, chosen.name)
     tensors, options = (*pairs[:4], mask), numbers(formula)
-    if is_differentiated:
+    if autograd.needs_gradient(pred, target, anchors):
         return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, options))
     return ICRTerms(*chosen.operators.terms(*tensors, *options))
 

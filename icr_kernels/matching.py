@@ -97,7 +97,9 @@ class Matcher:
         box_format: str = "xyxy",
         backend: str | None = None,
     ) -> None:
-        if not low_threshold <= high_threshold:
+        checks.number("high_threshold", high_threshold)
+        checks.number("low_threshold", low_threshold)
+        if low_threshold > high_threshold:
             raise ValueError(
                 f"low_threshold: expected at most high_threshold, {high_threshold!r}, got {low_threshold!r}"
             )

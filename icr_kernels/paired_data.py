@@ -14,7 +14,6 @@ import os
 import re
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from glob import iglob
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,20 +121,22 @@ def read_yolo(
         images: the folder.
         names: of all classes: a sequence, or a mapping from the labels 0, 1, ... to names.
         pairs, min_containment: as of `Relations`, which says what is wrong with them.
-        labels: the folder of the .txt; None: ``images`` with its last component "images" replaced by "labels". None of
-            the images having its .txt there, though there are .txt, is an error.
+        labels: the folder of the .txt; None: ``images`` with its last component "images" replaced by "labels". Labels
+            that are elsewhere in it, in no sub-folder or in another one than their image, are an error.
     """
     relations = Relations(pairs, names, min_containment=min_containment)
     if isinstance(names, Mapping) and set(names) != set(range(len(names))):
         raise ValueError(f"names: expected the labels 0 to {len(names) - 1}, got {', '.join(map(str, names))}")
     folder = _folder(_labels_beside(Path(images)) if labels is None else labels)
-    paired, has_labels = [], False
-    for file in _files(images, ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"):
-        size, text = _size(file), folder / (name := file.relative_to(images).with_suffix(".txt"))
-        has_labels |= text.exists()
+    paired = []
+    text_of = {
+        file: folder / file.relative_to(images).with_suffix(".txt")
+        for file in _files(images, ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+    }
+    _check_places(text_of, _found(folder, ".txt"))
+    for file, text in text_of.items():
+        size = _size(file)
         paired.append(_paired_image(file, size, _yolo_objects(text, size, len(names)) if text.exists() else []))
-    if not has_labels and any(folder.rglob("*.txt")):
-        raise ValueError(f"{folder}: expected the labels of an image, such as {name}, got others")
     return PairedData(tuple(names[label] for label in range(len(names))), _paired_by_geometry(paired, relations))
 
 
@@ -458,12 +459,35 @@ def _folder(path: str | Path) -> Path:
 
 
 def _files(folder: str | Path, *suffixes: str) -> list[Path]:
-    # The glob of Path does not follow links.
-    paths = (Path(folder) / name for name in iglob("**/*", root_dir=_folder(folder), recursive=True))
-    files = sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
+    files = _found(_folder(folder), *suffixes)
     if not files:
         raise ValueError(f"{folder}: expected at least one file {', '.join(suffixes)}, got none")
     return files
+
+
+def _found(folder: Path, *suffixes: str) -> list[Path]:
+    """The files in a folder and below it, sorted. A link to a folder that it is in would lead back for ever."""
+    files: list[Path] = []
+    above: dict[str, frozenset[str]] = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real, outer = os.path.realpath(place), above.get(os.path.dirname(place), frozenset())
+        above[place] = outer | {real}
+        if real in outer:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += (Path(place, name) for name in names if not name.startswith("."))
+    return sorted(file for file in files if file.suffix.lower() in suffixes and file.is_file())
+
+
+def _check_places(text_of: Mapping[Path, Path], texts: Iterable[Path]) -> None:
+    """That no labels would be passed over because they are not where those of their image are to be."""
+    elsewhere = {text.stem: text for text in set(texts).difference(text_of.values())}
+    for file, text in text_of.items():
+        if file.stem in elsewhere and not text.exists():
+            raise ValueError(f"{file}: expected its labels in {text}, got {elsewhere[file.stem]}")
+    if elsewhere and not any(text.exists() for text in text_of.values()):
+        raise ValueError(f"{text.parent}: expected the labels of an image, such as {text.name}, got others")
 
 
 def _labels_beside(images: Path) -> Path:

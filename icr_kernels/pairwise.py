@@ -61,13 +61,13 @@ def pairwise_iou(
     matrix = checks.sets(boxes1, boxes2)
     checks.kind(kind, eps, box_format)
     chosen = choose(backend, device_type(boxes1))
-    is_transformed, is_differentiated = transforms.active(), transforms.needs_gradient(boxes1, boxes2)
-    if chosen.operators is None or transforms.loses_derivative(is_transformed, is_differentiated):
-        return reference.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format)
+    is_transformed = transforms.active()
+    if chosen.operators is None or transforms.loses_derivative(is_transformed):
+        return reference.pairwise_iou(matrix.first, matrix.second, kind, float(eps), box_format)
     if is_transformed:
-        return transforms.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format, chosen.name)
+        return transforms.pairwise_iou(matrix.first, matrix.second, kind, float(eps), box_format, chosen.name)
     options = KIND_IDS[kind], float(eps), BOX_FORMAT_IDS[box_format]
-    if is_differentiated:
+    if autograd.needs_gradient(boxes1, boxes2):
         return autograd.Pairwise.apply(matrix.first, matrix.second, chosen.name, options)
     return chosen.operators.pairwise(matrix.first, matrix.second, *options)
 
@@ -151,6 +151,6 @@ def select(
     tensors = queries.detach(), candidates.detach(), query_group, candidate_group, offset, at_least
     chosen = choose(backend, device_type(queries))
     if chosen.operators is None:
-        return reference.selected(*tensors, kind, swapped, k, larger, eps, box_format)
+        return reference.selected(*tensors, kind, swapped, k, larger, float(eps), box_format)
     numbers = KIND_IDS[kind], swapped, k, larger, float(eps), BOX_FORMAT_IDS[box_format]
     return Selection(*chosen.operators.selected(*tensors, *numbers))

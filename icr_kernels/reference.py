@@ -267,7 +267,9 @@ def gather_anchors(anchors: Tensor, index: Tensor | None) -> tuple[Tensor, Tenso
         return anchors, None
     has_anchor = (index >= 0) & (index < anchors.shape[0])
     table = torch.cat([anchors, anchors.new_zeros(1, 4)])  # the last row is of those without
-    return table[torch.where(has_anchor, index, anchors.shape[0])], has_anchor
+    rows = torch.where(has_anchor, index, anchors.shape[0])
+    # With a dimension more: for a single number indexing would ask for its value, which vmap cannot tell.
+    return table[rows.unsqueeze(-1)].squeeze(-2), has_anchor
 
 
 def icr_loss(

@@ -29,16 +29,10 @@ def active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def needs_gradient(first: Tensor, second: Tensor, third: Tensor | None = None) -> bool:
-    return torch.is_grad_enabled() and (
-        first.requires_grad or second.requires_grad or (third is not None and third.requires_grad)
-    )
-
-
-def loses_derivative(is_transformed: bool, is_differentiated: bool) -> bool:
-    """Whether a graph is being made in which a kernel would have no derivative: of transforms, or an exported one. Then
+def loses_derivative(is_transformed: bool) -> bool:
+    """Whether a graph is being made in which a kernel would have no derivative: an exported one, or of transforms. Then
     the reference is called, whatever backend was asked for."""
-    return (is_transformed and torch.compiler.is_compiling()) or (is_differentiated and torch.compiler.is_exporting())
+    return torch.compiler.is_exporting() or (is_transformed and torch.compiler.is_compiling())
 
 
 def _times(rows: Tensor, factor: Tensor) -> Tensor:

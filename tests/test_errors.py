@@ -214,7 +214,7 @@ def test_unknown_backend_lists_what_there_is():
 @every_backend
 @pytest.mark.parametrize("eps", [0.0, -1e-7, 1e-31, float("nan")])
 def test_eps_that_guards_nothing(eps, backend):
-    with pytest.raises(ValueError, match=r"^eps: expected a finite number of at least 1e-30, got "):
+    with pytest.raises(ValueError, match=r"^eps: expected a number of at least 1e-30 that is finite in float32, got "):
         call(good(backend), eps=eps, backend=backend)
 
 
@@ -222,7 +222,7 @@ def test_eps_that_guards_nothing(eps, backend):
 @pytest.mark.parametrize("argument", ["penalty_weight", "eps", "normalizer"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_not_finite(value, argument, backend):
-    with pytest.raises(ValueError, match=rf"^{argument}: expected a finite number.*, got {value}$"):
+    with pytest.raises(ValueError, match=rf"^{argument}: expected a number.* that is finite in float32, got {value}$"):
         call(good(backend), **{argument: value}, backend=backend)
 
 

@@ -259,9 +259,39 @@ def test_yolo_labels_that_are_not_where_the_images_are(tmp_path):
     (tmp_path / "labels").mkdir()
     assert content(paired_data.read_yolo(folder, NAMES, {"plate": "car"}).images[0]) == ([], [], [])
     text_file(tmp_path / "labels" / "x.txt", "0 0.5 0.5 0.1 0.2\n")
-    message = f"{tmp_path / 'labels'}: expected the labels of an image, such as {Path('a') / 'x.txt'}, got others"
+    there, here = tmp_path / "labels" / "a" / "x.txt", tmp_path / "labels" / "x.txt"
+    message = f"{folder / 'a' / 'x.png'}: expected its labels in {there}, got {here}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         paired_data.read_yolo(folder, NAMES, {"plate": "car"})
+    # Whether or not another image has its own.
+    image_file(folder / "y.png")
+    text_file(tmp_path / "labels" / "y.txt", "0 0.5 0.5 0.1 0.2\n")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        paired_data.read_yolo(folder, NAMES, {"plate": "car"})
+
+
+def test_yolo_labels_of_no_image(tmp_path):
+    """Notes beside the labels are no error, but labels of which none fits are."""
+    folder = tmp_path / "images"
+    image_file(folder / "x.png")
+    text_file(tmp_path / "labels" / "classes.txt", "car\nplate\n")
+    message = f"{tmp_path / 'labels'}: expected the labels of an image, such as x.txt, got others"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        paired_data.read_yolo(folder, NAMES, {"plate": "car"})
+    text_file(tmp_path / "labels" / "x.txt", "0 0.5 0.5 0.1 0.2\n")
+    assert len(paired_data.read_yolo(folder, NAMES, {"plate": "car"}).images[0].boxes) == 1
+
+
+def test_links_that_lead_back(tmp_path):
+    """An image is read once, through links too."""
+    folder = tmp_path / "images"
+    image_file(folder / "x.png")
+    image_file(tmp_path / "elsewhere" / "y.png")
+    (folder / "back").symlink_to(folder, target_is_directory=True)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "labels").mkdir()
+    found = paired_data.read_yolo(folder, NAMES, {"plate": "car"})
+    assert [each.file.relative_to(folder).as_posix() for each in found.images] == ["linked/y.png", "x.png"]
 
 
 def test_yolo_options(tmp_path):

@@ -468,7 +468,12 @@ def test_no_pairs_for_long_is_worth_a_warning(monkeypatch):
     ("pairs", "options", "error", "message"),
     [
         ({"licence": "car"}, {}, ValueError, "pairs: expected classes among car, plate, tree, got 'licence'"),
-        (PAIRS, {"weight": -1.0}, ValueError, "weight: expected a number from 0 to inf, got -1.0"),
+        (
+            PAIRS,
+            {"weight": -1.0},
+            ValueError,
+            "weight: expected a number of at least 0 that is finite in float32, got -1.0",
+        ),
         (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
         (PAIRS, {"min_containment": 2}, ValueError, "min_containment: expected a number from 0 to 1, got 2"),
     ],

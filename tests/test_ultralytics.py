@@ -636,7 +636,12 @@ def test_errors_of_the_data(ultralytics, data, tmp_path, pairs, options, message
         (["plate"], {}, TypeError, "pairs: expected a mapping from part to whole, got list"),
         ({"plate": ()}, {}, ValueError, "pairs: expected the wholes of 'plate', got none"),
         ({"plate": 0}, {}, TypeError, "pairs: expected the names of classes, got 0"),
-        (PAIRS, {"weight": -1.0}, ValueError, "weight: expected a number from 0 to inf, got -1.0"),
+        (
+            PAIRS,
+            {"weight": -1.0},
+            ValueError,
+            "weight: expected a number of at least 0 that is finite in float32, got -1.0",
+        ),
         (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
         (PAIRS, {"weighting": "box"}, ValueError, "weighting: expected one of uniform, tal, got 'box'"),
         (PAIRS, {"min_containment": 2}, ValueError, "min_containment: expected a number from 0 to 1, got 2"),

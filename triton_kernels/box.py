@@ -62,8 +62,8 @@ def pull_back_interval(first, second, g_begin, g_end, box_format: tl.constexpr):
         g_first, g_second = g_begin + g_end, 0.5 * (g_end - g_begin)
     else:
         g_first, g_second = g_begin + g_end, g_end
-    g_first = tl.where(tl.abs(first) < limit_of(first), g_first, 0.0)
-    return g_first, tl.where(tl.abs(second) < limit_of(second), g_second, 0.0)
+    g_first = tl.where(tl.abs(first) >= limit_of(first), 0.0, g_first)
+    return g_first, tl.where(tl.abs(second) >= limit_of(second), 0.0, g_second)
 
 
 @triton.jit

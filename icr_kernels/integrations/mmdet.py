@@ -57,7 +57,6 @@ class ICRBoxLoss(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        checks.names(reduction=reduction, loss=loss, penalty=penalty, eps=eps, box_format="xyxy")
         self.options: dict[str, Any] = {
             "loss": loss,
             "penalty": penalty,
@@ -65,6 +64,8 @@ class ICRBoxLoss(nn.Module):
             "relative": relative,
             "eps": eps,
         }
+        checks.names(reduction=reduction, box_format="xyxy", **self.options)
+        checks.number("loss_weight", loss_weight)
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.pairing: Pairing | None = None
@@ -203,6 +204,7 @@ class ICRPairHook(Hook):
         self.handle = Handle(self.pairing.record, self._disable)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._end_iteration()  # one that an exception left has not been
         self.pairing.show(data_batch["data_samples"])
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         preprocessor = getattr(model, "data_preprocessor", None)

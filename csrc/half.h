@@ -49,13 +49,13 @@ ICR_INLINE uint16_t float_to_bfloat16(float x) {
 
 ICR_INLINE uint16_t float_to_half(float x) {
   const uint32_t bits = bits_of(x);
-  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t all = bits & 0x7fffffffu;
+  const uint32_t magnitude = all < 0x47800000u ? all : 0x47800000u;  // 2^16, which rounds to infinity
   // A subnormal half is a multiple of 2^-24: adding 1/2 rounds to one, found in the low bits.
   const uint32_t subnormal = bits_of(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   const uint32_t rounded = magnitude < 0x38800000u ? subnormal : normal;
-  const uint32_t limited = rounded < 0x7c00u ? rounded : 0x7c00u;
-  return uint16_t((magnitude > 0x7f800000u ? 0x7e00u : limited) | (bits >> 16 & 0x8000u));
+  return uint16_t((all > 0x7f800000u ? 0x7e00u : rounded) | (bits >> 16 & 0x8000u));
 }
 
 }  // namespace icr

@@ -203,6 +203,20 @@ def test_grad_scaler_backs_off(backend):
     torch.testing.assert_close(weight, eager_weight, rtol=1e-4, atol=1e-7)
 
 
+@every_compiled_backend
+@half_precision
+def test_half_precision_is_rounded_as_torch_casts(dtype, backend):
+    """Any float32, and those about the largest and the smallest numbers; NaN and infinities among them."""
+    generator = torch.Generator().manual_seed(0)
+    anywhere = torch.randint(-(2**31), 2**31, (4000,), generator=generator)
+    limits = torch.tensor([0x477FF000, 0x47800000, 0x7F7F8000, 0x7F800000, 0x33000000, 0x38800000])
+    near = (limits.unsqueeze(1) + torch.arange(-50, 50)).flatten()
+    numbers = torch.cat((anywhere, near, near - 2**31)).to(torch.int32).view(torch.float32)
+    rows = numbers.view(-1, 4).to(device_of(backend))
+    rounded = BY_NAME[backend].operators.scaled(rows, None, None, dtype, None, None)
+    torch.testing.assert_close(rounded, rows.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 @every_backend
 def test_gradient_beyond_half_precision_is_infinite(backend):
     """With the scale of a GradScaler; one of 1 fits."""

@@ -236,6 +236,7 @@ FIRST = {
     "backward through vmap": _through_vmap,
     "jacobian": functional.jacobian,
     "jacobian, vectorized": functools.partial(functional.jacobian, vectorize=True),
+    "jacobian, vectorized, with a graph": functools.partial(functional.jacobian, vectorize=True, create_graph=True),
     "jacobian, forward": functools.partial(functional.jacobian, vectorize=True, strategy="forward-mode"),
 }
 
@@ -339,12 +340,16 @@ class _Module(torch.nn.Module):
 @every_backend
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", OF_EACH_OPERATOR)
-def test_export_of_boxes_that_require_grad(name, strict, backend):
+def test_export(name, strict, backend):
+    """Whether or not the boxes of the example require grad."""
     function, boxes = FUNCTIONS[name](device_of(backend), backend)
-    exported = torch.export.export(_Module(function), (boxes.clone().requires_grad_(),), strict=strict)
-    leaf = boxes.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(exported.module()(leaf), leaf)
-    torch.testing.assert_close(gradient.cpu(), truth(name, "torch.func.grad"), rtol=1e-9, atol=1e-12)
+    for example in (boxes, boxes.clone().requires_grad_()):
+        module = torch.export.export(_Module(function), (example,), strict=strict).module()
+        leaf = boxes.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(module(leaf), leaf)
+        torch.testing.assert_close(gradient.cpu(), truth(name, "torch.func.grad"), rtol=1e-9, atol=1e-12)
+        for way in ("torch.func.grad", "jvp"):
+            torch.testing.assert_close(FIRST[way](module, boxes).cpu(), truth(name, way), rtol=1e-9, atol=1e-12)
 
 
 @every_compiled_backend
@@ -365,3 +370,25 @@ def test_linearized(backend):
     value, tangent = torch.func.linearize(function, boxes)
     torch.testing.assert_close(value, function(boxes))
     torch.testing.assert_close(tangent(_direction(boxes)).cpu(), truth("icr_loss of pred", "jvp"))
+
+
+@every_backend
+def test_gradient_of_each_pair_by_vmap(backend):
+    """Pairs without dimensions, each with its own row of one table."""
+    given = _pairs(device_of(backend))
+    table, index = given["anchors"], given["anchor_index"]
+
+    def function(pred: Tensor, target: Tensor, table: Tensor, index: Tensor) -> Tensor:
+        return icr.icr_loss(pred, target, table, anchor_index=index, loss="giou", backend=backend)
+
+    of_pred, of_table = torch.vmap(torch.func.grad(function, argnums=(0, 2)), in_dims=(0, 0, None, 0))(
+        given["pred"], given["target"], table, index
+    )
+    leaves = [given["pred"].clone().requires_grad_(), table.clone().requires_grad_()]
+    losses = icr.icr_loss(
+        leaves[0], given["target"], leaves[1], anchor_index=index, loss="giou", reduction="none", backend="reference"
+    )
+    wanted = torch.autograd.grad(losses.sum(), leaves)
+    torch.testing.assert_close(of_pred, wanted[0])
+    torch.testing.assert_close(of_table.sum(0), wanted[1])
+    assert (of_table[index < 0] == 0).all() and of_table[index >= 0].any()

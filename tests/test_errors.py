@@ -244,6 +244,26 @@ def test_numbers_of_numpy(backend):
     assert call(good(backend), **of_numpy, backend=backend) == call(good(backend), **options, backend=backend)
 
 
+@every_backend
+@pytest.mark.parametrize("argument", ["penalty_weight", "eps", "normalizer"])
+def test_numbers_that_float32_does_not_hold(argument, backend):
+    with pytest.raises(ValueError, match=rf"^{argument}: expected a number.* that is finite in float32, got 1e\+39$"):
+        call(good(backend), **{argument: 1e39}, backend=backend)
+
+
+@every_backend
+@pytest.mark.parametrize("value", ["False", 1, None, torch.tensor(True)], ids=lambda value: repr(value))
+def test_relative_that_is_no_bool(value, backend):
+    with pytest.raises(TypeError, match=rf"^relative: expected True or False, got {type(value).__name__}$"):
+        call(good(backend), relative=value, backend=backend)
+
+
+def test_numbers_of_a_matcher():
+    for options in ({"high_threshold": "0.5", "low_threshold": 0.4}, {"high_threshold": 0.5, "low_threshold": None}):
+        with pytest.raises(TypeError, match=r"^(high|low)_threshold: expected a number, got (str|NoneType)$"):
+            icr.Matcher(**options)
+
+
 def test_numbers_of_modules():
     for value in ("1", float("nan"), torch.tensor(1.0)):
         with pytest.raises((TypeError, ValueError), match=r"^penalty_weight: expected a "):

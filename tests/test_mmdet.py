@@ -139,6 +139,17 @@ def test_the_hook_gives_the_loss_its_anchor_objects():
     assert hook.handle.statistics.steps == 1
 
 
+def test_an_iteration_that_an_exception_ended_leaves_nothing_behind():
+    model = nn.Module()
+    model.head, model.data_preprocessor = built(), BaseDataPreprocessor()
+    hook, runner = trained(model)
+    for number in range(3):
+        hook.before_train_iter(runner, number, BATCH)
+    assert len(model.data_preprocessor._forward_hooks) == 1
+    hook.after_train_iter(runner, 3)
+    assert not model.data_preprocessor._forward_hooks
+
+
 def test_statistics_leave_out_what_has_no_weight():
     model = nn.ModuleDict({"head": built()})
     hook, runner = trained(model)
@@ -286,6 +297,11 @@ def test_a_head_that_scales_its_targets_is_worth_a_warning(monkeypatch):
 def test_errors():
     with pytest.raises(ValueError, match=r"loss: expected one of iou, .*, got 'GIoU'"):
         built(loss="GIoU")
+    for name in ("penalty_weight", "loss_weight"):
+        with pytest.raises(TypeError, match=f"^{name}: expected a number, got str$"):
+            built(**{name: "1"})
+        with pytest.raises(ValueError, match=f"^{name}: expected a number that is finite in float32, got nan$"):
+            built(**{name: float("nan")})
     with pytest.raises(ValueError, match="pairs: expected classes among car, plate, got 'truck'"):
         trained(nn.ModuleDict({"head": built()}), pairs={"plate": "truck"})
     with pytest.raises(ValueError, match="ICRPairHook: expected a model with an ICRBoxLoss, got one without"):

@@ -236,13 +236,9 @@ def number(
     if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
         raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
     if not least <= value <= most:
-        if most < _LARGEST:
-            wanted = f"a number from {least:g} to {most:g}"
-        else:
-            wanted = (
-                "a number" + (f" of at least {least:g}" if least > -_LARGEST else "") + " that is finite in float32"
-            )
-        raise ValueError(f"{argument}: expected {wanted}, got {value!r}")
+        at_least = f" of at least {least:g}" if least > -_LARGEST else ""
+        bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f"{at_least} that is finite in float32"
+        raise ValueError(f"{argument}: expected a number{bounds}, got {value!r}")
 
 
 def matching(

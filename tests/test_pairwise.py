@@ -561,7 +561,7 @@ ERRORS = [
         "kind: expected one of iou, .*containment, .*, got 'iof'",
     ),
     (icr.pairwise_iou, (BOXES, BOXES), {"box_format": "yxyx"}, ValueError, "box_format: expected one of xyxy"),
-    (icr.pairwise_iou, (BOXES, BOXES), {"eps": 0.0}, ValueError, "eps: expected a number of at least 1e-30 that is finite in float32, got 0.0"),
+    (icr.pairwise_iou, (BOXES, BOXES), {"eps": 0.0}, ValueError, "eps: expected a number of at least 1e-30 that is"),
     (
         icr.pairwise_max,
         (BOXES, BOXES),

@@ -14,20 +14,12 @@ import torch
 
 from . import transforms
 from .backends import BY_NAME
-from .operators import WANTED_ANCHORS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET
+from .operators import WANTED_ANCHORS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET, wanted_boxes
 
 
 def needs_gradient(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor | None = None) -> bool:
     return torch.is_grad_enabled() and (
         first.requires_grad or second.requires_grad or (third is not None and third.requires_grad)
-    )
-
-
-def _wanted(needs_input_grad: tuple[bool, ...]) -> int:
-    return (
-        (WANTED_PRED if needs_input_grad[0] else 0)
-        | (WANTED_TARGET if needs_input_grad[1] else 0)
-        | (WANTED_ANCHORS if needs_input_grad[2] else 0)
     )
 
 
@@ -75,7 +67,7 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, target, anchors, anchor_index, weight, mask, normalizer, backend, options):
         operators = BY_NAME[backend].operators
-        wanted = _wanted(ctx.needs_input_grad)
+        wanted = wanted_boxes(ctx.needs_input_grad)
         loss, pending, grad_pred, grad_target, grad_anchors = operators.loss(
             pred, target, anchors, anchor_index, weight, mask, normalizer, *options, wanted, False
         )
@@ -117,7 +109,7 @@ class Terms(torch.autograd.Function):
     @staticmethod
     @first_derivative
     def backward(ctx, *grad_terms):
-        wanted = _wanted(ctx.needs_input_grad)
+        wanted = wanted_boxes(ctx.needs_input_grad)
         pred, target, anchors = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, *ctx.options, wanted)
         return (
             pred if wanted & WANTED_PRED else None,

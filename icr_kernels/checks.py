@@ -203,9 +203,11 @@ def sets(
     )
 
 
-def kind(kind: str, eps: float, box_format: str) -> None:
+def kind(kind: str, eps: float, box_format: str) -> float:
+    """The name and number of a matrix of all pairs. Returns eps, of whatever type it was, as Python's float."""
     _name("kind", kind, KIND_NAMES)
     _format(eps, box_format)
+    return float(eps)
 
 
 def over_second(dim: int, matrix: Sets) -> bool:

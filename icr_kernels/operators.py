@@ -46,6 +46,15 @@ _SCHEMAS = {
 }
 
 
+def wanted_boxes(is_wanted: tuple[bool, ...]) -> int:
+    """Whether a gradient is wanted for pred, target and anchors, as the operators take it."""
+    return (
+        (WANTED_PRED if is_wanted[0] else 0)
+        | (WANTED_TARGET if is_wanted[1] else 0)
+        | (WANTED_ANCHORS if is_wanted[2] else 0)
+    )
+
+
 def numbers(formula: Formula) -> tuple[Any, ...]:
     """The formula as the operators take it."""
     return (

@@ -59,14 +59,14 @@ def pairwise_iou(
     backend="reference". NaN stays NaN.
     """
     matrix = checks.sets(boxes1, boxes2)
-    checks.kind(kind, eps, box_format)
+    eps = checks.kind(kind, eps, box_format)
     chosen = choose(backend, device_type(boxes1))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
-        return reference.pairwise_iou(matrix.first, matrix.second, kind, float(eps), box_format)
+        return reference.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format)
     if is_transformed:
-        return transforms.pairwise_iou(matrix.first, matrix.second, kind, float(eps), box_format, chosen.name)
-    options = KIND_IDS[kind], float(eps), BOX_FORMAT_IDS[box_format]
+        return transforms.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format, chosen.name)
+    options = KIND_IDS[kind], eps, BOX_FORMAT_IDS[box_format]
     if autograd.needs_gradient(boxes1, boxes2):
         return autograd.Pairwise.apply(matrix.first, matrix.second, chosen.name, options)
     return chosen.operators.pairwise(matrix.first, matrix.second, *options)
@@ -143,7 +143,7 @@ def select(
     larger: bool = False,
 ) -> Selection:
     """The operator `selected` on checked sets: the best in each row of their matrix, or in each column."""
-    checks.kind(kind, eps, box_format)
+    eps = checks.kind(kind, eps, box_format)
     queries, candidates, query_group, candidate_group = matrix
     swapped = not checks.over_second(dim, matrix)
     if swapped:
@@ -151,6 +151,6 @@ def select(
     tensors = queries.detach(), candidates.detach(), query_group, candidate_group, offset, at_least
     chosen = choose(backend, device_type(queries))
     if chosen.operators is None:
-        return reference.selected(*tensors, kind, swapped, k, larger, float(eps), box_format)
-    numbers = KIND_IDS[kind], swapped, k, larger, float(eps), BOX_FORMAT_IDS[box_format]
+        return reference.selected(*tensors, kind, swapped, k, larger, eps, box_format)
+    numbers = KIND_IDS[kind], swapped, k, larger, eps, BOX_FORMAT_IDS[box_format]
     return Selection(*chosen.operators.selected(*tensors, *numbers))

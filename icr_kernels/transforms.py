@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from . import reference
 from .backends import BY_NAME
 from .checks import Formula, Pairs, compute_dtype
-from .operators import WANTED_ANCHORS, WANTED_PRED, WANTED_TARGET, numbers
+from .operators import numbers, wanted_boxes
 from .reference import ICRTerms
 from .variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 
@@ -93,8 +93,9 @@ class TermGradient(torch.autograd.Function):
     def forward(pred, target, anchors, mask, term, backend, options, wanted):
         one = torch.ones((), dtype=pred.dtype, device=pred.device).expand(pred.shape[:-1])
         upstream = [one if place == term else torch.zeros_like(one) for place in range(len(ICRTerms._fields))]
-        bits = sum(bit for bit, each in zip((WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS), wanted, strict=True) if each)
-        rows = BY_NAME[backend].operators.terms_backward(*upstream, pred, target, anchors, None, mask, *options, bits)
+        rows = BY_NAME[backend].operators.terms_backward(
+            *upstream, pred, target, anchors, None, mask, *options, wanted_boxes(wanted)
+        )
         return tuple(each for each, is_wanted in zip(rows, wanted, strict=True) if is_wanted)
 
     @staticmethod

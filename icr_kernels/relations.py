@@ -42,7 +42,7 @@ class Relations:
         *,
         min_containment: float = 0.5,
     ) -> None:
-        labels = _labels(names)
+        labels = labels_of(names)
         if not isinstance(pairs, Mapping):
             raise TypeError(f"pairs: expected a mapping from part to whole, got {type(pairs).__name__}")
         if not pairs:
@@ -133,7 +133,7 @@ def _are(labels: Tensor, classes: Iterable[int]) -> Tensor:
     return torch.stack([labels == label for label in classes]).any(0)
 
 
-def _labels(names: Sequence[str] | Mapping[int, str]) -> dict[str, int]:
+def labels_of(names: Sequence[str] | Mapping[int, str]) -> dict[str, int]:
     if isinstance(names, str) or not isinstance(names, (Sequence, Mapping)):
         raise TypeError(
             f"names: expected a sequence of names or a mapping from label to name, got {type(names).__name__}"

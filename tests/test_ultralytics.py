@@ -109,7 +109,7 @@ def begin(yolo, *models, **options):
     """Switches the penalty on, and does what a trainer does then."""
     icr_handle = enable_icr(yolo, options.pop("pairs", PAIRS), **options)
     average = types.SimpleNamespace(ema=models[1]) if len(models) > 1 else None
-    arguments = types.SimpleNamespace(single_cls=False)
+    arguments = types.SimpleNamespace(single_cls=False, imgsz=SIZE)
     yolo.trainer = types.SimpleNamespace(model=models[0], ema=average, args=arguments, loss_names=())
     for callback in yolo.callbacks[EVENT]:
         callback(yolo.trainer)

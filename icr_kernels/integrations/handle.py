@@ -3,6 +3,7 @@ loss of theirs is one of ours."""
 
 import importlib
 import importlib.metadata
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ class Statistics(NamedTuple):
 
     ``positives`` counts predictions with a target, ``parts`` those whose target is of a part's class, ``paired`` those
     of them that have an anchor object; ``mean_penalty`` is the mean of these, before weighting (NaN without any).
+    ``chosen`` counts those whose target the uniform term is of; ``mean_loss`` is the mean of these, before weighting.
     """
 
     steps: int
@@ -34,13 +36,15 @@ class Statistics(NamedTuple):
     parts: int
     paired: int
     mean_penalty: float
+    chosen: int = 0
+    mean_loss: float = math.nan
 
 
 class Record:
     """Running sums on the device; they are read when somebody asks, and then only does anything wait."""
 
-    def __init__(self, relations: object) -> None:
-        self.relations = repr(relations)
+    def __init__(self, relations: object = None) -> None:
+        self.relations = None if relations is None else repr(relations)
         self.reset()
 
     def reset(self) -> None:
@@ -53,12 +57,26 @@ class Record:
         return {**self.__dict__, "sums": None if self.sums is None else self.sums.cpu()}
 
     @torch.no_grad()
-    def add(self, is_positive: Tensor, is_part: Tensor, is_paired: Tensor, penalty: Tensor) -> None:
-        """One row a prediction: whether it counts, is a part, has an anchor object; its penalty before weighting."""
+    def add(
+        self,
+        is_positive: Tensor,
+        is_part: Tensor,
+        is_paired: Tensor,
+        penalty: Tensor,
+        is_chosen: Tensor | None = None,
+        mean_loss: Tensor | None = None,
+    ) -> None:
+        """One row per prediction: whether it counts, is a part, has an anchor object; its penalty before weighting. Of
+        a uniform term, if there is one, whether the prediction is in it, and the mean."""
         paired = is_paired & is_positive
-        counts = is_positive.sum(), (is_part & is_positive).sum(), paired.sum()
         of_paired = torch.where(paired, penalty, 0).sum(dtype=torch.float64)
-        sums = torch.stack([*(count.to(torch.float64) for count in counts), of_paired])
+        found = [is_positive.sum(), (is_part & is_positive).sum(), paired.sum(), of_paired]
+        if is_chosen is not None and mean_loss is not None:
+            chosen = is_chosen.sum()
+            found += [chosen, chosen * mean_loss]
+        else:
+            found += [torch.zeros_like(found[0])] * 2
+        sums = torch.stack([each.to(torch.float64) for each in found])
         # Out of place: what was made in inference mode may not be changed outside it.
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
 
@@ -68,7 +86,14 @@ class Record:
         if not self.warns or self.steps % STEPS_WITHOUT_PAIRS != 0:
             return
         self.warns = False
-        if self.statistics().paired == 0:
+        if self.relations is None:
+            if self.statistics().chosen == 0:
+                warnings.warn(
+                    f"icr_kernels: in {self.steps} training steps no prediction had a target that the small-object "
+                    "term is of; its max_side or names may not fit the data",
+                    stacklevel=2,
+                )
+        elif self.statistics().paired == 0:
             warnings.warn(
                 f"icr_kernels: in {self.steps} training steps no part was paired with a whole; "
                 f"{self.relations} may not fit the data, or the labels have no wholes",
@@ -76,9 +101,20 @@ class Record:
             )
 
     def statistics(self) -> Statistics:
-        positives, parts, paired, penalty = [0.0] * 4 if self.sums is None else self.sums.tolist()
-        mean = penalty / paired if paired else float("nan")
-        return Statistics(self.steps, int(positives), int(parts), int(paired), mean)
+        positives, parts, paired, penalty, chosen, loss = [0.0] * 6 if self.sums is None else self.sums.tolist()
+        return Statistics(
+            self.steps,
+            int(positives),
+            int(parts),
+            int(paired),
+            _mean(penalty, paired),
+            int(chosen),
+            _mean(loss, chosen),
+        )
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else math.nan
 
 
 class Handle:

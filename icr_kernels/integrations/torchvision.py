@@ -14,6 +14,7 @@ from ..functional import icr_terms
 from ..relations import Relations
 from .handle import Handle, Record, framework
 from .targets import table_of
+from .uniform import UniformTerm
 
 # Of boxes in pixels.
 EPS = 1e-7
@@ -28,6 +29,7 @@ def enable_icr(
     penalty: str = "containment",
     relative: bool = False,
     min_containment: float = 0.5,
+    box_term: float = 0.0,
 ) -> Handle:
     """Adds "loss_icr" to the losses that a detector returns in training.
 
@@ -42,6 +44,8 @@ def enable_icr(
         weight: of the term, in the sum of the losses.
         penalty, relative: as of `icr_loss`.
         min_containment: a part of which no whole contains at least this share has no anchor object.
+        box_term: the weight of one more loss, "loss_uniform": the plain mean of 1 - IoU over the positives of parts. No
+            relation has to do with it.
 
     Anchor objects are found among the ground-truth boxes of the same image. Where every target has a ``parent_idx``
     (n,) beside its boxes (int64: row of the whole, -1: unknown, -2: none), that takes precedence; as an index it
@@ -58,18 +62,20 @@ def enable_icr(
     relations = Relations(pairs, names, min_containment=min_containment)
     checks.number("weight", weight, 0)
     checks.formula("iou", penalty, weight, relative, EPS, "xyxy", None)
-    term = _Term(relations, weight, {"penalty": penalty, "relative": relative})
+    uniform = UniformTerm(box_term, names=tuple(relations.pairs))
+    uniform.check("box_term")
+    terms = _Terms(relations, weight, {"penalty": penalty, "relative": relative}, uniform if box_term else None)
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
     if isinstance(model, (RetinaNet, FCOS)):
-        return _enable(term, model.head, _DenseLoss(model.head, term), ["compute_loss"])
+        return _enable(terms, model.head, _DenseLoss(model.head, terms), ["compute_loss"])
     if isinstance(model, FasterRCNN):
         heads = model.roi_heads
-        return _enable(term, heads, _RegionLoss(heads, term), ["forward", "select_training_samples"])
+        return _enable(terms, heads, _RegionLoss(heads, terms), ["forward", "select_training_samples"])
     raise TypeError(f"model: expected a RetinaNet, FCOS or FasterRCNN of torchvision, got {type(model).__name__}")
 
 
-def _enable(term: "_Term", module: Any, loss: Any, methods: list[str]) -> Handle:
+def _enable(terms: "_Terms", module: Any, loss: Any, methods: list[str]) -> Handle:
     """Puts the methods of ``loss`` before those of a module that have the same names."""
 
     def disable() -> None:
@@ -79,7 +85,7 @@ def _enable(term: "_Term", module: Any, loss: Any, methods: list[str]) -> Handle
     disable()
     for name in methods:
         module.__dict__[name] = _Method(loss, name)
-    return Handle(term.record, disable)
+    return Handle(terms.record, disable)
 
 
 class _Method:
@@ -93,33 +99,40 @@ class _Method:
         return getattr(self.owner, self.name)(*arguments, **named)
 
 
-class _Term:
-    """The loss of a batch of predictions with the rows of their targets."""
+class _Terms:
+    """The losses of a batch of predictions with the rows of their targets."""
 
-    def __init__(self, relations: Relations, weight: float, options: dict[str, Any]) -> None:
+    def __init__(
+        self, relations: Relations, weight: float, options: dict[str, Any], uniform: UniformTerm | None
+    ) -> None:
         self.relations = relations
         self.weight = weight
         self.options = options
+        self.uniform = uniform
         self.record = Record(relations)
 
-    def __call__(self, targets: list[dict[str, Tensor]], pred: list[Tensor], matched: list[Tensor]) -> Tensor:
+    def __call__(
+        self, targets: list[dict[str, Tensor]], pred: list[Tensor], matched: list[Tensor]
+    ) -> dict[str, Tensor]:
         """``pred`` (A, 4) and ``matched`` (A,) of each image: the row of the target of each, negative for none."""
-        penalty = self._mean(targets, pred, matched)
+        losses = self._losses(targets, torch.cat(pred), matched)
         if torch.is_grad_enabled():
             self.record.step()
-        return self.weight * penalty
+        return losses
 
-    def _mean(self, targets: list[dict[str, Tensor]], pred: list[Tensor], matched: list[Tensor]) -> Tensor:
+    def _losses(self, targets: list[dict[str, Tensor]], pred: Tensor, matched: list[Tensor]) -> dict[str, Tensor]:
         table = table_of(targets, "labels", self.relations, eps=EPS, box_format="xyxy")
+        names = ["loss_icr"] if self.uniform is None else ["loss_icr", "loss_uniform"]
         if len(table.boxes) == 0:  # nothing to index; the sum of no prediction is 0, whatever they hold
-            return torch.cat(pred)[:0].sum()
+            return {name: pred[:0].sum() for name in names}
         rows = table.rows(matched)
         is_positive, rows = rows >= 0, rows.clamp(min=0)
+        target, is_part = table.boxes[rows], is_positive & table.is_part[rows]
         anchor_index = torch.where(is_positive, table.anchor_index[rows], -1)
         is_paired = anchor_index >= 0
         penalties = icr_terms(
-            torch.cat(pred),
-            table.boxes[rows],
+            pred,
+            target,
             table.boxes,
             anchor_index=anchor_index,
             mask=is_paired,
@@ -127,9 +140,15 @@ class _Term:
             eps=EPS,
             **self.options,
         ).penalty
+        losses = [self.weight * (penalties.sum() / is_paired.sum().clamp(min=1))]
+        seen = [is_positive, is_part, is_paired, penalties.detach()]
+        if self.uniform is not None:
+            mean = self.uniform.mean(pred, target, is_part, eps=EPS)
+            losses.append(self.uniform.weight * mean)
+            seen += [is_part, mean.detach()]
         if torch.is_grad_enabled():
-            self.record.add(is_positive, table.is_part[rows], is_paired, penalties)
-        return penalties.sum() / is_paired.sum().clamp(min=1)
+            self.record.add(*seen)
+        return dict(zip(names, losses, strict=True))
 
 
 def _in_full(regression: Tensor) -> Tensor:
@@ -140,9 +159,9 @@ def _in_full(regression: Tensor) -> Tensor:
 class _DenseLoss:
     """compute_loss of the heads of RetinaNet and FCOS."""
 
-    def __init__(self, head: Any, term: _Term) -> None:
+    def __init__(self, head: Any, terms: _Terms) -> None:
         self.head = head
-        self.term = term
+        self.terms = terms
 
     def compute_loss(
         self,
@@ -159,15 +178,15 @@ class _DenseLoss:
         else:
             coder = self.head.regression_head.box_coder
             pred = [coder.decode_single(*each) for each in zip(regression, anchors, strict=True)]
-        return {**losses, "loss_icr": self.term(targets, pred, matched_idxs)}
+        return {**losses, **self.terms(targets, pred, matched_idxs)}
 
 
 class _RegionLoss:
     """The methods of RoIHeads that see which ground truth a proposal was sampled for, and what was predicted for it."""
 
-    def __init__(self, heads: Any, term: _Term) -> None:
+    def __init__(self, heads: Any, terms: _Terms) -> None:
         self.heads = heads
-        self.term = term
+        self.terms = terms
         self.samples: tuple | None = None
 
     def select_training_samples(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple:
@@ -192,4 +211,4 @@ class _RegionLoss:
         boxes = self.heads.box_coder.decode_single(_in_full(of_classes.squeeze(1)), torch.cat(proposals))
         pred = list(boxes.view(-1, 4).split([len(each) for each in proposals]))
         rows = [torch.where(of_image > 0, row, -1) for of_image, row in zip(labels, matched, strict=True)]
-        return result, {**losses, "loss_icr": self.term(targets, pred, rows)}
+        return result, {**losses, **self.terms(targets, pred, rows)}

@@ -16,6 +16,7 @@ from ..functional import box_iou_loss, icr_terms
 from ..relations import Relations
 from .handle import Handle, Losses, Record, are_same, framework, trial_boxes
 from .targets import table_of
+from .uniform import UniformTerm
 
 # Boxes are normalised: an area of 1e-7 is one of a box of 0.2 pixels at 640, and below it they are still told apart.
 EPS = 1e-16
@@ -31,6 +32,7 @@ def enable_icr(
     auxiliary: bool = True,
     denoising: bool = False,
     min_containment: float = 0.5,
+    box_term: float = 0.0,
 ) -> Handle:
     """Adds the penalty to the box loss of a detector, and computes its GIoU pair by pair.
 
@@ -50,6 +52,8 @@ def enable_icr(
         auxiliary: also at the outputs of the decoder's earlier layers and of the encoder.
         denoising: also at the denoising queries.
         min_containment: a part of which no whole contains at least this share has no anchor object.
+        box_term: the weight of the plain mean of 1 - IoU over the predictions of parts, in the unit of the GIoU loss
+            and wherever the penalty is. No relation has to do with it.
 
     Returns:
         A `Handle`: statistics, reset, disable. The mean penalty of a step is also in the model output's ``loss_dict``,
@@ -63,10 +67,14 @@ def enable_icr(
     relations = Relations(pairs, _names(model), min_containment=min_containment)
     checks.number("weight", weight, 0)
     checks.formula("giou", penalty, weight, relative, EPS, "cxcywh", None)
+    uniform = UniformTerm(box_term, names=tuple(relations.pairs))
+    uniform.check("box_term")
     stock = model.loss_function
     if isinstance(stock, ICRLossFunction):
         stock = stock.stock
-    loss = ICRLossFunction(stock, relations, weight, penalty, relative, auxiliary, denoising)
+    loss = ICRLossFunction(
+        stock, relations, weight, penalty, relative, auxiliary, denoising, uniform if box_term else None
+    )
     model.loss_function = loss
 
     def disable() -> None:
@@ -94,6 +102,7 @@ class ICRLossFunction:
         relative: bool,
         auxiliary: bool,
         denoising: bool,
+        uniform: UniformTerm | None,
     ) -> None:
         self.stock = stock
         self.relations = relations
@@ -101,6 +110,7 @@ class ICRLossFunction:
         self.options = {"penalty": penalty, "relative": relative}
         self.auxiliary = auxiliary
         self.denoising = denoising
+        self.uniform = uniform
         self.record = Record(relations)
         _, criterion = _criterion_of(stock)
         self.replaces = _has_stock_losses(criterion)
@@ -185,29 +195,39 @@ class _WithPenalty:
         rows = table.rows([of_image for _, of_image in indices]).to(table.boxes.device)
         target, anchor_index = table.boxes[rows], table.anchor_index[rows]
         is_main = outputs is self._main
-        wants_penalty = is_main or (self.icr.denoising if id(outputs) in self._denoising else self.icr.auxiliary)
+        wants_terms = is_main or (self.icr.denoising if id(outputs) in self._denoising else self.icr.auxiliary)
         terms = icr_terms(
             pred,
             target,
             table.boxes,
-            anchor_index=anchor_index if wants_penalty else torch.full_like(anchor_index, -1),
+            anchor_index=anchor_index if wants_terms else torch.full_like(anchor_index, -1),
             loss="giou",
             penalty_weight=self.icr.weight,
             eps=EPS,
             box_format="cxcywh",
             **self.icr.options,
         )
+        is_part = table.is_part[rows]
+        uniform = self.icr.uniform
+        added: Tensor | float = 0.0
+        seen: tuple[Tensor, ...] = ()
+        if uniform is not None and wants_terms:
+            mean = uniform.mean(pred, target, is_part, eps=EPS, box_format="cxcywh")
+            added = uniform.weight * mean
+            seen = is_part, mean.detach()
         if is_main:
             penalty = terms.penalty.detach()
             is_paired = anchor_index >= 0
             self.icr.penalty = torch.where(is_paired, penalty, 0).sum() / is_paired.sum().clamp(min=1)
             if torch.is_grad_enabled():
-                self.icr.record.add(torch.ones_like(is_paired), table.is_part[rows], is_paired, penalty)
+                self.icr.record.add(torch.ones_like(is_paired), is_part, is_paired, penalty, *seen)
         if self.icr.replaces:
-            return _box_losses(pred, target, terms.loss.sum(), num_boxes)
-        losses = super().loss_boxes(outputs, targets, indices, num_boxes)  # type: ignore[misc]
-        if "loss_giou" not in losses:
-            raise ValueError(
-                f"model: expected a criterion with loss_giou among its box losses, got {', '.join(losses)}"
-            )
-        return {**losses, "loss_giou": losses["loss_giou"] + self.icr.weight * terms.penalty.sum() / num_boxes}
+            losses = _box_losses(pred, target, terms.loss.sum(), num_boxes)
+        else:
+            losses = super().loss_boxes(outputs, targets, indices, num_boxes)  # type: ignore[misc]
+            if "loss_giou" not in losses:
+                raise ValueError(
+                    f"model: expected a criterion with loss_giou among its box losses, got {', '.join(losses)}"
+                )
+            added = added + self.icr.weight * terms.penalty.sum() / num_boxes
+        return {**losses, "loss_giou": losses["loss_giou"] + added}

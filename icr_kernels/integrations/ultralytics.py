@@ -21,8 +21,11 @@ from .. import checks
 from ..functional import box_iou_loss, icr_terms
 from ..relations import Relations, names_of_wholes
 from .handle import Handle, Losses, Record, are_same, framework, trial_boxes
+from .uniform import BoxLoss, Chooser, UniformTerm
 
 EVENT = "on_pretrain_routine_end"
+# The columns of the terms in the log.
+PENALTY, UNIFORM = "icr_loss", "uniform_loss"
 WEIGHTINGS = ("uniform", "tal")
 
 # The boxes of RT-DETR are normalised: at 640 pixels an area of 1e-7 is one of 0.2 pixels squared.
@@ -41,6 +44,7 @@ def enable_icr(
     auxiliary: bool = True,
     denoising: bool = False,
     min_containment: float = 0.5,
+    box_term: float = 0.0,
 ) -> Handle:
     """Adds the penalty to the box loss of every training run of this model that begins from now on.
 
@@ -77,6 +81,8 @@ def enable_icr(
         auxiliary: RT-DETR: also at the outputs of the decoder's earlier layers and of the encoder.
         denoising: RT-DETR: also at the denoising queries.
         min_containment: a part of which no whole contains at least this share has no anchor object.
+        box_term: the weight of the uniform term of the parts, as `enable_small_object_term` adds it for ``names=`` the
+            parts, with a column of its own. One model has one of the two functions: the last call counts.
 
     Returns:
         A `Handle`: statistics (of the training steps; of both heads of an end-to-end model), reset, disable.
@@ -87,28 +93,91 @@ def enable_icr(
             class that it lacks, ``single_cls=True``, and ``replace_iou_loss=True`` with another box loss, are a
             ValueError when training begins.
     """
-    ultralytics = framework("ultralytics", "8.3.150", "8.5")
-    if not isinstance(model, (ultralytics.YOLO, ultralytics.RTDETR)):
-        raise TypeError(f"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got {type(model).__name__}")
-    if model.task != "detect":
-        raise ValueError(f"model: expected one with the task detect, got {model.task}")
+    _check_model(model)
     # The names are known once the data set is; all else is checked now.
     mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
     checks.number("weight", weight, 0)
     checks.formula("ciou", penalty, weight, relative, NORMALISED_EPS, "xyxy", None)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
-    options = Options(
-        dict(pairs),
-        min_containment,
-        weight,
-        {"penalty": penalty, "relative": relative},
-        weighting,
-        replace_iou_loss,
-        auxiliary,
-        denoising,
-        Record(mentioned),
+    uniform = UniformTerm(box_term, names=tuple(mentioned.pairs))
+    uniform.check("box_term")
+    return _enable(
+        model,
+        Options(
+            Penalty(dict(pairs), min_containment, weight, {"penalty": penalty, "relative": relative}, weighting),
+            uniform if box_term else None,
+            replace_iou_loss,
+            auxiliary,
+            denoising,
+            Record(mentioned),
+        ),
     )
+
+
+def enable_small_object_term(
+    model: Any,
+    *,
+    max_side: float | None = 32.0,
+    names: Sequence[str] | None = None,
+    weight: float = 0.5,
+    loss: str | BoxLoss = "iou",
+    auxiliary: bool = True,
+    denoising: bool = False,
+) -> Handle:
+    """Adds to the box loss of a model, in every training run that begins from now on, one of its small objects alone.
+
+    ::
+
+        model = YOLO("yolo11n.pt")
+        enable_small_object_term(model)
+        model.train(data="plates.yaml", epochs=100)
+
+    Ultralytics weighs the box loss of each prediction by the assigner's score, which grows with the overlap that is
+    reached: a small object that is not hit yet has next to no gradient. The term is ``weight`` times the plain mean of
+    the loss over the predictions that are assigned to a small object. No other object has to do with it. What it does
+    to detectors is measured in docs/evidence.md. ``weight=0`` is the stock loss.
+
+    Where the loss items of a version have names the term has a column of its own, ``uniform_loss``; else it is part of
+    ``box_loss``, for RT-DETR of ``giou_loss``. As with `enable_icr`, of which a model has this or that, nothing of the
+    model's weights and checkpoints changes, and a resumed run needs another call.
+
+    Args:
+        model: as of `enable_icr`.
+        max_side: objects below this root of their area, in pixels of the image that the network sees (RT-DETR: of one
+            of the size ``imgsz``); 32 is COCO's bound of "small". None: of any size.
+        names: objects of these classes; None: of all. With max_side, those that are both.
+        weight: in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean loss of 1 counts ``weight`` times as
+            much as boxes without overlap, and ``box`` of the training arguments multiplies both.
+        loss: a name of `box_iou_loss`, or a function of predictions and targets (..., 4), corners in pixels (RT-DETR:
+            cxcywh, normalised), that gives the loss of each (...).
+        auxiliary, denoising: as of `enable_icr`.
+
+    Returns:
+        A `Handle`, in whose statistics are ``chosen`` and ``mean_loss``.
+
+    Raises:
+        ImportError: ultralytics is missing or of a version that is not supported.
+        TypeError, ValueError: not such a model, or a wrong name or number. A class that the data set lacks is a
+            ValueError when training begins.
+    """
+    _check_model(model)
+    if isinstance(names, str):
+        raise TypeError(f"names: expected a sequence of names of classes, got the string {names!r}")
+    uniform = UniformTerm(weight, loss, None if names is None else tuple(names), max_side)
+    uniform.check("weight")
+    return _enable(model, Options(None, uniform, False, auxiliary, denoising, Record()))
+
+
+def _check_model(model: Any) -> None:
+    ultralytics = framework("ultralytics", "8.3.150", "8.5")
+    if not isinstance(model, (ultralytics.YOLO, ultralytics.RTDETR)):
+        raise TypeError(f"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got {type(model).__name__}")
+    if model.task != "detect":
+        raise ValueError(f"model: expected one with the task detect, got {model.task}")
+
+
+def _enable(model: Any, options: "Options") -> Handle:
     start = Start(options)
 
     def disable() -> None:
@@ -121,12 +190,17 @@ def enable_icr(
     return Handle(options.record, disable)
 
 
-class Options(NamedTuple):
+class Penalty(NamedTuple):
     pairs: dict[str, str | Sequence[str]]
     min_containment: float
     weight: float
     formula: dict[str, Any]
     weighting: str
+
+
+class Options(NamedTuple):
+    penalty: Penalty | None
+    uniform: UniformTerm | None
     replace_iou_loss: bool
     auxiliary: bool
     denoising: bool
@@ -142,23 +216,53 @@ class Start:
     def __call__(self, trainer: Any) -> None:
         from ultralytics.utils import LOGGER
 
-        if trainer.args.single_cls:
-            raise ValueError("single_cls: expected False, because the penalty needs parts and wholes, got True")
         models = _trained_models(trainer)
-        relations = Relations(self.options.pairs, models[0].names, min_containment=self.options.min_containment)
+        terms = Terms.of(self.options, trainer, models[0].names)
         for model in models:
             # A resumed end-to-end model has a criterion already, which knows how far its schedule has come.
             stock = _stock_criterion(model)
             stock = model.init_criterion() if stock is None else stock
-            criterion = _criterion(stock, relations, self.options)
+            criterion = _criterion(stock, terms)
             if self.options.replace_iou_loss:
                 criterion.check_iou_loss(next(model.parameters()).device)
             _set_criterion(model, criterion)
         of_detr = isinstance(model.criterion, DetrCriterion)
         # Where the trainer takes its names from the criterion it has none yet.
-        place = "giou_loss" if of_detr else "box_loss" if trainer.loss_names else "icr_loss"
-        pairs = "; ".join(f"{part} in {' or '.join(wholes)}" for part, wholes in relations.pairs.items())
-        LOGGER.info(f"ICR penalty: {pairs}, weight {self.options.weight:g} ({self.options.weighting}), in {place}")
+        has_columns = not of_detr and not trainer.loss_names
+        for column, text in terms.described().items():
+            place = column if has_columns else "giou_loss" if of_detr else "box_loss"
+            LOGGER.info(f"{text}, in {place}")
+
+
+class Terms(NamedTuple):
+    """The options of a training run with what it is on."""
+
+    options: Options
+    relations: Relations | None
+    chooser: Chooser | None
+    image_size: float
+
+    @classmethod
+    def of(cls, options: Options, trainer: Any, names: Mapping[int, str]) -> "Terms":
+        penalty, uniform = options.penalty, options.uniform
+        if trainer.args.single_cls and (penalty is not None or (uniform is not None and uniform.names is not None)):
+            raise ValueError("single_cls: expected False, because terms of some classes need them, got True")
+        relations = None
+        if penalty is not None:
+            relations = Relations(penalty.pairs, names, min_containment=penalty.min_containment)
+        chooser = None if uniform is None else uniform.chooser(names)
+        return cls(options, relations, chooser, trainer.args.imgsz)
+
+    def described(self) -> dict[str, str]:
+        """To each column of the log the term that is in it."""
+        columns = {}
+        penalty, uniform = self.options.penalty, self.options.uniform
+        if penalty is not None and self.relations is not None:
+            pairs = "; ".join(f"{part} in {' or '.join(wholes)}" for part, wholes in self.relations.pairs.items())
+            columns[PENALTY] = f"ICR penalty: {pairs}, weight {penalty.weight:g} ({penalty.weighting})"
+        if uniform is not None:
+            columns[UNIFORM] = f"Uniform term: {uniform.described()}, weight {uniform.weight:g}"
+        return columns
 
 
 class Criterion:
@@ -166,16 +270,15 @@ class Criterion:
 
     iou_loss: str
 
-    def __init__(self, stock: Any, relations: Relations, options: Options) -> None:
+    def __init__(self, stock: Any, terms: Terms) -> None:
         self.stock = stock
-        self.relations = relations
-        self.options = options
+        self.terms = terms
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stock, name)
 
     def __deepcopy__(self, memo: dict) -> "Criterion":
-        return type(self)(copy.deepcopy(self.stock, memo), self.relations, self.options)
+        return type(self)(copy.deepcopy(self.stock, memo), self.terms)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # From protocol 2 on pickle insists that an object is pickled as one of its own class.
@@ -197,7 +300,7 @@ class Criterion:
 
     def end_step(self) -> None:
         if torch.is_grad_enabled():
-            self.options.record.step()
+            self.terms.options.record.step()
 
 
 class YoloCriterion(Criterion):
@@ -213,7 +316,7 @@ class YoloCriterion(Criterion):
         return all(_has_ciou(head, pred, target) for head in _heads(self.stock))
 
     def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
-        heads = [HeadTerm(head, self.relations, self.options) for head in _heads(self.stock)]
+        heads = [HeadTerms(head, self.terms) for head in _heads(self.stock)]
         # The hooks are there during this call only: nothing that belongs to a graph stays behind.
         with ExitStack() as hooks:
             for head in heads:
@@ -223,8 +326,9 @@ class YoloCriterion(Criterion):
         self.end_step()
         if isinstance(items, dict):
             # The items of an end-to-end model are those of its last head.
-            term = torch.zeros_like(items["box_loss"]) if heads[-1].term is None else heads[-1].term
-            items = {**items, "box_loss": items["box_loss"] - term, "icr_loss": term}
+            for column in self.terms.described():
+                term = heads[-1].added.get(column, torch.zeros_like(items["box_loss"]))
+                items = {**items, "box_loss": items["box_loss"] - term, column: term}
         return loss, items
 
 
@@ -253,15 +357,14 @@ def _has_ciou(head: Any, pred: Tensor, target: Tensor) -> bool:
     return are_same(stock, own, pred)
 
 
-class HeadTerm:
-    """Watches the assigner and the box loss of one head, once each, and adds the penalty to the latter."""
+class HeadTerms:
+    """Watches the assigner and the box loss of one head, once each, and adds the terms to the latter."""
 
-    def __init__(self, stock: Any, relations: Relations, options: Options) -> None:
+    def __init__(self, stock: Any, terms: Terms) -> None:
         self.stock = stock
-        self.relations = relations
-        self.options = options
-        # What is added to the head's box_loss, with its gain, without gradient; None as long as nothing is.
-        self.term: Tensor | None = None
+        self.terms = terms
+        # To each column what is added to the head's box_loss, with its gain, without gradient.
+        self.added: dict[str, Tensor] = {}
 
     def after_assigner(self, _: nn.Module, inputs: tuple, outputs: tuple) -> None:
         # It alone sees which ground truth each prediction is assigned to, and the labels.
@@ -273,38 +376,55 @@ class HeadTerm:
         batch, padded = self.boxes.shape[:2]
         if padded == 0:
             return None
+        options = self.terms.options
         image = torch.arange(batch, device=self.boxes.device)[:, None]
         table, labels = self.boxes.flatten(0, 1), self.labels.flatten().long()
-        # Rows of padding are boxes of no image.
-        box_image = torch.where(self.is_box[..., 0] > 0, image, -1).flatten()
         # On the background the index is 0; the masks leave it out.
         rows = self.gt_index.long() + padded * image
-        anchor_index = self.relations.anchor_index(table, labels, box_image)[rows]
-        is_paired = is_positive & (anchor_index >= 0)
         # Predictions are in cells of their own level, ground truth in pixels; a point is known in both.
         stride = (self.points / points)[:, :1]
-        terms = icr_terms(
-            pred.to(torch.promote_types(pred.dtype, torch.float32)) * stride,
-            table[rows],
-            table,
-            anchor_index=anchor_index,
-            loss="ciou" if self.options.replace_iou_loss else "iou",
-            penalty_weight=0.0,
-            mask=is_positive if self.options.replace_iou_loss else is_paired,
-            **self.options.formula,
-        )
+        pred = pred.to(torch.promote_types(pred.dtype, torch.float32)) * stride
+        iou_loss = outputs[0]
+        seen: list[Tensor] = [is_positive, *[torch.zeros_like(is_positive)] * 2, torch.zeros_like(scores_sum)]
+        if options.penalty is not None and self.terms.relations is not None:
+            # Rows of padding are boxes of no image.
+            box_image = torch.where(self.is_box[..., 0] > 0, image, -1).flatten()
+            anchor_index = self.terms.relations.anchor_index(table, labels, box_image)[rows]
+            is_paired = is_positive & (anchor_index >= 0)
+            terms = icr_terms(
+                pred,
+                table[rows],
+                table,
+                anchor_index=anchor_index,
+                loss="ciou" if options.replace_iou_loss else "iou",
+                penalty_weight=0.0,
+                mask=is_positive if options.replace_iou_loss else is_paired,
+                **options.penalty.formula,
+            )
+            box_weight = scores.sum(-1)
+            if options.replace_iou_loss:
+                iou_loss = (terms.loss * box_weight).sum() / scores_sum
+            iou_loss = iou_loss + self._added(
+                PENALTY,
+                options.penalty.weight,
+                terms.penalty.sum() / is_paired.sum().clamp(min=1)
+                if options.penalty.weighting == "uniform"
+                else (terms.penalty * box_weight).sum() / scores_sum,
+            )
+            seen = [is_positive, self.terms.relations.is_part(labels)[rows], is_paired, terms.penalty.detach()]
+        if options.uniform is not None and self.terms.chooser is not None:
+            is_chosen = is_positive & self.terms.chooser(labels, table[:, 2:] - table[:, :2])[rows]
+            mean = options.uniform.mean(pred, table[rows], is_chosen)
+            iou_loss = iou_loss + self._added(UNIFORM, options.uniform.weight, mean)
+            seen += [is_chosen, mean.detach()]
         if torch.is_grad_enabled():
-            is_part = self.relations.is_part(labels)[rows]
-            self.options.record.add(is_positive, is_part, is_paired, terms.penalty.detach())
-        box_weight = scores.sum(-1)
-        term = self.options.weight * (
-            terms.penalty.sum() / is_paired.sum().clamp(min=1)
-            if self.options.weighting == "uniform"
-            else (terms.penalty * box_weight).sum() / scores_sum
-        )
-        self.term = term.detach() * self.stock.hyp.box
-        iou_loss = (terms.loss * box_weight).sum() / scores_sum if self.options.replace_iou_loss else outputs[0]
-        return iou_loss + term, *outputs[1:]
+            options.record.add(*seen)
+        return iou_loss, *outputs[1:]
+
+    def _added(self, column: str, weight: float, mean: Tensor) -> Tensor:
+        term = weight * mean
+        self.added[column] = term.detach() * self.stock.hyp.box
+        return term
 
 
 class DetrCriterion(Criterion):
@@ -341,10 +461,14 @@ class WithPenalty:
         self._is_main = True
         self._table = batch["bboxes"]
         labels = batch["cls"]
-        self._is_part = self.icr.relations.is_part(labels)
-        self._anchor_index = self.icr.relations.anchor_index(
-            self._table, labels, batch["batch_idx"], eps=NORMALISED_EPS, box_format="cxcywh"
-        )
+        relations, chooser, image_size = self.icr.terms[1:]
+        if relations is not None:
+            self._is_part = relations.is_part(labels)
+            self._anchor_index = relations.anchor_index(
+                self._table, labels, batch["batch_idx"], eps=NORMALISED_EPS, box_format="cxcywh"
+            )
+        if chooser is not None:
+            self._is_chosen = chooser(labels, image_size * self._table[:, 2:])
         return super().forward(preds, batch, *rest, **named)  # type: ignore[misc]
 
     def _get_loss_aux(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
@@ -360,36 +484,44 @@ class WithPenalty:
 
     def _get_loss_bbox(self, pred: Tensor, target: Tensor, postfix: str = "") -> dict[str, Tensor]:
         losses = super()._get_loss_bbox(pred, target, postfix)  # type: ignore[misc]
-        options = self.icr.options
+        options = self.icr.terms.options
         is_denoising = bool(postfix)
         wanted = (options.denoising or not is_denoising) and (options.auxiliary or self._is_main)
         if len(target) == 0 or not (wanted or options.replace_iou_loss):
             return losses
-        anchor_index = self._anchor_index[self._rows]
-        terms = icr_terms(
-            pred,
-            target,
-            self._table,
-            anchor_index=anchor_index,
-            loss="giou",
-            penalty_weight=0.0,
-            eps=NORMALISED_EPS,
-            box_format="cxcywh",
-            **options.formula,
-        )
         # The key of the stock loss, because only those are added up.
         name = f"loss_giou{postfix}"
         gain = self.loss_gain["giou"]  # type: ignore[attr-defined]
-        if options.replace_iou_loss:
-            losses[name] = gain * terms.loss.mean()
-        if not wanted:
-            return losses
-        is_paired = anchor_index >= 0
-        count = is_paired.sum().clamp(min=1) if options.weighting == "uniform" else len(target)
-        losses[name] = losses[name] + gain * options.weight * terms.penalty.sum() / count
+        is_matched = torch.ones_like(self._rows, dtype=torch.bool)
+        seen: list[Tensor] = [is_matched, *[torch.zeros_like(is_matched)] * 2, torch.zeros_like(pred[:, 0])]
+        if options.penalty is not None:
+            anchor_index = self._anchor_index[self._rows]
+            terms = icr_terms(
+                pred,
+                target,
+                self._table,
+                anchor_index=anchor_index,
+                loss="giou",
+                penalty_weight=0.0,
+                eps=NORMALISED_EPS,
+                box_format="cxcywh",
+                **options.penalty.formula,
+            )
+            if options.replace_iou_loss:
+                losses[name] = gain * terms.loss.mean()
+            if not wanted:
+                return losses
+            is_paired = anchor_index >= 0
+            count = is_paired.sum().clamp(min=1) if options.penalty.weighting == "uniform" else len(target)
+            losses[name] = losses[name] + gain * options.penalty.weight * terms.penalty.sum() / count
+            seen = [is_matched, self._is_part[self._rows], is_paired, terms.penalty.detach()]
+        if options.uniform is not None:
+            is_chosen = self._is_chosen[self._rows]
+            mean = options.uniform.mean(pred, target, is_chosen, eps=NORMALISED_EPS, box_format="cxcywh")
+            losses[name] = losses[name] + gain * options.uniform.weight * mean
+            seen += [is_chosen, mean.detach()]
         if self._is_main and not is_denoising and torch.is_grad_enabled():
-            is_matched = torch.ones_like(is_paired)
-            options.record.add(is_matched, self._is_part[self._rows], is_paired, terms.penalty.detach())
+            options.record.add(*seen)
         return losses
 
 
@@ -398,11 +530,11 @@ def _with_penalty(base: Any) -> Any:
     return type(f"ICR{base.__name__}", (WithPenalty, base), {})
 
 
-def _criterion(stock: Any, relations: Relations, options: Options) -> Criterion:
+def _criterion(stock: Any, terms: Terms) -> Criterion:
     if hasattr(stock, "_get_loss_bbox"):
-        return DetrCriterion(stock, relations, options)
+        return DetrCriterion(stock, terms)
     if all(hasattr(head, name) for head in _heads(stock) for name in ("assigner", "bbox_loss")):
-        return YoloCriterion(stock, relations, options)
+        return YoloCriterion(stock, terms)
     raise ValueError(
         f"model: expected one whose criterion has an assigner and a box loss, got one with {type(stock).__name__}"
     )

@@ -6,7 +6,6 @@ detectors' packages, ultralytics and transformers.
 """
 
 import csv
-import functools
 import importlib.metadata
 import json
 import multiprocessing
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import scenes
 from ..info import cpu_name
 from ..scenes import LabelNoise, viewer
 from ..scenes.viewer import Detections
@@ -31,24 +29,49 @@ BASELINE = "off"
 
 
 class Arm(NamedTuple):
-    """What is different between runs; ``gain`` is a factor of the IoU loss."""
+    """What is different between runs, whose weight is that of the penalty and of the uniform term, if it has both.
 
-    penalty: str = "containment"
+    ``uniform``: the loss of the uniform term; ``of``: of which objects. ``gain``: a factor of the stock IoU loss.
+    """
+
+    penalty: str | None = None
     relative: bool = False
+    weighting: str = "uniform"
+    in_another_whole: bool = False
+    uniform: str | None = None
+    of: str = "parts"
     gain: float = 1.0
-    has_penalty: bool = True
+
+    @property
+    def has_weight(self) -> bool:
+        return self.penalty is not None or self.uniform is not None
 
 
 ARMS = {
-    BASELINE: Arm(has_penalty=False),
-    "containment": Arm(),
+    BASELINE: Arm(),
+    "containment": Arm("containment"),
     "containment+pull": Arm("containment+pull"),
-    "relative": Arm(relative=True),
+    "relative": Arm("containment", relative=True),
+    # No relation: the boxes of parts count more, by their own targets alone.
+    "uniform IoU": Arm(uniform="iou"),
+    "uniform IoU + containment": Arm("containment", uniform="iou"),
+    "uniform CIoU": Arm(uniform="ciou"),
+    "uniform NWD": Arm(uniform="nwd"),
+    "uniform IoU of small": Arm(uniform="iou", of="small"),
+    "uniform IoU of all": Arm(uniform="iou", of="all"),
+    # A wrong relation, or one with the label itself.
+    "containment in another": Arm("containment", in_another_whole=True),
+    "containment in the label": Arm(uniform="containment in the label"),
+    # The right relation, weighed as the stock loss is.
+    "containment by score": Arm("containment", weighting="tal"),
     # Whether a penalty does more than a heavier loss of boxes would.
-    "box loss x 1.5": Arm(gain=1.5, has_penalty=False),
+    "box loss x 1.5": Arm(gain=1.5),
 }
-PENALTIES = tuple(name for name, arm in ARMS.items() if arm.has_penalty)
+PENALTIES = "containment", "containment+pull", "relative"
+UNIFORM, BOTH = "uniform IoU", "uniform IoU + containment"
+# Where images and labels are from: generated scenes with these labels, or photographs.
 NOISE = {"clean": None, "noisy": LabelNoise(jitter=0.1, misses=0.1, beyond=0.1)}
+PHOTOGRAPHS = "photographs"
 # The labels that are learnt from may be noisy; those that are measured against never are.
 VALIDATION_SEED = 1_000_000
 CHECKS = 6  # on the way of a run, for its learning curve
@@ -92,7 +115,7 @@ class Plan(NamedTuple):
         if self.seeds is not None and seed >= self.seeds:
             return
         for arm in self.arms:
-            for weight in self.weights if ARMS[arm].has_penalty else (0.0,):
+            for weight in self.weights if ARMS[arm].has_weight else (0.0,):
                 values = self._asdict() | {"arm": arm, "weight": weight, "seed": seed}
                 yield Run(*(values[name] for name in Run._fields))
 
@@ -129,6 +152,18 @@ PROFILES = {
             Plan("yolo11n", (BASELINE, "containment"), images=80, epochs=120, seeds=3),
             Plan("yolo11n", (BASELINE, "containment"), epochs=60, seeds=3),
             Plan("rtdetr", (BASELINE, "containment"), seeds=3),
+            # Is it the relation, or the weight?
+            Plan("yolo11n", (BASELINE, UNIFORM, BOTH)),
+            Plan("yolo11n", (BASELINE, BOTH), weights=(0.25,)),
+            Plan("yolo11n", (BASELINE, "containment in another", "containment in the label", "containment by score")),
+            Plan("yolo11n", (BASELINE, UNIFORM), weights=(0.1, 2.0), seeds=3),
+            Plan(
+                "yolo11n", (BASELINE, *(name for name in ARMS if name.startswith("uniform") and name != BOTH)), seeds=3
+            ),
+            Plan("yolo11n", (BASELINE, UNIFORM), labels="noisy", seeds=3),
+            Plan("yolo11n", (BASELINE, UNIFORM), images=80, epochs=120, seeds=3),
+            Plan("yolo11n", (BASELINE, UNIFORM, "containment"), epochs=120, seeds=3),
+            Plan("rtdetr", (BASELINE, UNIFORM, "containment"), epochs=120, seeds=3),
         ],
         seeds=5,
         validation=200,
@@ -152,6 +187,7 @@ class Setting(NamedTuple):
     device: str
     threads: int | None
     validation: int
+    photographs: Path | None
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -166,14 +202,24 @@ def run_of(row: dict[str, str]) -> Run:
     return Run(*(kind(row[name]) for kind, name in zip(kinds, Run._fields, strict=True)))
 
 
-def study(profile: str, output: Path, *, seeds: int | None, device: str, workers: int, threads: int | None) -> None:
+def study(
+    profile: str,
+    output: Path,
+    *,
+    seeds: int | None,
+    device: str,
+    workers: int,
+    threads: int | None,
+    photographs: Path | None,
+) -> None:
     """Trains the runs of a profile that results.csv does not have yet, ``workers`` at a time. What has finished is
-    kept whatever interrupts the rest."""
+    kept whatever interrupts the rest. Runs on photographs are left out where there are none."""
     chosen = PROFILES[profile]
     done = {run_of(row) for row in read(output / RESULTS)}
-    todo = [run for run in chosen.runs(seeds) if run not in done]
-    print(f"{len(todo)} runs of {len(todo) + len(done)}, {workers} at a time on {device}", flush=True)
-    setting = Setting(output, device, threads, chosen.validation)
+    wanted = chosen.runs(seeds)
+    todo = [run for run in wanted if run not in done and (run.labels != PHOTOGRAPHS or photographs is not None)]
+    print(f"{len(todo)} runs of {len(wanted)}, {workers} at a time on {device}", flush=True)
+    setting = Setting(output, device, threads, chosen.validation, photographs)
     began = time.monotonic()
     for number, (row, curve) in enumerate(_finished(todo, setting, workers), start=1):
         _append(output / CURVES, curve)
@@ -181,8 +227,7 @@ def study(profile: str, output: Path, *, seeds: int | None, device: str, workers
         minutes = (time.monotonic() - began) / 60
         left = minutes / number * (len(todo) - number)
         print(
-            f"{number}/{len(todo)}  {run_of(row)}: plate AP50 {100 * float(row['plate_ap50']):.1f}, "
-            f"AP {100 * float(row['ap']):.1f}, {row['seconds']} s; {left:.0f} minutes left",
+            f"{number}/{len(todo)}  {run_of(row)}: {row['seconds']} s; {left:.0f} minutes left",
             flush=True,
         )
 
@@ -215,7 +260,7 @@ def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Trains one run: its row of results.csv and those of curves.csv."""
-    from . import detectors
+    from . import data, detectors
     from .detectors import Training
     from .evaluation import evaluated
 
@@ -223,33 +268,31 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
         torch.set_num_threads(setting.threads)
     setting.output.mkdir(parents=True, exist_ok=True)
     curve: list[dict[str, Any]] = []
-    kept: list[Detections] = []
     with tempfile.TemporaryDirectory(dir=setting.output) as place:
-        folder = Path(place)
-        write = functools.partial(scenes.write, folder, size=run.size, zoom=run.zoom)
-        validation = write("val", setting.validation, seed=VALIDATION_SEED)
+        splits = data.prepared(Path(place), run, setting.validation, setting.photographs)
 
         def check(epoch: int, found: list[Detections]) -> None:
-            numbers = _rounded(evaluated(validation, found))
+            numbers = evaluated(splits.validation, splits.pairs, found)
             curve.append({**run._asdict(), "epoch": epoch, **numbers})
-            kept[:] = found
             # Not to stdout, which a framework may have been silenced by.
-            print(f"{run}: epoch {epoch}, plate AP50 {100 * numbers['plate_ap50']:.1f}", file=sys.stderr, flush=True)
+            print(f"{run}: epoch {epoch}, part AP50 {100 * numbers['part_ap50']:.1f}", file=sys.stderr, flush=True)
 
-        train = write("train", run.images, seed=run.seed, noise=NOISE[run.labels])
-        training = Training(run, setting.device, folder, train, validation, check)
         began = time.monotonic()
-        statistics = detectors.train(training)
+        result = detectors.train(Training(run, setting.device, splits, check))
         seconds = round(time.monotonic() - began)
-    if run.seed == PICTURED_SEED:
+    statistics = result.statistics
+    if run.seed == PICTURED_SEED and run.labels != PHOTOGRAPHS:
         path = _detections_file(setting.output, run)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps([_shown(each) for each in kept[:PICTURES]]))
-    last = {name: value for name, value in curve[-1].items() if name != "epoch"}
-    package = "transformers" if run.detector == "rtdetr" else "ultralytics"
-    row = last | {
+        path.write_text(json.dumps([_shown(each) for each in result.detections[:PICTURES]]))
+    package = detectors.framework_of(run.detector)
+    row = {
+        **run._asdict(),
+        **evaluated(splits.test, splits.pairs, result.detections),
         "paired": statistics.paired,
         "mean_penalty": round(statistics.mean_penalty, 5),
+        "chosen": statistics.chosen,
+        "mean_loss": round(statistics.mean_loss, 5),
         "seconds": seconds,
         "device": cpu_name() if setting.device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
@@ -275,7 +318,3 @@ def pictured(output: Path, run: Run) -> list[Detections]:
     """The detections that a run has kept, of as many images."""
     kept = [torch.tensor(rows).view(-1, 6) for rows in json.loads(_detections_file(output, run).read_text())]
     return [Detections(rows[:, :4], rows[:, 4], rows[:, 5].long()) for rows in kept]
-
-
-def _rounded(numbers: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 5) for name, value in numbers.items()}

@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--device", default="cpu", help="of torch (default: %(default)s)")
     run.add_argument("--workers", type=int, default=1, help="runs at a time (default: %(default)s)")
     run.add_argument("--threads", type=int, help="of each run (default: torch's own)")
+    run.add_argument("--data", type=Path, help="folder of photographs, for the runs on them (default: without these)")
     run.add_argument("--output", type=Path, default=DEFAULT, help="folder (default: %(default)s)")
     run.set_defaults(command="run")
     show = commands.add_parser("report", help="tables, intervals, plots and pictures of what has been trained")
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             workers=options.workers,
             threads=options.threads,
+            photographs=options.data,
         )
     except KeyboardInterrupt:
         print(f"Interrupted. What has finished is in {options.output}; the same command goes on.")

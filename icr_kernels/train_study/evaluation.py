@@ -1,8 +1,9 @@
-"""Detections against labels: COCO's numbers by pycocotools, and whether plates lie in vehicles."""
+"""Detections against labels: COCO's numbers by pycocotools, and whether parts lie in wholes."""
 
 import contextlib
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,55 +14,70 @@ from torch import Tensor
 
 from .. import pairwise_max
 from ..paired_data import PairedData
-from ..scenes import NAMES, PLATE
 from ..scenes.viewer import Detections
 
-# From this score on a plate counts as detected, where no curve over all scores is taken.
+# From this score on a part counts as detected, where no curve over all scores is taken.
 DETECTED = 0.25
-# A plate that has less than this share of its area in every vehicle is outside of them.
+# A part that has less than this share of its area in every whole is outside of them.
 INSIDE = 0.5
 # Squared sides in pixels, as COCO has them for "small"; and half of that.
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "tiny": (0.0, 16.0**2)}
 IOU_50 = 0
 
 
-def evaluated(data: PairedData, detections: Sequence[Detections]) -> dict[str, float]:
-    """COCO's average precisions and recalls, in all and of each class (of 100 detections an image); NaN where there is
-    nothing to find. Of the plates that are detected: the share outside every labelled vehicle of their image, and the
-    mean share of their area that is inside one."""
+def evaluated(
+    data: PairedData, pairs: Mapping[str, Sequence[str]], detections: Sequence[Detections]
+) -> dict[str, float | str]:
+    """COCO's average precisions and recalls (of 100 detections per image): of all classes, of the parts and of the
+    others, each the mean over classes; and of each class AP and AP50, as JSON. NaN where there is nothing to find. Of
+    the parts that are detected: the share outside every labelled whole of their image, and the mean share of their area
+    that is inside one."""
     numbers = _coco(data, detections)
     precision, recall = numbers["precision"], numbers["recall"]
 
     def mean(values: np.ndarray) -> float:
         found = values[values > -1]
-        return float(found.mean()) if found.size else float("nan")
+        return round(float(found.mean()), 5) if found.size else float("nan")
 
     areas = {name: position for position, name in enumerate(AREAS)}
-    result = {
+    parts = [label for label, name in enumerate(data.names) if name in pairs]
+    wholes = [label for label, name in enumerate(data.names) if name not in pairs]
+    result: dict[str, float | str] = {
         "ap": mean(precision[:, :, :, areas["all"], -1]),
         "ap50": mean(precision[IOU_50, :, :, areas["all"], -1]),
         "ap_small": mean(precision[:, :, :, areas["small"], -1]),
         "ap_tiny": mean(precision[:, :, :, areas["tiny"], -1]),
         "ar_small": mean(recall[:, :, areas["small"], -1]),
     }
-    for label, name in enumerate(NAMES):
-        result[f"{name}_ap"] = mean(precision[:, :, label, areas["all"], -1])
-        result[f"{name}_ap50"] = mean(precision[IOU_50, :, label, areas["all"], -1])
-    inside = torch.cat(
-        [_inside(image.boxes[image.labels != PLATE], each) for image, each in zip(data.images, detections, strict=True)]
+    for name, labels in {"part": parts, "whole": wholes}.items():
+        result[f"{name}_ap"] = mean(precision[:, :, labels, areas["all"], -1])
+        result[f"{name}_ap50"] = mean(precision[IOU_50, :, labels, areas["all"], -1])
+    result["classes"] = json.dumps(
+        {
+            name: [mean(precision[:, :, label, areas["all"], -1]), mean(precision[IOU_50, :, label, areas["all"], -1])]
+            for label, name in enumerate(data.names)
+        }
     )
-    result["plates_detected"] = float(len(inside))
-    result["plates_outside"] = float((inside < INSIDE).double().mean()) if len(inside) else float("nan")
-    result["plates_inside_mean"] = float(inside.double().mean()) if len(inside) else float("nan")
+    is_part = torch.zeros(len(data.names), dtype=torch.bool)
+    is_part[parts] = True
+    inside = torch.cat(
+        [
+            _inside(image.boxes[~is_part[image.labels]], each, is_part)
+            for image, each in zip(data.images, detections, strict=True)
+        ]
+    ).double()
+    result["parts_detected"] = len(inside)
+    result["parts_outside"] = round((inside < INSIDE).double().mean().item(), 5)
+    result["parts_inside_mean"] = round(inside.mean().item(), 5)
     return result
 
 
-def _inside(vehicles: Tensor, found: Detections) -> Tensor:
-    """The largest share of each detected plate that is in one vehicle."""
-    plates = found.boxes[(found.labels == PLATE) & (found.scores >= DETECTED)].float()
-    if not len(plates) or not len(vehicles):
-        return torch.zeros(len(plates))
-    return pairwise_max(plates, vehicles, kind="containment").values
+def _inside(wholes: Tensor, found: Detections, is_part: Tensor) -> Tensor:
+    """The largest share of each detected part that is in one whole."""
+    parts = found.boxes[is_part[found.labels] & (found.scores >= DETECTED)].float()
+    if not len(parts) or not len(wholes):
+        return torch.zeros(len(parts))
+    return pairwise_max(parts, wholes, kind="containment").values
 
 
 def _coco(data: PairedData, detections: Sequence[Detections]) -> dict[str, np.ndarray]:
@@ -90,7 +106,7 @@ def _coco(data: PairedData, detections: Sequence[Detections]) -> dict[str, np.nd
             "info": {},
             "images": [{"id": number} for number in range(len(data.images))],
             "annotations": truth,
-            "categories": [{"id": label, "name": name} for label, name in enumerate(NAMES)],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(data.names)],
         }
         coco.createIndex()
         results = COCO()

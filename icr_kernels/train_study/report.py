@@ -101,7 +101,7 @@ def difference(values: Values, arm: Arm, metric: str) -> Difference | None:
 
 def label(arm: Arm) -> str:
     name, weight = arm
-    return f"{name}, weight {weight:g}" if ARMS[name].has_penalty else name
+    return f"{name}, weight {weight:g}" if ARMS[name].has_weight else name
 
 
 def tables(rows: Sequence[dict[str, str]]) -> str:

@@ -130,7 +130,7 @@ def test_weight_1_is_the_mean_penalty_of_the_paired(name):
     model = model_of(name)
     handle = enable_icr(model, PAIRS, NAMES, weight=1.0)
     losses, _ = step(model)
-    steps, positives, parts, paired, mean = handle.statistics
+    steps, positives, parts, paired, mean = handle.statistics[:5]
     assert steps == 1 and positives > parts > paired > 0
     assert losses["loss_icr"].item() == pytest.approx(mean, rel=1e-6)
     assert 0 < mean <= 1  # FCOS begins with boxes of no size
@@ -160,6 +160,43 @@ def test_the_penalty_by_hand():
         penalties.append(1 - inside / ((c - a) * (d - b)))
     assert penalties
     assert losses["loss_icr"].item() == pytest.approx(sum(penalties) / len(penalties), abs=1e-5)
+
+
+@every_model
+def test_the_uniform_term_is_a_loss_of_its_own(name):
+    model = model_of(name)
+    enable_icr(model, PAIRS, NAMES, weight=0.0)
+    stock, gradient = step(model)
+    handle = enable_icr(model, PAIRS, NAMES, weight=0.0, box_term=3.0)
+    losses, ours = step(model)
+    assert handle.statistics.chosen == handle.statistics.parts > handle.statistics.paired
+    assert losses.pop("loss_uniform").item() == pytest.approx(3 * handle.statistics.mean_loss, rel=1e-6)
+    assert {key: value.item() for key, value in losses.items()} == {key: value.item() for key, value in stock.items()}
+    assert (ours - gradient).norm() > 1e-3 * gradient.norm() or handle.statistics.mean_loss == 1
+    assert 0 < handle.statistics.mean_loss <= 1
+
+
+def test_the_uniform_term_by_hand():
+    """RetinaNet that predicts its anchors: torchvision's own IoU of each positive anchor of both plates."""
+    from torchvision.ops import box_iou
+
+    model = model_of("retinanet")
+    nn.init.zeros_(model.head.regression_head.bbox_reg.weight)
+    seen = {}
+    stock = type(model.head).compute_loss
+
+    def look(head, targets, outputs, anchors, matched):
+        seen.update(targets=targets, anchors=anchors, matched=matched)
+        return stock(head, targets, outputs, anchors, matched)
+
+    enable_icr(model, PAIRS, NAMES, weight=0.0, box_term=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.head), "compute_loss", look)
+        losses, _ = step(model)
+    boxes, anchors, matched = seen["targets"][0]["boxes"], seen["anchors"][0], seen["matched"][0]
+    ious = torch.cat([box_iou(anchors[matched == row], boxes[row : row + 1])[:, 0] for row in (1, 2)])
+    assert len(ious) > 1
+    assert losses["loss_uniform"].item() == pytest.approx(1 - ious.mean().item(), abs=1e-5)
 
 
 @every_model
@@ -292,6 +329,7 @@ def test_after_inference():
             "pairs: expected classes among background, car, plate, tree, got 'licence'",
         ),
         (PAIRS, {"weight": "1"}, TypeError, "weight: expected a number, got str"),
+        (PAIRS, {"box_term": "1"}, TypeError, "box_term: expected a number, got str"),
         (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
     ],
 )

@@ -348,18 +348,57 @@ def test_the_penalty_by_hand():
     assert statistics[:4] == (1, 5, 2, 1) and statistics.mean_penalty == pytest.approx(penalty, abs=1e-5)
 
 
+def test_the_uniform_term_by_hand():
+    """The mean of 1 - IoU of both matched plates, times the coefficient of the GIoU loss; the penalty beside it."""
+    model, given = model_of("detr").eval(), batch()
+    targets = corners(given["labels"][0]["boxes"])
+    losses = []
+    for image, box, row in of_the_matched(model, given):
+        if image == 0 and row in (1, 2):
+            ours = corners(box[None])[0]
+            inside = (torch.minimum(ours[2:], targets[row, 2:]) - torch.maximum(ours[:2], targets[row, :2])).clamp(
+                min=0
+            )
+            areas = [(each[2:] - each[:2]).prod() for each in (ours, targets[row])]
+            losses.append(float(1 - inside.prod() / (sum(areas) - inside.prod())))
+    assert len(losses) == 2
+    enable_icr(model, PAIRS, weight=3.0, auxiliary=False)
+    without = model(**given)
+    handle = enable_icr(model, PAIRS, weight=3.0, box_term=2.0, auxiliary=False)
+    outputs = model(**given)
+    mean = sum(losses) / 2
+    expected = model.config.giou_loss_coefficient * 2.0 * mean
+    assert mean > 0.1 and (outputs.loss - without.loss).item() == pytest.approx(expected, abs=1e-4)
+    assert handle.statistics.chosen == 2 and handle.statistics.mean_loss == pytest.approx(mean, abs=1e-5)
+
+
+def test_the_uniform_term_beside_losses_that_stay():
+    """A fork's criterion keeps its losses, and the term is added to its GIoU."""
+    fork_of = fork(model_of("detr").eval(), with_smooth_l1)
+    given = batch()
+    with pytest.warns(UserWarning, match="they stay"):
+        enable_icr(fork_of, PAIRS, weight=0.0, auxiliary=False)
+    without = fork_of(**given)
+    with pytest.warns(UserWarning, match="they stay"):
+        handle = enable_icr(fork_of, PAIRS, weight=0.0, box_term=2.0, auxiliary=False)
+    added = (fork_of(**given).loss - without.loss).item()
+    assert added == pytest.approx(fork_of.config.giou_loss_coefficient * 2.0 * handle.statistics.mean_loss, abs=1e-4)
+
+
 @pytest.mark.parametrize("family", ["rt_detr", "detr", "lw_detr"])
-def test_where_the_penalty_applies(family):
+def test_where_the_terms_apply(family):
     """Each of the two options adds to the loss; only RT-DETR has denoising queries."""
     given, losses = batch(), {}
     for auxiliary in (False, True):
         for denoising in (False, True):
             model = model_of(family)
-            enable_icr(model, PAIRS, weight=1.0, penalty="pull", auxiliary=auxiliary, denoising=denoising)
-            losses[auxiliary, denoising] = step(model, given)[0].loss.item()
-    assert losses[True, False] > losses[False, False] + 1e-4
+            for terms in ({"weight": 1.0, "penalty": "pull"}, {"weight": 0.0, "box_term": 1.0}):
+                enable_icr(model, PAIRS, auxiliary=auxiliary, denoising=denoising, **terms)
+                losses["box_term" in terms, auxiliary, denoising] = step(model, given)[0].loss.item()
     has_denoising = family == "rt_detr"
-    assert (losses[False, True] > losses[False, False] + 1e-5) == has_denoising
+    for kind in (False, True):
+        assert losses[kind, True, False] > losses[kind, False, False] + 1e-4
+        assert (losses[kind, False, True] > losses[kind, False, False] + 1e-5) == has_denoising
 
 
 def test_known_pairs():

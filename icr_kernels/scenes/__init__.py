@@ -5,6 +5,7 @@ Seeded pictures with exact labels, for trying out a penalty before real data is 
 ``pip install icr-kernels[train]``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -201,8 +202,13 @@ def write(
     write_yolo(data, folder / "labels" / split)
     (folder / "annotations").mkdir(exist_ok=True)
     write_coco(data, folder / "annotations" / f"{split}.json")
-    names = "".join(f"  {label}: {name}\n" for label, name in enumerate(NAMES))
-    (folder / "data.yaml").write_text(
-        f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}"
-    )
+    write_yaml(folder, NAMES)
     return data
+
+
+def write_yaml(folder: Path, names: Sequence[str]) -> None:
+    """What Ultralytics asks for of a data set with the splits train and val."""
+    classes = "".join(f"  {label}: {name}\n" for label, name in enumerate(names))
+    (folder / "data.yaml").write_text(
+        f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{classes}"
+    )

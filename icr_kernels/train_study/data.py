@@ -52,10 +52,7 @@ def _photographs(folder: Path, run: Run, source: Path) -> Splits:
     train = _smaller(train, folder, "train", run.size)
     validation = _smaller(validation, folder, "val", run.size)
     test = _smaller(test, folder, "test", run.size)
-    names = "".join(f"  {label}: {name}\n" for label, name in enumerate(train.names))
-    (folder / "data.yaml").write_text(
-        f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}"
-    )
+    scenes.write_yaml(folder, train.names)
     return Splits(folder, train, validation, test, pairs_of(train))
 
 

@@ -21,14 +21,15 @@ from ..relations import Relations
 from ..scenes import viewer
 from ..scenes.drawing import Picture
 from ..scenes.viewer import Detections
-from . import ARMS, CHECKS, Arm, Run
+from . import ARMS, CHECKS, LABEL, Arm, Run
 from .data import Splits
 
 # Ultralytics' settings where they are not its own. A mosaic would halve plates that have few pixels as they are; the
 # choice of the optimizer is not left to the version.
 YOLO = {"optimizer": "AdamW", "lr0": 1.5e-3, "warmup_epochs": 1, "mosaic": 0.0, "scale": 0.25}
 IOU_GAIN = 7.5  # its own
-DETECTIONS = 100  # an image
+LOADERS = 4  # processes that read images, beside a GPU
+DETECTIONS = 100  # per image
 LEAST_SCORE = 0.001
 NMS_IOU = 0.7
 
@@ -124,7 +125,7 @@ def in_the_label(pred: Tensor, target: Tensor) -> Tensor:
     return 1 - (high - low).clamp(min=0).prod(-1) / area.clamp(min=1e-7)
 
 
-LOSSES = {"nwd": nwd, "containment in the label": in_the_label}
+LOSSES = {"nwd": nwd, LABEL: in_the_label}
 SMALL = 32.0
 
 
@@ -195,7 +196,7 @@ def _train_yolo(training: Training) -> Trained:
             pretrained=False,
             amp=False,
             val=False,
-            workers=0,
+            workers=0 if training.device == "cpu" else LOADERS,
             cache="ram",
             plots=False,
             save=False,

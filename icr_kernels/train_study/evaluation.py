@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,11 +53,12 @@ def evaluated(
     for name, labels in {"part": parts, "whole": wholes}.items():
         result[f"{name}_ap"] = mean(precision[:, :, labels, areas["all"], -1])
         result[f"{name}_ap50"] = mean(precision[IOU_50, :, labels, areas["all"], -1])
+    of_class = {
+        name: [mean(precision[:, :, label, areas["all"], -1]), mean(precision[IOU_50, :, label, areas["all"], -1])]
+        for label, name in enumerate(data.names)
+    }
     result["classes"] = json.dumps(
-        {
-            name: [mean(precision[:, :, label, areas["all"], -1]), mean(precision[IOU_50, :, label, areas["all"], -1])]
-            for label, name in enumerate(data.names)
-        }
+        {name: [None if math.isnan(value) else value for value in values] for name, values in of_class.items()}
     )
     is_part = torch.zeros(len(data.names), dtype=torch.bool)
     is_part[parts] = True

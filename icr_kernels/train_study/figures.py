@@ -17,18 +17,45 @@ from .. import scenes
 from ..scenes import viewer
 from ..scenes.drawing import Picture
 from ..scenes.viewer import Detections
-from . import BASELINE, PICTURED_SEED, PICTURES, VALIDATION_SEED, pictured, run_of
-from .report import Arm, Comparison, Values, difference, label
+from . import (
+    ARMS,
+    BASELINE,
+    BOTH,
+    LABEL,
+    PHOTOGRAPHS,
+    PICTURED_SEED,
+    PICTURES,
+    UNIFORM,
+    VALIDATION_SEED,
+    pictured,
+    run_of,
+)
+from .report import WEIGHT, Arm, Comparison, Values, difference, label
 
 DPI = 100
-STYLES: dict[str, dict[str, Any]] = {
-    "off": {"color": "0.1", "linestyle": "-", "marker": "o"},
-    "containment": {"color": "#0072b2", "linestyle": "--", "marker": "s"},
-    "containment+pull": {"color": "#d55e00", "linestyle": "-.", "marker": "^"},
-    "relative": {"color": "#009e73", "linestyle": ":", "marker": "D"},
-    "box loss x 1.5": {"color": "0.5", "linestyle": "-", "marker": "v"},
-}
-SHOWN = {"plate_ap50": "plate AP50", "ap": "AP, all classes", "plates_outside": "plates outside every vehicle"}
+# Arms by what they are: none, a penalty, the uniform term, both, a control.
+COLOURS = {"off": "0.1", "containment": "#0072b2", "uniform": "#d55e00", "both": "#009e73", "control": "0.55"}
+MARKERS = "osD^vP*X<>phd8"
+SHOWN = {"part_ap50": "AP50 of parts", "whole_ap": "AP of wholes", "ap": "AP of all classes"}
+# Of these arms there are curves and pictures, where they were run.
+PRINCIPAL = (BASELINE, 0.0), ("containment", WEIGHT), (UNIFORM, WEIGHT), (BOTH, WEIGHT)
+
+
+def style(name: str) -> dict[str, Any]:
+    arm = ARMS[name]
+    is_control = arm.in_another_whole or arm.weighting != "uniform" or arm.gain != 1 or arm.uniform == LABEL
+    kind = (
+        "control"
+        if is_control
+        else "both"
+        if arm.penalty and arm.uniform
+        else "uniform"
+        if arm.uniform
+        else "containment"
+        if arm.penalty
+        else "off"
+    )
+    return {"color": COLOURS[kind], "marker": MARKERS[list(ARMS).index(name)]}
 
 
 def draw(folder: Path, found: dict[Comparison, Values], curves: Sequence[dict[str, str]]) -> list[Path]:
@@ -40,11 +67,11 @@ def draw(folder: Path, found: dict[Comparison, Values], curves: Sequence[dict[st
 
 
 def differences(path: Path, found: dict[Comparison, Values]) -> Path:
-    """Of every arm the difference to no penalty, with its interval: a panel a metric, a group of rows a comparison."""
+    """Of every arm the difference to none, with its interval: a panel per metric, a group of rows per comparison."""
     rows: list[tuple[Comparison, Arm]] = [
         (comparison, arm) for comparison, values in found.items() for arm in values if arm[0] != BASELINE
     ]
-    figure = Figure(figsize=(12, 1.6 + 0.28 * len(rows) + 0.3 * len(found)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(12, 1.6 + 0.2 * len(rows) + 0.36 * len(found)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(SHOWN), sharey=True)
     heights, ticks = [], []
     height, before = 0.0, None
@@ -59,11 +86,10 @@ def differences(path: Path, found: dict[Comparison, Values]) -> Path:
         for at, (comparison, arm) in zip(heights, rows, strict=True):
             change = difference(found[comparison], arm, metric)
             if change is not None:
-                style = STYLES[arm[0]]
                 mean, low, high = (100 * each for each in change[:3])
-                axes.plot([low, high], [at, at], color=style["color"], linewidth=2)
-                axes.plot(mean, at, color=style["color"], marker=style["marker"], markersize=6)
-        axes.set(xlabel=f"{title}:\ndifference to no penalty (points)")
+                axes.plot([low, high], [at, at], color=style(arm[0])["color"], linewidth=2)
+                axes.plot(mean, at, markersize=5, **style(arm[0]))
+        axes.set(xlabel=f"{title}:\ndifference to {BASELINE} (points)")
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(heights, ticks)
     for comparison in found:
@@ -79,26 +105,24 @@ def differences(path: Path, found: dict[Comparison, Values]) -> Path:
 
 
 def learning(path: Path, found: dict[Comparison, Values], curves: Sequence[dict[str, str]]) -> Path:
-    """Plate AP50 of the validation images by epoch: the mean of the seeds, and the band from the worst to the best."""
+    """AP50 of the parts of the validation images by epoch: the mean of the seeds, and the band from worst to best."""
     columns = min(len(found), 2)
     rows = math.ceil(len(found) / columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * rows), dpi=DPI, layout="constrained")
     for place, (comparison, values) in enumerate(found.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         own = [(run_of(row), row) for row in curves if Comparison.of(run_of(row)) == comparison]
-        for arm in values:
+        for arm in (arm for arm in PRINCIPAL if arm in values):
             points: dict[int, list[float]] = {}
             for run, row in own:
                 if (run.arm, run.weight) == arm:
-                    points.setdefault(int(row["epoch"]), []).append(100 * float(row["plate_ap50"]))
+                    points.setdefault(int(row["epoch"]), []).append(100 * float(row["part_ap50"]))
             epochs = sorted(points)
-            style = STYLES[arm[0]]
             means = [np.mean(points[epoch]) for epoch in epochs]
-            width = 2 * (arm[1] or 0.5) ** (1 / 3)  # the heavier the penalty
-            axes.plot(epochs, means, label=label(arm), markersize=2.5 * width, linewidth=width, **style)
+            axes.plot(epochs, means, label=label(arm), markersize=4, linewidth=1.5, **style(arm[0]))
             low, high = ([of(points[epoch]) for epoch in epochs] for of in (min, max))
-            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.1, linewidth=0)
-        axes.set(title=str(comparison).replace(", ", ",\n", 1), xlabel="epoch", ylabel="plate AP50 (%)")
+            axes.fill_between(epochs, low, high, color=style(arm[0])["color"], alpha=0.1, linewidth=0)
+        axes.set(title=str(comparison).replace(", ", ",\n", 1), xlabel="epoch", ylabel="AP50 of parts (%)")
         axes.title.set_fontsize("small")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small", loc="upper left")
@@ -107,15 +131,14 @@ def learning(path: Path, found: dict[Comparison, Values], curves: Sequence[dict[
 
 
 def detections(folder: Path, found: dict[Comparison, Values]) -> list[Path]:
-    """Of one seed of each comparison: the labels, then what each arm detects, an image a row."""
-    paths = []
-    for number, (comparison, values) in enumerate(found.items(), start=1):
-        columns = {
-            label(arm): pictured(folder, comparison.run(*arm, PICTURED_SEED))
-            for arm, of_seeds in values.items()
-            if PICTURED_SEED in of_seeds
-        }
-        paths.append(folder / f"detections-{number}.jpg")
+    """Of one seed of each comparison on scenes: the labels, then what the arms detect, an image per row."""
+    paths: list[Path] = []
+    for comparison, values in found.items():
+        shown = [arm for arm in PRINCIPAL if PICTURED_SEED in values.get(arm, {})]
+        if comparison.labels == PHOTOGRAPHS or not shown:
+            continue
+        columns = {label(arm): pictured(folder, comparison.run(*arm, PICTURED_SEED)) for arm in shown}
+        paths.append(folder / f"detections-{len(paths) + 1}.jpg")
         viewer.save(paths[-1], _side_by_side(comparison, columns))
     return paths
 

@@ -1,4 +1,4 @@
-"""What the runs say: means and spread of each arm, and its difference to the same seeds without a penalty."""
+"""What the runs say: means and spread of each arm, and its difference to the same seeds of another."""
 
 import re
 import statistics
@@ -9,22 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import ARMS, BASELINE, CURVES, RESULTS, Run, read, run_of
+from . import ARMS, BASELINE, BOTH, CURVES, PHOTOGRAPHS, RESULTS, UNIFORM, Run, read, run_of
 
 # To each column of results.csv what it is called, and whether more is better.
 METRICS = {
-    "plate_ap50": ("plate AP50", True),
-    "plate_ap": ("plate AP", True),
+    "part_ap50": ("part AP50", True),
+    "part_ap": ("part AP", True),
+    "whole_ap": ("whole AP", True),
     "ap50": ("AP50", True),
     "ap": ("AP", True),
     "ap_small": ("AP small", True),
-    "ar_small": ("AR small", True),
-    "plates_outside": ("plates outside", False),
-    "plates_inside_mean": ("mean share inside", True),
+    "parts_outside": ("parts outside", False),
 }
+WEIGHT = 0.5
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-BLOCK = re.compile(r"(<!-- training study -->\n).*?(<!-- end of training study -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- training study: (\w+) -->\n).*?(<!-- end of training study -->)", re.DOTALL)
 
 
 class Comparison(NamedTuple):
@@ -39,10 +39,8 @@ class Comparison(NamedTuple):
     batch: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.detector}, {self.labels} labels, {self.images:,} training images of {self.size} px, "
-            f"{self.epochs} epochs"
-        )
+        source = PHOTOGRAPHS if self.labels == PHOTOGRAPHS else f"scenes, {self.labels} labels"
+        return f"{self.detector}, {source}, {self.images:,} training images of {self.size} px, {self.epochs} epochs"
 
     @classmethod
     def of(cls, run: Run) -> "Comparison":
@@ -87,10 +85,10 @@ def paired_bootstrap(differences: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(values: Values, arm: Arm, metric: str) -> Difference | None:
+def difference(values: Values, arm: Arm, metric: str, to: Arm = (BASELINE, 0.0)) -> Difference | None:
     """None where no seed has both runs, or one of them has no number."""
-    base = values.get((BASELINE, 0.0), {})
-    pairs = [(values[arm][seed][metric], base[seed][metric]) for seed in sorted(values[arm].keys() & base.keys())]
+    ours, base = values.get(arm, {}), values.get(to, {})
+    pairs = [(ours[seed][metric], base[seed][metric]) for seed in sorted(ours.keys() & base.keys())]
     differences = [ours - theirs for ours, theirs in pairs]
     if not differences or np.isnan(differences).any():
         return None
@@ -122,11 +120,33 @@ def _section(comparison: Comparison, values: Values) -> str:
     return "\n\n".join(
         [
             f"**{comparison}**; {count}, mean ± standard deviation, in %:",
-            _markdown(["penalty", *head], means),
-            f"Difference to the same seeds without it: mean [{CONFIDENCE:.0%} interval], seeds that are better:",
-            _markdown(["penalty", *head], changes),
+            _markdown(["arm", *head], means),
+            f"Difference to the same seeds of {BASELINE}: mean [{CONFIDENCE:.0%} interval], seeds that are better:",
+            _markdown(["arm", *head], changes),
         ]
     )
+
+
+# What each pair of arms, and a metric, is the answer to.
+ANSWERS = {
+    "penalty": ("containment", BASELINE, "part_ap50"),
+    "uniform term": (UNIFORM, BASELINE, "part_ap50"),
+    "penalty on top of it": (BOTH, UNIFORM, "part_ap50"),
+    "what the uniform term costs wholes": (UNIFORM, BASELINE, "whole_ap"),
+}
+
+
+def answers(rows: Sequence[dict[str, str]]) -> str:
+    """Markdown: each comparison a row, the differences that answer the study's questions, in points."""
+    lines = []
+    for comparison, values in comparisons(rows).items():
+        cells = []
+        for arm, base, metric in ANSWERS.values():
+            weight = 0.0 if base == BASELINE else WEIGHT
+            cells.append(_change(difference(values, (arm, WEIGHT), metric, (base, weight))))
+        lines.append([str(comparison), *cells])
+    head = [f"{question} ({METRICS[metric][0]})" for question, (_, _, metric) in ANSWERS.items()]
+    return _markdown(["detector and data", *head], lines)
 
 
 def _spread(of_seeds: dict[int, dict[str, float]], metric: str) -> str:
@@ -149,23 +169,24 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def filled(document: str, rows: Sequence[dict[str, str]]) -> str:
-    """The document with its block of tables written anew."""
-    return BLOCK.sub(lambda match: f"{match[1]}{tables(rows)}\n{match[2]}", document)
+    """The document with its blocks, of the answers or of all tables, written anew."""
+    blocks = {"answers": answers, "tables": tables}
+    return BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]](rows)}\n{match[3]}", document)
 
 
-def main(folder: Path, document: Path | None) -> int:
+def main(folder: Path, documents: Sequence[Path]) -> int:
     rows = read(folder / RESULTS)
     if not rows:
         print(f"No runs in {folder}: `python -m icr_kernels.train_study run --output {folder}`.")
         return 2
     from . import figures
 
-    if document is None:
-        written = folder / "report.md"
-        written.write_text(tables(rows) + "\n")
-    else:
-        written = document
-        written.write_text(filled(document.read_text(), rows))
+    written = [*documents]
+    for document in documents:
+        document.write_text(filled(document.read_text(), rows))
+    if not documents:
+        written = [folder / "report.md"]
+        written[0].write_text(f"{answers(rows)}\n\n{tables(rows)}\n")
     drawn = figures.draw(folder, comparisons(rows), read(folder / CURVES))
-    print(tables(rows), *(f"written: {path}" for path in (written, *drawn)), sep="\n")
+    print(answers(rows), tables(rows), *(f"written: {path}" for path in (*written, *drawn)), sep="\n")
     return 0

@@ -27,6 +27,7 @@ EVENT = "on_pretrain_routine_end"
 # The columns of the terms in the log.
 PENALTY, UNIFORM = "icr_loss", "uniform_loss"
 WEIGHTINGS = ("uniform", "tal")
+SMALL = 32.0
 
 # The boxes of RT-DETR are normalised: at 640 pixels an area of 1e-7 is one of 0.2 pixels squared.
 NORMALISED_EPS = 1e-16
@@ -118,7 +119,7 @@ def enable_icr(
 def enable_small_object_term(
     model: Any,
     *,
-    max_side: float | None = 32.0,
+    max_side: float | None = None,
     names: Sequence[str] | None = None,
     weight: float = 0.5,
     loss: str | BoxLoss = "iou",
@@ -145,7 +146,7 @@ def enable_small_object_term(
     Args:
         model: as of `enable_icr`.
         max_side: objects below this root of their area, in pixels of the image that the network sees (RT-DETR: of one
-            of the size ``imgsz``); 32 is COCO's bound of "small". None: of any size.
+            of the size ``imgsz``). None: 32, COCO's bound of "small", or of any size if there are names.
         names: objects of these classes; None: of all. With max_side, those that are both.
         weight: in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean loss of 1 counts ``weight`` times as
             much as boxes without overlap, and ``box`` of the training arguments multiplies both.
@@ -164,7 +165,10 @@ def enable_small_object_term(
     _check_model(model)
     if isinstance(names, str):
         raise TypeError(f"names: expected a sequence of names of classes, got the string {names!r}")
-    uniform = UniformTerm(weight, loss, None if names is None else tuple(names), max_side)
+    if names is None:
+        uniform = UniformTerm(weight, loss, None, SMALL if max_side is None else max_side)
+    else:
+        uniform = UniformTerm(weight, loss, tuple(names), max_side)
     uniform.check("weight")
     return _enable(model, Options(None, uniform, False, auxiliary, denoising, Record()))
 

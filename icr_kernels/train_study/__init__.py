@@ -190,11 +190,11 @@ PROFILES = {
     # What a GPU can do in eight minutes: what matters most comes first, and what has finished counts.
     "gpu-short": Profile(
         [
-            Plan("yolo12n", (BASELINE, UNIFORM), images=1000, epochs=20, size=640, zoom=1.0, batch=32),
-            Plan("yolo12n", (BASELINE, "containment", BOTH), images=1000, epochs=20, size=640, zoom=1.0, batch=32),
+            Plan("yolo12n", (BASELINE, UNIFORM), images=600, epochs=30, size=640, zoom=1.0, batch=32),
+            Plan("yolo12n", (BASELINE, "containment", BOTH), images=600, epochs=30, size=640, zoom=1.0, batch=32),
         ],
         seeds=3,
-        validation=200,
+        validation=150,
     ),
     "gpu": Profile(
         [

@@ -126,7 +126,6 @@ def in_the_label(pred: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES = {"nwd": nwd, LABEL: in_the_label}
-SMALL = 32.0
 
 
 def ultralytics(settings: Path) -> Any:
@@ -149,8 +148,7 @@ def _enabled(model: Any, training: Training) -> Handle:
     if arm.uniform and not arm.penalty:
         return enable_small_object_term(
             model,
-            max_side=SMALL if arm.of == "small" else None,
-            names=tuple(pairs) if arm.of == "parts" else None,
+            names={"parts": tuple(pairs), "small": None, "all": training.splits.train.names}[arm.of],
             weight=training.run.weight,
             loss=LOSSES.get(arm.uniform, arm.uniform),
         )

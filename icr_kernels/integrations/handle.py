@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -41,7 +42,8 @@ class Statistics(NamedTuple):
 
 
 class Record:
-    """Running sums on the device; they are read when somebody asks, and then only does anything wait."""
+    """Running sums on the device, of training only: what happens without gradients is not added. They are read when
+    somebody asks, and then only does anything wait."""
 
     def __init__(self, relations: object = None) -> None:
         self.relations = None if relations is None else repr(relations)
@@ -49,39 +51,39 @@ class Record:
 
     def reset(self) -> None:
         self.steps = 0
-        self.sums: Tensor | None = None
+        self.sums: dict[str, Tensor] = {}
         self.warns = True
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle is read where there is no such device, too.
-        return {**self.__dict__, "sums": None if self.sums is None else self.sums.cpu()}
+        return {**self.__dict__, "sums": {name: total.cpu() for name, total in self.sums.items()}}
 
-    @torch.no_grad()
-    def add(
-        self,
-        is_positive: Tensor,
-        is_part: Tensor,
-        is_paired: Tensor,
-        penalty: Tensor,
-        is_chosen: Tensor | None = None,
-        mean_loss: Tensor | None = None,
-    ) -> None:
-        """One row per prediction: whether it counts, is a part, has an anchor object; its penalty before weighting. Of
-        a uniform term, if there is one, whether the prediction is in it, and the mean."""
-        paired = is_paired & is_positive
-        of_paired = torch.where(paired, penalty, 0).sum(dtype=torch.float64)
-        found = [is_positive.sum(), (is_part & is_positive).sum(), paired.sum(), of_paired]
-        if is_chosen is not None and mean_loss is not None:
-            chosen = is_chosen.sum()
-            found += [chosen, chosen * mean_loss]
-        else:
-            found += [torch.zeros_like(found[0])] * 2
-        sums = torch.stack([each.to(torch.float64) for each in found])
-        # Out of place: what was made in inference mode may not be changed outside it.
-        self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
+    def add_positives(self, is_positive: Tensor) -> None:
+        """Which predictions have a target."""
+        self._add(positives=is_positive.sum())
+
+    def add_penalty(self, is_part: Tensor, is_paired: Tensor, penalty: Tensor) -> None:
+        """Which of them are parts, which have an anchor object, and the penalty before weighting."""
+        of_paired = torch.where(is_paired, penalty.detach(), 0).sum(dtype=torch.float64)
+        self._add(parts=is_part.sum(), paired=is_paired.sum(), penalty=of_paired)
+
+    def add_uniform(self, is_chosen: Tensor, mean_loss: Tensor) -> None:
+        """Which of them the uniform term is of, and their mean."""
+        chosen = is_chosen.sum()
+        self._add(chosen=chosen, loss=chosen * mean_loss.detach())
+
+    def _add(self, **sums: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
+        for name, value in sums.items():
+            total = self.sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device))
+            # Out of place: what was made in inference mode may not be changed outside it.
+            self.sums[name] = total.to(value.device) + value
 
     def step(self) -> None:
         """Ends a training step. After many without a pair it warns, once."""
+        if not torch.is_grad_enabled():
+            return
         self.steps += 1
         if not self.warns or self.steps % STEPS_WITHOUT_PAIRS != 0:
             return
@@ -101,16 +103,10 @@ class Record:
             )
 
     def statistics(self) -> Statistics:
-        positives, parts, paired, penalty, chosen, loss = [0.0] * 6 if self.sums is None else self.sums.tolist()
-        return Statistics(
-            self.steps,
-            int(positives),
-            int(parts),
-            int(paired),
-            _mean(penalty, paired),
-            int(chosen),
-            _mean(loss, chosen),
-        )
+        sums: dict[str, float] = defaultdict(float, {name: total.item() for name, total in self.sums.items()})
+        positives, parts, paired, chosen = (int(sums[name]) for name in ("positives", "parts", "paired", "chosen"))
+        mean_penalty, mean_loss = _mean(sums["penalty"], paired), _mean(sums["loss"], chosen)
+        return Statistics(self.steps, positives, parts, paired, mean_penalty, chosen, mean_loss)
 
 
 def _mean(total: float, count: float) -> float:

@@ -122,7 +122,9 @@ class ICRBoxLoss(nn.Module):
         options = {name: value for name, value in self.options.items() if name in ("penalty", "relative", "eps")}
         penalty = icr_terms(pred, target, anchors, anchor_index=index, **options).penalty
         is_positive = torch.ones_like(index, dtype=torch.bool) if is_positive is None else is_positive
-        self.pairing.record.add(is_positive, index >= 0, index >= 0, penalty)
+        is_paired = is_positive & (index >= 0)
+        self.pairing.record.add_positives(is_positive)
+        self.pairing.record.add_penalty(is_paired, is_paired, penalty)
 
 
 def _one_number(avg_factor: Any, pred: Tensor) -> float | Tensor:

@@ -116,8 +116,7 @@ class _Terms:
     ) -> dict[str, Tensor]:
         """``pred`` (A, 4) and ``matched`` (A,) of each image: the row of the target of each, negative for none."""
         losses = self._losses(targets, torch.cat(pred), matched)
-        if torch.is_grad_enabled():
-            self.record.step()
+        self.record.step()
         return losses
 
     def _losses(self, targets: list[dict[str, Tensor]], pred: Tensor, matched: list[Tensor]) -> dict[str, Tensor]:
@@ -141,13 +140,12 @@ class _Terms:
             **self.options,
         ).penalty
         losses = [self.weight * (penalties.sum() / is_paired.sum().clamp(min=1))]
-        seen = [is_positive, is_part, is_paired, penalties.detach()]
+        self.record.add_positives(is_positive)
+        self.record.add_penalty(is_part, is_paired, penalties)
         if self.uniform is not None:
             mean = self.uniform.mean(pred, target, is_part, eps=EPS)
             losses.append(self.uniform.weight * mean)
-            seen += [is_part, mean.detach()]
-        if torch.is_grad_enabled():
-            self.record.add(*seen)
+            self.record.add_uniform(is_part, mean)
         return dict(zip(names, losses, strict=True))
 
 

@@ -135,8 +135,7 @@ class ICRLossFunction:
         function.__kwdefaults__ = self.stock.__kwdefaults__
         self.penalty: Tensor | None = None
         loss, parts, auxiliary = function(*arguments, **named)
-        if torch.is_grad_enabled():
-            self.record.step()
+        self.record.step()
         penalty, self.penalty = self.penalty, None
         return loss, parts if penalty is None else {**parts, "icr_penalty": penalty}, auxiliary
 
@@ -210,17 +209,17 @@ class _WithPenalty:
         is_part = table.is_part[rows]
         uniform = self.icr.uniform
         added: Tensor | float = 0.0
-        seen: tuple[Tensor, ...] = ()
         if uniform is not None and wants_terms:
             mean = uniform.mean(pred, target, is_part, eps=EPS, box_format="cxcywh")
             added = uniform.weight * mean
-            seen = is_part, mean.detach()
+            if is_main:
+                self.icr.record.add_uniform(is_part, mean)
         if is_main:
             penalty = terms.penalty.detach()
             is_paired = anchor_index >= 0
             self.icr.penalty = torch.where(is_paired, penalty, 0).sum() / is_paired.sum().clamp(min=1)
-            if torch.is_grad_enabled():
-                self.icr.record.add(torch.ones_like(is_paired), is_part, is_paired, penalty, *seen)
+            self.icr.record.add_positives(rows >= 0)
+            self.icr.record.add_penalty(is_part, is_paired, penalty)
         if self.icr.replaces:
             losses = _box_losses(pred, target, terms.loss.sum(), num_boxes)
         else:

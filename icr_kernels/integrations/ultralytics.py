@@ -233,7 +233,7 @@ class Start:
         of_detr = isinstance(model.criterion, DetrCriterion)
         # Where the trainer takes its names from the criterion it has none yet.
         has_columns = not of_detr and not trainer.loss_names
-        for column, text in terms.described().items():
+        for column, text in zip(terms.columns, terms.described(), strict=True):
             place = column if has_columns else "giou_loss" if of_detr else "box_loss"
             LOGGER.info(f"{text}, in {place}")
 
@@ -257,16 +257,22 @@ class Terms(NamedTuple):
         chooser = None if uniform is None else uniform.chooser(names)
         return cls(options, relations, chooser, trainer.args.imgsz)
 
-    def described(self) -> dict[str, str]:
-        """To each column of the log the term that is in it."""
-        columns = {}
+    @property
+    def columns(self) -> list[str]:
+        """Those of the log, one per term."""
+        present = {PENALTY: self.options.penalty, UNIFORM: self.options.uniform}
+        return [column for column, term in present.items() if term is not None]
+
+    def described(self) -> list[str]:
+        """The term of each column."""
+        found = []
         penalty, uniform = self.options.penalty, self.options.uniform
         if penalty is not None and self.relations is not None:
             pairs = "; ".join(f"{part} in {' or '.join(wholes)}" for part, wholes in self.relations.pairs.items())
-            columns[PENALTY] = f"ICR penalty: {pairs}, weight {penalty.weight:g} ({penalty.weighting})"
+            found.append(f"ICR penalty: {pairs}, weight {penalty.weight:g} ({penalty.weighting})")
         if uniform is not None:
-            columns[UNIFORM] = f"Uniform term: {uniform.described()}, weight {uniform.weight:g}"
-        return columns
+            found.append(f"Uniform term: {uniform.described()}, weight {uniform.weight:g}")
+        return found
 
 
 class Criterion:
@@ -302,10 +308,6 @@ class Criterion:
             f"{self.iou_loss} that would take its place, got True"
         ) from error
 
-    def end_step(self) -> None:
-        if torch.is_grad_enabled():
-            self.terms.options.record.step()
-
 
 class YoloCriterion(Criterion):
     """Around a `v8DetectionLoss`, or around a criterion that holds one for each of two heads."""
@@ -327,10 +329,10 @@ class YoloCriterion(Criterion):
                 hooks.enter_context(head.stock.assigner.register_forward_hook(head.after_assigner))
                 hooks.enter_context(head.stock.bbox_loss.register_forward_hook(head.after_box_loss))
             loss, items = self.stock(preds, batch)
-        self.end_step()
+        self.terms.options.record.step()
         if isinstance(items, dict):
             # The items of an end-to-end model are those of its last head.
-            for column in self.terms.described():
+            for column in self.terms.columns:
                 term = heads[-1].added.get(column, torch.zeros_like(items["box_loss"]))
                 items = {**items, "box_loss": items["box_loss"] - term, column: term}
         return loss, items
@@ -389,7 +391,7 @@ class HeadTerms:
         stride = (self.points / points)[:, :1]
         pred = pred.to(torch.promote_types(pred.dtype, torch.float32)) * stride
         iou_loss = outputs[0]
-        seen: list[Tensor] = [is_positive, *[torch.zeros_like(is_positive)] * 2, torch.zeros_like(scores_sum)]
+        options.record.add_positives(is_positive)
         if options.penalty is not None and self.terms.relations is not None:
             # Rows of padding are boxes of no image.
             box_image = torch.where(self.is_box[..., 0] > 0, image, -1).flatten()
@@ -415,14 +417,13 @@ class HeadTerms:
                 if options.penalty.weighting == "uniform"
                 else (terms.penalty * box_weight).sum() / scores_sum,
             )
-            seen = [is_positive, self.terms.relations.is_part(labels)[rows], is_paired, terms.penalty.detach()]
+            is_part = is_positive & self.terms.relations.is_part(labels)[rows]
+            options.record.add_penalty(is_part, is_paired, terms.penalty)
         if options.uniform is not None and self.terms.chooser is not None:
             is_chosen = is_positive & self.terms.chooser(labels, table[:, 2:] - table[:, :2])[rows]
             mean = options.uniform.mean(pred, table[rows], is_chosen)
             iou_loss = iou_loss + self._added(UNIFORM, options.uniform.weight, mean)
-            seen += [is_chosen, mean.detach()]
-        if torch.is_grad_enabled():
-            options.record.add(*seen)
+            options.record.add_uniform(is_chosen, mean)
         return iou_loss, *outputs[1:]
 
     def _added(self, column: str, weight: float, mean: Tensor) -> Tensor:
@@ -452,7 +453,7 @@ class DetrCriterion(Criterion):
         running = object.__new__(_with_penalty(base))
         running.__dict__.update(self.stock.__dict__, icr=self)
         losses = running(preds, batch, *rest, **named)
-        self.end_step()
+        self.terms.options.record.step()
         return losses
 
 
@@ -496,8 +497,9 @@ class WithPenalty:
         # The key of the stock loss, because only those are added up.
         name = f"loss_giou{postfix}"
         gain = self.loss_gain["giou"]  # type: ignore[attr-defined]
-        is_matched = torch.ones_like(self._rows, dtype=torch.bool)
-        seen: list[Tensor] = [is_matched, *[torch.zeros_like(is_matched)] * 2, torch.zeros_like(pred[:, 0])]
+        is_recorded = self._is_main and not is_denoising
+        if is_recorded:
+            options.record.add_positives(self._rows >= 0)
         if options.penalty is not None:
             anchor_index = self._anchor_index[self._rows]
             terms = icr_terms(
@@ -518,14 +520,14 @@ class WithPenalty:
             is_paired = anchor_index >= 0
             count = is_paired.sum().clamp(min=1) if options.penalty.weighting == "uniform" else len(target)
             losses[name] = losses[name] + gain * options.penalty.weight * terms.penalty.sum() / count
-            seen = [is_matched, self._is_part[self._rows], is_paired, terms.penalty.detach()]
+            if is_recorded:
+                options.record.add_penalty(self._is_part[self._rows], is_paired, terms.penalty)
         if options.uniform is not None:
             is_chosen = self._is_chosen[self._rows]
             mean = options.uniform.mean(pred, target, is_chosen, eps=NORMALISED_EPS, box_format="cxcywh")
             losses[name] = losses[name] + gain * options.uniform.weight * mean
-            seen += [is_chosen, mean.detach()]
-        if self._is_main and not is_denoising and torch.is_grad_enabled():
-            options.record.add(*seen)
+            if is_recorded:
+                options.record.add_uniform(is_chosen, mean)
         return losses
 
 

@@ -1,5 +1,7 @@
 """Generated scenes: their labels against the geometry of what was painted, their noise, their files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -197,3 +199,13 @@ def test_commands(tmp_path, capsys):
     assert viewer.read(tmp_path / "sheet.png").any()
     with pytest.raises(FileNotFoundError, match=r"none\.png: expected an image, it is missing"):
         viewer.read(tmp_path / "none.png")
+
+
+def test_names_of_any_kind_in_the_yaml(tmp_path):
+    """YAML would read these as a truth value, a mapping, a comment, nothing and a number."""
+    import yaml
+
+    names = ["no", "truck: big", "#1", "~", "7", 'Straße "x"']
+    scenes.write_yaml(tmp_path, names)
+    document = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert list(document["names"].values()) == names and Path(document["path"]) == tmp_path.resolve()

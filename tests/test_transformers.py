@@ -370,6 +370,7 @@ def test_the_uniform_term_by_hand():
     expected = model.config.giou_loss_coefficient * 2.0 * mean
     assert mean > 0.1 and (outputs.loss - without.loss).item() == pytest.approx(expected, abs=1e-4)
     assert handle.statistics.chosen == 2 and handle.statistics.mean_loss == pytest.approx(mean, abs=1e-5)
+    assert float(outputs.loss_dict["icr_uniform"]) == pytest.approx(mean, abs=1e-5)
 
 
 def test_the_uniform_term_beside_losses_that_stay():

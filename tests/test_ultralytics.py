@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import fractions
 import functools
 import importlib.metadata
 import io
@@ -13,6 +14,7 @@ import types
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -417,6 +419,58 @@ def test_a_loss_of_ones_own(yolo):
     assert step(model, given)[0] - stock == pytest.approx(expected, rel=1e-3)
 
 
+def ratio_of_widths(pred, target):
+    """Infinite where a target has no width, as the padding of an image without boxes has none."""
+    width, of_target = (each[..., 2] - each[..., 0] for each in (pred, target))
+    return (width / of_target - 1).abs()
+
+
+@every_yolo
+def test_what_a_loss_makes_of_other_boxes_stays_out(yolo, family):
+    model, given = network(family), batch(SCENE[:4])
+    term = begin(yolo, model, enable=enable_small_object_term, loss=ratio_of_widths)
+    loss, _, gradient = step(model, given)
+    assert term.statistics.chosen > 0 and torch.tensor(loss).isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda pred, target: (pred - target).abs().mean(), r"shape \(2, 84\), one value per prediction, got .*\(\)"),
+        (
+            lambda pred, target: (pred - target)[..., :1],
+            r"shape \(2, 84\), one value per prediction, got .*\(2, 84, 1\)",
+        ),
+        (lambda pred, target: (pred < target).all(-1), "a floating-point tensor .* got torch.bool"),
+        (lambda pred, target: None, "loss: expected a function that returns a tensor, got NoneType"),
+    ],
+)
+def test_losses_of_ones_own_are_looked_at(yolo, loss, message):
+    model, given = network("yolo11n"), batch()
+    begin(yolo, model, enable=enable_small_object_term, loss=loss)
+    with pytest.raises((TypeError, ValueError), match=message):
+        step(model, given)
+
+
+@pytest.mark.parametrize("number", [numpy.uint8, numpy.float32, numpy.int16, fractions.Fraction])
+def test_numbers_of_any_kind(yolo, number):
+    model, given = network("yolo11n"), batch()
+    counts = []
+    for bound, weight in ((200.0, 2.0), (number(200), number(2))):
+        term = begin(yolo, model, enable=enable_small_object_term, max_side=bound, weight=weight)
+        counts.append((step(model, given)[0], term.statistics))
+    assert counts[0] == counts[1] and counts[0][1].chosen == counts[0][1].positives
+
+
+def test_classes_of_one_name(yolo):
+    """Without names nobody asks for them."""
+    model, given = network("yolo11n"), batch()
+    model.names = dict.fromkeys(NAMES, "object")
+    term = begin(yolo, model, enable=enable_small_object_term)
+    step(model, given)
+    assert term.statistics.chosen > 0
+
+
 def test_detr_uniform_term_by_hand(yolo):
     """In the unit of the GIoU loss times its gain; pixels are those of imgsz."""
     model, given = network("yolov8n-rtdetr"), batch()
@@ -436,8 +490,20 @@ def test_the_last_call_counts(yolo):
     begin(yolo, model, weight=5.0)
     small = begin(yolo, model, enable=enable_small_object_term, weight=0.0)
     assert step(model, given)[0] == stock
+    assert repr(small).startswith("Handle(Statistics(steps=1")
+
+
+def test_an_old_handle_leaves_what_is_newer(yolo):
+    model, given = network("yolo11n"), batch()
+    old = begin(yolo, model, weight=5.0)
+    small = begin(yolo, model, enable=enable_small_object_term)
+    old.disable()
+    step(model, given)
+    assert small.statistics.steps == 1 and old.statistics.steps == 0
+    assert repr(small).startswith("Handle(iou of all objects of an area below 32² pixels, Statistics(steps=1")
     small.disable()
-    assert step(model, given)[0] == stock and small.statistics.steps == 1
+    step(model, given)
+    assert small.statistics.steps == 1
 
 
 def test_nothing_small_for_long_is_worth_a_warning(yolo, monkeypatch):
@@ -445,7 +511,7 @@ def test_nothing_small_for_long_is_worth_a_warning(yolo, monkeypatch):
     model, given = network("yolo11n"), batch()
     begin(yolo, model, enable=enable_small_object_term, max_side=4)
     step(model, given)
-    with pytest.warns(UserWarning, match="in 2 training steps no prediction had a target that the small-object term"):
+    with pytest.warns(UserWarning, match="in 2 training steps nothing counted in the uniform term, iou of all objects"):
         step(model, given)
 
 
@@ -622,7 +688,6 @@ def test_no_pairs_for_long_is_worth_a_warning(yolo, monkeypatch):
 def data(ultralytics, tmp_path_factory) -> Path:
     """Grey images with cars as rectangles and plates in them, and their labels."""
     import cv2
-    import numpy
 
     folder = tmp_path_factory.mktemp("plates")
     random = numpy.random.default_rng(0)
@@ -826,9 +891,11 @@ def test_errors(yolo, pairs, options, error, message):
         ({"weight": torch.tensor(1.0)}, TypeError, "weight: expected a number, got Tensor"),
         ({"max_side": -1}, ValueError, "max_side: expected a number of at least 0"),
         ({"max_side": "small"}, TypeError, "max_side: expected a number, got str"),
-        ({"names": "plate"}, TypeError, "names: expected a sequence of names of classes, got the string 'plate'"),
+        ({"names": "plate"}, TypeError, "names: expected a sequence of names of classes, got 'plate'"),
         ({"names": ()}, ValueError, "names: expected at least one class, got none"),
         ({"names": [1]}, TypeError, "names: expected names of classes, got 1"),
+        ({"names": 5}, TypeError, "names: expected a sequence of names of classes, got 5"),
+        ({"names": b"plate"}, TypeError, "names: expected a sequence of names of classes, got b'plate'"),
         ({"loss": "nwd"}, ValueError, "loss: expected one of iou, giou"),
     ],
 )

@@ -45,8 +45,9 @@ class Record:
     """Running sums on the device, of training only: what happens without gradients is not added. They are read when
     somebody asks, and then only does anything wait."""
 
-    def __init__(self, relations: object = None) -> None:
+    def __init__(self, relations: object, uniform: object = None) -> None:
         self.relations = None if relations is None else repr(relations)
+        self.uniform = None if uniform is None else str(uniform)
         self.reset()
 
     def reset(self) -> None:
@@ -88,17 +89,17 @@ class Record:
         if not self.warns or self.steps % STEPS_WITHOUT_PAIRS != 0:
             return
         self.warns = False
-        if self.relations is None:
-            if self.statistics().chosen == 0:
-                warnings.warn(
-                    f"icr_kernels: in {self.steps} training steps no prediction had a target that the small-object "
-                    "term is of; its max_side or names may not fit the data",
-                    stacklevel=2,
-                )
-        elif self.statistics().paired == 0:
+        statistics = self.statistics()
+        if self.relations is not None and statistics.paired == 0:
             warnings.warn(
                 f"icr_kernels: in {self.steps} training steps no part was paired with a whole; "
                 f"{self.relations} may not fit the data, or the labels have no wholes",
+                stacklevel=2,
+            )
+        elif self.uniform is not None and statistics.chosen == 0:
+            warnings.warn(
+                f"icr_kernels: in {self.steps} training steps nothing counted in the uniform term, {self.uniform}; "
+                "that may not fit the data",
                 stacklevel=2,
             )
 
@@ -114,8 +115,8 @@ def _mean(total: float, count: float) -> float:
 
 
 class Handle:
-    """What `enable_icr` returns: ``statistics`` so far, ``reset()`` to count anew, ``disable()`` to go back to the
-    stock loss.
+    """What `enable_icr` and its like return: ``statistics`` so far, ``reset()`` to count anew, ``disable()`` to go back
+    to the stock loss.
 
     A copy, and what comes out of a pickle, has the statistics but no model: its ``disable()`` is an error. Copied or
     pickled together with the model that it is of, it goes on counting what the copied model is trained on."""
@@ -146,7 +147,8 @@ class Handle:
         self._disable()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._record.relations}, {self.statistics})"
+        terms = [term for term in (self._record.relations, self._record.uniform) if term is not None]
+        return f"{type(self).__name__}({', '.join([*terms, str(self.statistics)])})"
 
 
 def trial_boxes() -> tuple[Tensor, Tensor]:

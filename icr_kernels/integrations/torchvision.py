@@ -62,9 +62,8 @@ def enable_icr(
     relations = Relations(pairs, names, min_containment=min_containment)
     checks.number("weight", weight, 0)
     checks.formula("iou", penalty, weight, relative, EPS, "xyxy", None)
-    uniform = UniformTerm(box_term, names=tuple(relations.pairs))
-    uniform.check("box_term")
-    terms = _Terms(relations, weight, {"penalty": penalty, "relative": relative}, uniform if box_term else None)
+    uniform = UniformTerm.of_parts(box_term, relations)
+    terms = _Terms(relations, weight, {"penalty": penalty, "relative": relative}, uniform)
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
     if isinstance(model, (RetinaNet, FCOS)):
@@ -109,7 +108,7 @@ class _Terms:
         self.weight = weight
         self.options = options
         self.uniform = uniform
-        self.record = Record(relations)
+        self.record = Record(relations, uniform)
 
     def __call__(
         self, targets: list[dict[str, Tensor]], pred: list[Tensor], matched: list[Tensor]

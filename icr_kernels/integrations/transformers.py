@@ -57,7 +57,7 @@ def enable_icr(
 
     Returns:
         A `Handle`: statistics, reset, disable. The mean penalty of a step is also in the model output's ``loss_dict``,
-        as "icr_penalty".
+        as "icr_penalty", and that of a uniform term, as "icr_uniform", both before weighting.
 
     Raises:
         ImportError: transformers is missing or of a version that is not supported.
@@ -67,14 +67,11 @@ def enable_icr(
     relations = Relations(pairs, _names(model), min_containment=min_containment)
     checks.number("weight", weight, 0)
     checks.formula("giou", penalty, weight, relative, EPS, "cxcywh", None)
-    uniform = UniformTerm(box_term, names=tuple(relations.pairs))
-    uniform.check("box_term")
+    uniform = UniformTerm.of_parts(box_term, relations)
     stock = model.loss_function
     if isinstance(stock, ICRLossFunction):
         stock = stock.stock
-    loss = ICRLossFunction(
-        stock, relations, weight, penalty, relative, auxiliary, denoising, uniform if box_term else None
-    )
+    loss = ICRLossFunction(stock, relations, weight, penalty, relative, auxiliary, denoising, uniform)
     model.loss_function = loss
 
     def disable() -> None:
@@ -111,7 +108,7 @@ class ICRLossFunction:
         self.auxiliary = auxiliary
         self.denoising = denoising
         self.uniform = uniform
-        self.record = Record(relations)
+        self.record = Record(relations, uniform)
         _, criterion = _criterion_of(stock)
         self.replaces = _has_stock_losses(criterion)
         if not self.replaces:
@@ -133,11 +130,11 @@ class ICRLossFunction:
             self.stock.__closure__,
         )
         function.__kwdefaults__ = self.stock.__kwdefaults__
-        self.penalty: Tensor | None = None
+        self.logged: dict[str, Tensor] = {}
         loss, parts, auxiliary = function(*arguments, **named)
         self.record.step()
-        penalty, self.penalty = self.penalty, None
-        return loss, parts if penalty is None else {**parts, "icr_penalty": penalty}, auxiliary
+        logged, self.logged = self.logged, {}
+        return loss, {**parts, **logged}, auxiliary
 
 
 def _criterion_of(function: Any) -> tuple[str, type]:
@@ -213,11 +210,12 @@ class _WithPenalty:
             mean = uniform.mean(pred, target, is_part, eps=EPS, box_format="cxcywh")
             added = uniform.weight * mean
             if is_main:
+                self.icr.logged["icr_uniform"] = mean.detach()
                 self.icr.record.add_uniform(is_part, mean)
         if is_main:
             penalty = terms.penalty.detach()
             is_paired = anchor_index >= 0
-            self.icr.penalty = torch.where(is_paired, penalty, 0).sum() / is_paired.sum().clamp(min=1)
+            self.icr.logged["icr_penalty"] = torch.where(is_paired, penalty, 0).sum() / is_paired.sum().clamp(min=1)
             self.icr.record.add_positives(rows >= 0)
             self.icr.record.add_penalty(is_part, is_paired, penalty)
         if self.icr.replaces:

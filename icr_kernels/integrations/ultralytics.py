@@ -9,7 +9,7 @@ Checkpoints load where this package is not installed.
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple
@@ -101,26 +101,17 @@ def enable_icr(
     checks.formula("ciou", penalty, weight, relative, NORMALISED_EPS, "xyxy", None)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
-    uniform = UniformTerm(box_term, names=tuple(mentioned.pairs))
-    uniform.check("box_term")
-    return _enable(
-        model,
-        Options(
-            Penalty(dict(pairs), min_containment, weight, {"penalty": penalty, "relative": relative}, weighting),
-            uniform if box_term else None,
-            replace_iou_loss,
-            auxiliary,
-            denoising,
-            Record(mentioned),
-        ),
-    )
+    uniform = UniformTerm.of_parts(box_term, mentioned)
+    formula = {"penalty": penalty, "relative": relative}
+    added = Penalty(dict(pairs), min_containment, weight, formula, weighting)
+    return _enable(model, Options(added, uniform, replace_iou_loss, auxiliary, denoising, Record(mentioned, uniform)))
 
 
 def enable_small_object_term(
     model: Any,
     *,
     max_side: float | None = None,
-    names: Sequence[str] | None = None,
+    names: Iterable[str] | None = None,
     weight: float = 0.5,
     loss: str | BoxLoss = "iou",
     auxiliary: bool = True,
@@ -139,9 +130,9 @@ def enable_small_object_term(
     the loss over the predictions that are assigned to a small object. No other object has to do with it. What it does
     to detectors is measured in docs/evidence.md. ``weight=0`` is the stock loss.
 
-    Where the loss items of a version have names the term has a column of its own, ``uniform_loss``; else it is part of
-    ``box_loss``, for RT-DETR of ``giou_loss``. As with `enable_icr`, of which a model has this or that, nothing of the
-    model's weights and checkpoints changes, and a resumed run needs another call.
+    For YOLO the term has a column of its own, ``uniform_loss``, where the loss items of a version have names; in older
+    versions it is part of ``box_loss``, and for RT-DETR of ``giou_loss``. A model has this or `enable_icr`: the last
+    call counts. As there, nothing of the model's weights and checkpoints changes, and a resumed run needs another call.
 
     Args:
         model: as of `enable_icr`.
@@ -151,7 +142,8 @@ def enable_small_object_term(
         weight: in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean loss of 1 counts ``weight`` times as
             much as boxes without overlap, and ``box`` of the training arguments multiplies both.
         loss: a name of `box_iou_loss`, or a function of predictions and targets (..., 4), corners in pixels (RT-DETR:
-            cxcywh, normalised), that gives the loss of each (...).
+            cxcywh, normalised), that gives the loss of each (...). In the place of pairs that are not of the term it
+            sees ordinary boxes, and what it makes of them does not count.
         auxiliary, denoising: as of `enable_icr`.
 
     Returns:
@@ -163,14 +155,10 @@ def enable_small_object_term(
             ValueError when training begins.
     """
     _check_model(model)
-    if isinstance(names, str):
-        raise TypeError(f"names: expected a sequence of names of classes, got the string {names!r}")
-    if names is None:
-        uniform = UniformTerm(weight, loss, None, SMALL if max_side is None else max_side)
-    else:
-        uniform = UniformTerm(weight, loss, tuple(names), max_side)
-    uniform.check("weight")
-    return _enable(model, Options(None, uniform, False, auxiliary, denoising, Record()))
+    if names is None and max_side is None:
+        max_side = SMALL
+    uniform = UniformTerm.of_objects(weight, loss, names, max_side)
+    return _enable(model, Options(None, uniform, False, auxiliary, denoising, Record(None, uniform)))
 
 
 def _check_model(model: Any) -> None:
@@ -187,7 +175,9 @@ def _enable(model: Any, options: "Options") -> Handle:
     def disable() -> None:
         _remove_callbacks(model, start)
         for trained in _trained_models(getattr(model, "trainer", None)):
-            _set_criterion(trained, _stock_criterion(trained))
+            criterion = getattr(trained, "criterion", None)
+            if isinstance(criterion, Criterion) and criterion.terms.options is options:
+                _set_criterion(trained, criterion.stock)
 
     _remove_callbacks(model)
     model.add_callback(EVENT, start)
@@ -271,7 +261,7 @@ class Terms(NamedTuple):
             pairs = "; ".join(f"{part} in {' or '.join(wholes)}" for part, wholes in self.relations.pairs.items())
             found.append(f"ICR penalty: {pairs}, weight {penalty.weight:g} ({penalty.weighting})")
         if uniform is not None:
-            found.append(f"Uniform term: {uniform.described()}, weight {uniform.weight:g}")
+            found.append(f"Uniform term: {uniform}, weight {uniform.weight:g}")
         return found
 
 

@@ -1,7 +1,7 @@
 """The uniform term: the plain mean of a box loss over the predictions of some objects, whatever weight the detector's
 own loss gives to each of them. It knows of no relation between objects."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..functional import box_iou_loss
-from ..relations import labels_of
+from ..relations import Relations, labels_of
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -18,8 +18,8 @@ class UniformTerm(NamedTuple):
     """Whose predictions count, how much, and with which loss.
 
     ``names``: objects of these classes; None: of all. ``max_side``: objects below this root of their area; None: of
-    any size. ``loss``: a name of `box_iou_loss`, or a function of predictions and targets (..., 4), both as corners,
-    that gives the loss of each (...).
+    any size. ``loss``: a name of `box_iou_loss`, or a function of predictions and targets (..., 4) that gives the loss
+    of each (...).
     """
 
     weight: float
@@ -27,37 +27,65 @@ class UniformTerm(NamedTuple):
     names: tuple[str, ...] | None = None
     max_side: float | None = None
 
-    def check(self, argument: str) -> None:
-        """All but the names, which are known once the classes are; ``argument`` is what the weight is called."""
-        checks.number(argument, self.weight, 0)
-        if not callable(self.loss):
-            checks.names(reduction="mean", loss=self.loss, eps=1e-7, box_format="xyxy")
-        if self.max_side is not None:
-            checks.number("max_side", self.max_side, 0)
-        if self.names == ():
-            raise ValueError("names: expected at least one class, got none")
-        for name in self.names or ():
-            if not isinstance(name, str):
-                raise TypeError(f"names: expected names of classes, got {name!r}")
+    @classmethod
+    def of_parts(cls, weight: float, relations: Relations) -> "UniformTerm | None":
+        """What ``box_term`` of an `enable_icr` stands for: none at weight 0, which is the stock loss."""
+        checks.number("box_term", weight, 0)
+        return cls(float(weight), names=tuple(relations.pairs)) if weight else None
+
+    @classmethod
+    def of_objects(
+        cls, weight: float, loss: str | BoxLoss, names: Iterable[str] | None, max_side: float | None
+    ) -> "UniformTerm | None":
+        """Checked but for whether there are classes of these names; none at weight 0, which is the stock loss."""
+        checks.number("weight", weight, 0)
+        if not callable(loss):
+            checks.names(reduction="mean", loss=loss, eps=1e-7, box_format="xyxy")
+        if max_side is not None:
+            checks.number("max_side", max_side, 0)
+            max_side = float(max_side)
+        if names is not None:
+            if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+                raise TypeError(f"names: expected a sequence of names of classes, got {names!r}")
+            names = tuple(names)
+            if not names:
+                raise ValueError("names: expected at least one class, got none")
+            for name in names:
+                if not isinstance(name, str):
+                    raise TypeError(f"names: expected names of classes, got {name!r}")
+        return cls(float(weight), loss, names, max_side) if weight else None
 
     def chooser(self, names: Sequence[str] | Mapping[int, str]) -> "Chooser":
+        if self.names is None:
+            return Chooser(None, self.max_side)
         labels = labels_of(names)
-        unknown = [name for name in self.names or () if name not in labels]
-        if unknown:
-            raise ValueError(f"names: expected classes among {', '.join(labels)}, got {unknown[0]!r}")
-        return Chooser(None if self.names is None else [labels[name] for name in self.names], self.max_side)
+        for name in self.names:
+            if name not in labels:
+                raise ValueError(f"names: expected classes among {', '.join(labels)}, got {name!r}")
+        return Chooser([labels[name] for name in self.names], self.max_side)
 
-    def described(self) -> str:
+    def __str__(self) -> str:
         of = "all objects" if self.names is None else ", ".join(self.names)
-        below = "" if self.max_side is None else f" below {self.max_side:g} pixels"
-        return f"{self.loss if isinstance(self.loss, str) else getattr(self.loss, '__name__', 'a loss')} of {of}{below}"
+        below = "" if self.max_side is None else f" of an area below {self.max_side:g}² pixels"
+        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
+        return f"{loss} of {of}{below}"
 
     def mean(self, pred: Tensor, target: Tensor, is_chosen: Tensor, **options: Any) -> Tensor:
         """Before weighting; 0 where nothing is chosen. ``options``: eps and box_format of `box_iou_loss`."""
         if isinstance(self.loss, str):
             return box_iou_loss(pred, target, loss=self.loss, mask=is_chosen, **options)
-        losses = torch.where(is_chosen, self.loss(pred, target), 0)
-        return losses.sum() / is_chosen.sum().clamp(min=1)
+        # A function sees ordinary boxes alone: whatever it makes of others, their gradient would not stay out.
+        ordinary = pred.new_tensor((1.0, 1.0, 2.0, 2.0))
+        pred, target = (torch.where(is_chosen.unsqueeze(-1), boxes, ordinary) for boxes in (pred, target))
+        losses = self.loss(pred, target)
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"loss: expected a function that returns a tensor, got {type(losses).__name__} from it")
+        if losses.shape != is_chosen.shape or not losses.is_floating_point():
+            raise ValueError(
+                f"loss: expected a function that returns a floating-point tensor of shape {tuple(is_chosen.shape)}, "
+                f"one value per prediction, got {losses.dtype} of shape {tuple(losses.shape)} from it"
+            )
+        return torch.where(is_chosen, losses, 0).sum() / is_chosen.sum().clamp(min=1)
 
 
 class Chooser(NamedTuple):

@@ -5,6 +5,7 @@ Seeded pictures with exact labels, for trying out a penalty before real data is 
 ``pip install icr-kernels[train]``.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -208,7 +209,8 @@ def write(
 
 def write_yaml(folder: Path, names: Sequence[str]) -> None:
     """What Ultralytics asks for of a data set with the splits train and val."""
-    classes = "".join(f"  {label}: {name}\n" for label, name in enumerate(names))
+    # In quotes, because YAML reads `no` as a truth value and ends a name at a #; its strings are those of JSON.
+    classes = "".join(f"  {label}: {json.dumps(name)}\n" for label, name in enumerate(names))
     (folder / "data.yaml").write_text(
-        f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{classes}"
+        f"path: {json.dumps(str(folder.resolve()))}\ntrain: images/train\nval: images/val\nnames:\n{classes}"
     )

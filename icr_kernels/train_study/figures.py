@@ -22,11 +22,11 @@ from . import (
     BASELINE,
     BOTH,
     LABEL,
-    PHOTOGRAPHS,
     PICTURED_SEED,
     PICTURES,
     UNIFORM,
     VALIDATION_SEED,
+    has_pictures,
     pictured,
     run_of,
 )
@@ -44,26 +44,20 @@ PRINCIPAL = (BASELINE, 0.0), ("containment", WEIGHT), (UNIFORM, WEIGHT), (BOTH, 
 def style(name: str) -> dict[str, Any]:
     arm = ARMS[name]
     is_control = arm.in_another_whole or arm.weighting != "uniform" or arm.gain != 1 or arm.uniform == LABEL
-    kind = (
-        "control"
-        if is_control
-        else "both"
-        if arm.penalty and arm.uniform
-        else "uniform"
-        if arm.uniform
-        else "containment"
-        if arm.penalty
-        else "off"
-    )
+    if is_control:
+        kind = "control"
+    elif arm.uniform:
+        kind = "both" if arm.penalty else "uniform"
+    else:
+        kind = "containment" if arm.penalty else "off"
     return {"color": COLOURS[kind], "marker": MARKERS[list(ARMS).index(name)]}
 
 
 def draw(folder: Path, found: dict[Comparison, Values], curves: Sequence[dict[str, str]]) -> list[Path]:
-    return [
-        differences(folder / "differences.png", found),
-        learning(folder / "curves.png", found, curves),
-        *detections(folder, found),
-    ]
+    drawn = [learning(folder / "curves.png", found, curves), *detections(folder, found)]
+    if any(arm[0] != BASELINE for values in found.values() for arm in values):
+        drawn.append(differences(folder / "differences.png", found))
+    return drawn
 
 
 def differences(path: Path, found: dict[Comparison, Values]) -> Path:
@@ -134,10 +128,10 @@ def detections(folder: Path, found: dict[Comparison, Values]) -> list[Path]:
     """Of one seed of each comparison on scenes: the labels, then what the arms detect, an image per row."""
     paths: list[Path] = []
     for comparison, values in found.items():
-        shown = [arm for arm in PRINCIPAL if PICTURED_SEED in values.get(arm, {})]
-        if comparison.labels == PHOTOGRAPHS or not shown:
+        runs = {arm: comparison.run(*arm, PICTURED_SEED) for arm in PRINCIPAL if arm in values}
+        columns = {label(arm): pictured(folder, run) for arm, run in runs.items() if has_pictures(folder, run)}
+        if not columns:
             continue
-        columns = {label(arm): pictured(folder, comparison.run(*arm, PICTURED_SEED)) for arm in shown}
         paths.append(folder / f"detections-{len(paths) + 1}.jpg")
         viewer.save(paths[-1], _side_by_side(comparison, columns))
     return paths

@@ -24,7 +24,7 @@ METRICS = {
 WEIGHT = 0.5
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-BLOCK = re.compile(r"(<!-- training study: (\w+) -->\n).*?(<!-- end of training study -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- training study: (answers|tables) -->\n).*?(<!-- end of training study -->)", re.DOTALL)
 
 
 class Comparison(NamedTuple):
@@ -68,6 +68,8 @@ def comparisons(rows: Sequence[dict[str, str]]) -> dict[Comparison, Values]:
     found: dict[Comparison, Values] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         run = run_of(row)
+        if run.arm not in ARMS:
+            raise ValueError(f"arm: expected one of {', '.join(ARMS)}, got {run.arm!r}")
         found[Comparison.of(run)][run.arm, run.weight][run.seed] = {name: float(row[name]) for name in METRICS}
     order = list(ARMS)
 
@@ -169,7 +171,12 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def filled(document: str, rows: Sequence[dict[str, str]]) -> str:
-    """The document with its blocks, of the answers or of all tables, written anew."""
+    """The document with its blocks, of the answers or of all tables, written anew. ValueError: it has none."""
+    if not BLOCK.search(document):
+        raise ValueError(
+            "expected a document with <!-- training study: answers --> or <!-- training study: tables --> before, and "
+            "<!-- end of training study --> after what is to be replaced, got one without"
+        )
     blocks = {"answers": answers, "tables": tables}
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]](rows)}\n{match[3]}", document)
 
@@ -182,8 +189,9 @@ def main(folder: Path, documents: Sequence[Path]) -> int:
     from . import figures
 
     written = [*documents]
-    for document in documents:
-        document.write_text(filled(document.read_text(), rows))
+    texts = {document: filled(document.read_text(), rows) for document in documents}
+    for document, text in texts.items():
+        document.write_text(text)
     if not documents:
         written = [folder / "report.md"]
         written[0].write_text(f"{answers(rows)}\n\n{tables(rows)}\n")

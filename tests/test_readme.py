@@ -13,6 +13,7 @@ import icr_kernels as icr
 from benchmarks import plots, readme, results
 from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need
+from icr_kernels.integrations.distributed import mean_over_ranks
 from icr_kernels.variants import LOSSES, PENALTIES
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +90,14 @@ def test_uniform_term_of_ones_own_loop():
     matched, foreground = torch.tensor([0, 1, 1, 2, 2]), torch.tensor([True, True, False, True, False])
     target = boxes[matched]
     pred = target + torch.tensor([0.0, 0, 10, 10])  # ten pixels more on two sides
-    names = {"icr": icr, "boxes": boxes, "matched": matched, "foreground": foreground, "loss": torch.tensor(1.0)}
+    names = {
+        "icr": icr,
+        "mean_over_ranks": mean_over_ranks,
+        "boxes": boxes,
+        "matched": matched,
+        "foreground": foreground,
+        "loss": torch.tensor(1.0),
+    }
     (recipe,) = (block for block in blocks(README) if "is_small" in block)
     exec(recipe, names | {"pred": pred, "target": target}, names)
     sides = [(20, 10), (30, 34)]

@@ -189,11 +189,13 @@ def _train_yolo(training: Training) -> Trained:
             with torch.random.fork_rng(enabled=True):
                 training.checked(epoch, _yolo_detections(trainer.ema.ema, images, training))
 
-    def faster(trainer: Any) -> None:
+    def prepare(trainer: Any) -> None:
+        # What goes into a checkpoint that nobody reads would need polars.
+        trainer.read_results_csv = dict
         if training.device == "cpu":
             trainer.model.to(memory_format=torch.channels_last)
 
-    model.add_callback("on_train_start", faster)
+    model.add_callback("on_train_start", prepare)
     model.add_callback("on_train_epoch_end", check)
     with contextlib.redirect_stdout(io.StringIO()):
         model.train(

@@ -327,7 +327,7 @@ def test_answers_are_differences_between_the_arms_that_they_name():
     ]
     *_, line = report.answers(rows).splitlines()
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert [cell.split()[0] for cell in cells[1:]] == ["+10.0", "+40.0", "+5.0", "+40.0"]
+    assert [cell.split()[0] for cell in cells[1:]] == ["+10.0", "+40.0", "+5.0", "+40.0", "-", "-"]
 
 
 def command(*arguments: str) -> str:
@@ -371,7 +371,7 @@ def test_the_short_form(tmp_path):
     for document, block in zip(documents, ("tables", "answers"), strict=True):
         document.write_text(f"before\n<!-- training study: {block} -->\nold\n<!-- end of training study -->\nafter\n")
     assert main(["report", str(output), "--document", *map(str, documents)]) == 0
-    for document, words in zip(documents, ("containment+pull", "penalty on top of it"), strict=True):
+    for document, words in zip(documents, ("containment+pull", "penalty on top of that"), strict=True):
         text = document.read_text()
         assert "old" not in text and text.startswith("before") and text.endswith("after\n") and words in text
     for name in ("differences.png", "curves.png", "detections-1.jpg", "detections-2.jpg"):

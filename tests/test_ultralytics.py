@@ -415,7 +415,7 @@ def test_a_loss_of_ones_own(yolo):
         losses.append(sum(abs(a - b) / b for a, b in zip(*sides, strict=True)) / 2)
     stock, *_ = step(model, given)
     begin(yolo, model, enable=enable_small_object_term, max_side=1e6, loss=l1_of_sides)
-    expected = 2 * BOX_GAIN * 0.5 * sum(losses) / len(losses)
+    expected = 2 * BOX_GAIN * 0.1 * sum(losses) / len(losses)
     assert step(model, given)[0] - stock == pytest.approx(expected, rel=1e-3)
 
 

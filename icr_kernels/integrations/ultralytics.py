@@ -112,7 +112,7 @@ def enable_small_object_term(
     *,
     max_side: float | None = None,
     names: Iterable[str] | None = None,
-    weight: float = 0.5,
+    weight: float = 0.1,
     loss: str | BoxLoss = "iou",
     auxiliary: bool = True,
     denoising: bool = False,

@@ -129,12 +129,14 @@ def _section(comparison: Comparison, values: Values) -> str:
     )
 
 
-# What each pair of arms, and a metric, is the answer to.
+# What each pair of arms, and a metric, is the answer to: arm, to which other, in which metric.
 ANSWERS = {
-    "penalty": ("containment", BASELINE, "part_ap50"),
-    "uniform term": (UNIFORM, BASELINE, "part_ap50"),
-    "penalty on top of it": (BOTH, UNIFORM, "part_ap50"),
-    "what the uniform term costs wholes": (UNIFORM, BASELINE, "whole_ap"),
+    "the penalty": (("containment", WEIGHT), (BASELINE, 0.0), "part_ap50"),
+    "the uniform term, no relation": ((UNIFORM, WEIGHT), (BASELINE, 0.0), "part_ap50"),
+    "the penalty on top of that": ((BOTH, WEIGHT), (UNIFORM, WEIGHT), "part_ap50"),
+    "the uniform term": ((UNIFORM, WEIGHT), (BASELINE, 0.0), "whole_ap"),
+    "the uniform term at a fifth of the weight": ((UNIFORM, WEIGHT / 5), (BASELINE, 0.0), "part_ap50"),
+    "that": ((UNIFORM, WEIGHT / 5), (BASELINE, 0.0), "whole_ap"),
 }
 
 
@@ -142,12 +144,9 @@ def answers(rows: Sequence[dict[str, str]]) -> str:
     """Markdown: each comparison a row, the differences that answer the study's questions, in points."""
     lines = []
     for comparison, values in comparisons(rows).items():
-        cells = []
-        for arm, base, metric in ANSWERS.values():
-            weight = 0.0 if base == BASELINE else WEIGHT
-            cells.append(_change(difference(values, (arm, WEIGHT), metric, (base, weight))))
-        lines.append([str(comparison), *cells])
-    head = [f"{question} ({METRICS[metric][0]})" for question, (_, _, metric) in ANSWERS.items()]
+        changes = [difference(values, arm, metric, to) for arm, to, metric in ANSWERS.values()]
+        lines.append([str(comparison), *map(_change, changes)])
+    head = [f"{METRICS[metric][0]}: {question}" for question, (_, _, metric) in ANSWERS.items()]
     return _markdown(["detector and data", *head], lines)
 
 

@@ -138,24 +138,31 @@ def test_weight_1_is_the_mean_penalty_of_the_paired(name):
     assert step(model)[0]["loss_icr"].item() == pytest.approx(3 * mean, rel=1e-6)
 
 
-def test_the_penalty_by_hand():
-    """RetinaNet with a regression of zeros predicts its anchors: each positive anchor of the plate against the car."""
+def of_anchors(**options) -> tuple[dict, list, list, list]:
+    """The losses of a RetinaNet with a regression of zeros, which predicts its anchors: with the boxes, the anchors
+    and the matches of its head."""
     model = model_of("retinanet")
     nn.init.zeros_(model.head.regression_head.bbox_reg.weight)
-    seen = {}
+    seen = []
     stock = type(model.head).compute_loss
 
     def look(head, targets, outputs, anchors, matched):
-        seen.update(targets=targets, anchors=anchors, matched=matched)
+        seen.extend(([each["boxes"] for each in targets], anchors, matched))
         return stock(head, targets, outputs, anchors, matched)
 
-    enable_icr(model, PAIRS, NAMES, weight=1.0)
+    enable_icr(model, PAIRS, NAMES, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model.head), "compute_loss", look)
         losses, _ = step(model)
-    x1, y1, x2, y2 = seen["targets"][0]["boxes"][0].tolist()
+    return losses, *seen
+
+
+def test_the_penalty_by_hand():
+    """Each positive anchor of the plate against the car."""
+    losses, boxes, anchors, matched = of_anchors(weight=1.0)
+    x1, y1, x2, y2 = boxes[0][0].tolist()
     penalties = []
-    for a, b, c, d in seen["anchors"][0][seen["matched"][0] == 1].tolist():
+    for a, b, c, d in anchors[0][matched[0] == 1].tolist():
         inside = max(min(c, x2) - max(a, x1), 0) * max(min(d, y2) - max(b, y1), 0)
         penalties.append(1 - inside / ((c - a) * (d - b)))
     assert penalties
@@ -177,24 +184,11 @@ def test_the_uniform_term_is_a_loss_of_its_own(name):
 
 
 def test_the_uniform_term_by_hand():
-    """RetinaNet that predicts its anchors: torchvision's own IoU of each positive anchor of both plates."""
+    """torchvision's own IoU of each positive anchor of both plates."""
     from torchvision.ops import box_iou
 
-    model = model_of("retinanet")
-    nn.init.zeros_(model.head.regression_head.bbox_reg.weight)
-    seen = {}
-    stock = type(model.head).compute_loss
-
-    def look(head, targets, outputs, anchors, matched):
-        seen.update(targets=targets, anchors=anchors, matched=matched)
-        return stock(head, targets, outputs, anchors, matched)
-
-    enable_icr(model, PAIRS, NAMES, weight=0.0, box_term=1.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model.head), "compute_loss", look)
-        losses, _ = step(model)
-    boxes, anchors, matched = seen["targets"][0]["boxes"], seen["anchors"][0], seen["matched"][0]
-    ious = torch.cat([box_iou(anchors[matched == row], boxes[row : row + 1])[:, 0] for row in (1, 2)])
+    losses, boxes, anchors, matched = of_anchors(weight=0.0, box_term=1.0)
+    ious = torch.cat([box_iou(anchors[0][matched[0] == row], boxes[0][row : row + 1])[:, 0] for row in (1, 2)])
     assert len(ious) > 1
     assert losses["loss_uniform"].item() == pytest.approx(1 - ious.mean().item(), abs=1e-5)
 

@@ -162,27 +162,24 @@ PROFILES = {
             Plan("yolo11n", (BASELINE, UNIFORM, BOTH)),
             Plan("yolo11n", (BASELINE, BOTH), weights=(0.25,)),
             Plan("yolo11n", (BASELINE, "containment in another", LABEL, "containment by score")),
-            Plan("yolo11n", (BASELINE, UNIFORM), weights=(0.1, 2.0), seeds=3),
+            Plan("yolo11n", (BASELINE, UNIFORM), weights=(0.1, 0.25, 2.0), seeds=3),
             Plan(
-                "yolo11n", (BASELINE, *(name for name in ARMS if name.startswith("uniform") and name != BOTH)), seeds=3
+                "yolo11n",
+                (BASELINE, *(name for name, arm in ARMS.items() if arm.uniform not in (None, LABEL))),
+                seeds=3,
             ),
             Plan("yolo11n", (BASELINE, UNIFORM), labels="noisy", seeds=3),
             Plan("yolo11n", (BASELINE, UNIFORM), images=80, epochs=120, seeds=3),
             Plan("yolo11n", (BASELINE, UNIFORM, "containment"), epochs=120, seeds=3),
             Plan("rtdetr", (BASELINE, UNIFORM, "containment"), epochs=120, seeds=3),
             *(
-                Plan(
-                    detector,
-                    (BASELINE, UNIFORM, "containment", BOTH, "relative"),
-                    labels=PHOTOGRAPHS,
-                    images=839,
-                    epochs=epochs,
-                    size=size,
-                    zoom=1.0,
-                    seeds=3,
-                )
+                Plan(detector, arms, weights, PHOTOGRAPHS, 839, epochs, size, zoom=1.0, seeds=3)
                 for size in (160, 320)
                 for detector, epochs in (("yolo11n", 40), ("fcos", 12), ("yolo12n", 40))
+                for arms, weights in (
+                    ((BASELINE, UNIFORM, "containment", BOTH, "relative"), (0.5,)),
+                    ((BASELINE, UNIFORM), (0.1,)),
+                )
             ),
         ],
         seeds=5,

@@ -122,6 +122,15 @@ def test_differences_are_of_the_same_seed():
     assert "1 seed," in text and "| containment, weight 0.5 | +5.0 1/1 |" in text  # no interval of one
 
 
+def test_a_share_of_nothing_has_no_number():
+    """Where no part was detected, in two seeds."""
+    rows = [row(arm, seed, 0.1) for arm in ("off", "containment") for seed in (0, 1)]
+    for each in rows[2:]:
+        each["parts_outside"] = "nan"
+    text = report.tables(rows)
+    assert text.count("| containment, weight 0.5 | 10.0 ± 0.0 |") == 1 and text.count(" | - |") == 2
+
+
 @pytest.mark.parametrize("name", ["docs/evidence.md", "README.md"])
 def test_the_documents_are_their_csv(name):
     document = (ROOT / name).read_text()

@@ -152,6 +152,8 @@ def answers(rows: Sequence[dict[str, str]]) -> str:
 
 def _spread(of_seeds: dict[int, dict[str, float]], metric: str) -> str:
     found = [100 * each[metric] for each in of_seeds.values()]
+    if np.isnan(found).any():  # a share of nothing
+        return "-"
     spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
     return f"{statistics.fmean(found):.1f}{spread}"
 

@@ -64,7 +64,7 @@ class Relations:
 
     def is_part(self, labels: Tensor) -> Tensor:
         """Which labels are of a class that belongs to another: bool, of the shape of ``labels``."""
-        return _are(labels, self._wholes)
+        return are_of(labels, self._wholes)
 
     def anchor_index(
         self,
@@ -100,7 +100,7 @@ class Relations:
         image = torch.zeros_like(labels) if image is None else image
         index = torch.full_like(labels, -1, dtype=torch.int64)
         for part, wholes in self._wholes.items():
-            of_part, of_whole = labels == part, _are(labels, wholes)
+            of_part, of_whole = labels == part, are_of(labels, wholes)
             found = match_anchor_objects(
                 boxes,
                 boxes,
@@ -129,7 +129,8 @@ def names_of_wholes(part: str, wholes: str | Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def _are(labels: Tensor, classes: Iterable[int]) -> Tensor:
+def are_of(labels: Tensor, classes: Iterable[int]) -> Tensor:
+    """Which labels are one of the classes."""
     return torch.stack([labels == label for label in classes]).any(0)
 
 

@@ -179,8 +179,9 @@ def test_the_uniform_term_is_a_loss_of_its_own(name):
     assert handle.statistics.chosen == handle.statistics.parts > handle.statistics.paired
     assert losses.pop("loss_uniform").item() == pytest.approx(3 * handle.statistics.mean_loss, rel=1e-6)
     assert {key: value.item() for key, value in losses.items()} == {key: value.item() for key, value in stock.items()}
-    assert (ours - gradient).norm() > 1e-3 * gradient.norm() or handle.statistics.mean_loss == 1
     assert 0 < handle.statistics.mean_loss <= 1
+    # FCOS begins with boxes of no size, whose IoU has no gradient yet.
+    assert bool((ours - gradient).norm() > 1e-3 * gradient.norm()) == (name != "fcos")
 
 
 def test_the_uniform_term_by_hand():

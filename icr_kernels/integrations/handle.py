@@ -77,9 +77,9 @@ class Record:
         if not torch.is_grad_enabled():
             return
         for name, value in sums.items():
-            total = self.sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device))
-            # Out of place: what was made in inference mode may not be changed outside it.
-            self.sums[name] = total.to(value.device) + value
+            total = self.sums.get(name)
+            value = value.to(torch.float64)
+            self.sums[name] = value if total is None else total.to(value.device) + value
 
     def step(self) -> None:
         """Ends a training step. After many without a pair it warns, once."""

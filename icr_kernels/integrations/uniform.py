@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..functional import box_iou_loss
-from ..relations import Relations, labels_of
+from ..relations import Relations, are_of, labels_of
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -98,7 +98,7 @@ class Chooser(NamedTuple):
         """Of labels (n,) and sides (n, 2) in pixels: bool (n,)."""
         chosen = torch.ones_like(labels, dtype=torch.bool)
         if self.labels is not None:
-            chosen = torch.stack([labels == label for label in self.labels]).any(0)
+            chosen = are_of(labels, self.labels)
         if self.max_side is not None:
             chosen = chosen & (sides.prod(-1) < self.max_side**2)
         return chosen

@@ -129,25 +129,24 @@ def _section(comparison: Comparison, values: Values) -> str:
     )
 
 
-# What each pair of arms, and a metric, is the answer to: arm, to which other, in which metric.
-ANSWERS = {
-    "the penalty": (("containment", WEIGHT), (BASELINE, 0.0), "part_ap50"),
-    "the uniform term, no relation": ((UNIFORM, WEIGHT), (BASELINE, 0.0), "part_ap50"),
-    "the penalty on top of that": ((BOTH, WEIGHT), (UNIFORM, WEIGHT), "part_ap50"),
-    "the uniform term": ((UNIFORM, WEIGHT), (BASELINE, 0.0), "whole_ap"),
-    "the uniform term at a fifth of the weight": ((UNIFORM, WEIGHT / 5), (BASELINE, 0.0), "part_ap50"),
-    "that": ((UNIFORM, WEIGHT / 5), (BASELINE, 0.0), "whole_ap"),
-}
+# The study's questions, each in a metric: what is asked of, the arm, and the one that it is compared with.
+ANSWERS: Sequence[tuple[str, str, Arm, Arm]] = (
+    ("part_ap50", "the penalty", ("containment", WEIGHT), (BASELINE, 0.0)),
+    ("part_ap50", "the uniform term, no relation", (UNIFORM, WEIGHT), (BASELINE, 0.0)),
+    ("part_ap50", "the penalty on top of that", (BOTH, WEIGHT), (UNIFORM, WEIGHT)),
+    ("whole_ap", "the uniform term", (UNIFORM, WEIGHT), (BASELINE, 0.0)),
+    ("part_ap50", "the uniform term, weight 0.1", (UNIFORM, 0.1), (BASELINE, 0.0)),
+    ("whole_ap", "the uniform term, weight 0.1", (UNIFORM, 0.1), (BASELINE, 0.0)),
+)
 
 
 def answers(rows: Sequence[dict[str, str]]) -> str:
     """Markdown: each comparison a row, the differences that answer the study's questions, in points."""
-    lines = []
-    for comparison, values in comparisons(rows).items():
-        changes = [difference(values, arm, metric, to) for arm, to, metric in ANSWERS.values()]
-        lines.append([str(comparison), *map(_change, changes)])
-    head = [f"{METRICS[metric][0]}: {question}" for question, (_, _, metric) in ANSWERS.items()]
-    return _markdown(["detector and data", *head], lines)
+    lines = [
+        [str(comparison), *(_change(difference(values, arm, metric, to)) for metric, _, arm, to in ANSWERS)]
+        for comparison, values in comparisons(rows).items()
+    ]
+    return _markdown(["detector and data", *(f"{METRICS[metric][0]}: {asked}" for metric, asked, *_ in ANSWERS)], lines)
 
 
 def _spread(of_seeds: dict[int, dict[str, float]], metric: str) -> str:

@@ -163,6 +163,8 @@ PROFILES = {
             Plan("yolo11n", (BASELINE, BOTH), weights=(0.25,)),
             Plan("yolo11n", (BASELINE, "containment in another", LABEL, "containment by score")),
             Plan("yolo11n", (BASELINE, UNIFORM), weights=(0.1, 0.25, 2.0), seeds=3),
+            # As `enable_small_object_term` is by default.
+            Plan("yolo11n", (BASELINE, "uniform IoU of small"), weights=(0.1,), seeds=3),
             Plan(
                 "yolo11n",
                 (BASELINE, *(name for name, arm in ARMS.items() if arm.uniform not in (None, LABEL))),

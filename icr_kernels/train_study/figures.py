@@ -119,7 +119,7 @@ def learning(path: Path, found: dict[Comparison, Values], curves: Sequence[dict[
         axes.set(title=str(comparison).replace(", ", ",\n", 1), xlabel="epoch", ylabel="AP50 of parts (%)")
         axes.title.set_fontsize("small")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="small", loc="upper left")
+        axes.legend(frameon=False, fontsize="small")
     figure.savefig(path)
     return path
 

@@ -129,7 +129,9 @@ def test_a_training_step_is_a_case(backend_is_there):
 
 def test_implementations_take_turns():
     order = []
-    run.seconds_of([lambda: order.append("a") or clock.sleep(0.01), lambda: order.append("b") or clock.sleep(0.01)], 0.1)
+    run.seconds_of(
+        [lambda: order.append("a") or clock.sleep(0.01), lambda: order.append("b") or clock.sleep(0.01)], 0.1
+    )
     changes = sum(one != other for one, other in itertools.pairwise(order))
     assert changes == 2 * run.TURNS - 1
 

@@ -4,7 +4,7 @@ import copy
 import csv
 import fractions
 import functools
-import importlib.metadata
+import importlib
 import io
 import pickle
 import shutil
@@ -22,7 +22,9 @@ import icr_kernels as icr
 from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need
 from icr_kernels.integrations import handle
-from icr_kernels.integrations.ultralytics import EVENT, Criterion, enable_icr, enable_small_object_term
+from icr_kernels.integrations.ultralytics import enable_icr, enable_small_object_term
+from icr_kernels.integrations.ultralytics.criteria import Criterion
+from icr_kernels.integrations.ultralytics.start import EVENT
 
 need("ultralytics")
 
@@ -252,11 +254,32 @@ def test_another_box_loss_is_not_replaced(yolo, monkeypatch, family, other):
     assert step(model, given)[0] == pytest.approx(other_loss, rel=1e-6)
 
 
+class InAnotherWay(torch.nn.Module):
+    """A box loss that needs the image's height and width, as MPDIoU does."""
+
+    def __init__(self, stock):
+        super().__init__()
+        self.stock, self.reg_max = stock, 16
+
+    def forward(
+        self,
+        pred_dist,
+        pred_bboxes,
+        anchor_points,
+        target_bboxes,
+        target_scores,
+        target_scores_sum,
+        fg_mask,
+        *rest,
+        height_and_width,
+    ):
+        raise AssertionError("nothing is trained")
+
+
 def test_a_box_loss_that_is_called_in_another_way_is_not_replaced(yolo):
     model = network("yolo11n")
     model.criterion = model.init_criterion()
-    stock = model.criterion.bbox_loss.forward
-    model.criterion.bbox_loss.forward = lambda *arguments, height_and_width: stock(*arguments)
+    model.criterion.bbox_loss = InAnotherWay(model.criterion.bbox_loss)
     with pytest.raises(
         ValueError, match="replace_iou_loss: expected False, because the box loss of v8DetectionLoss is"
     ):
@@ -905,27 +928,72 @@ def test_errors_of_the_small_object_term(yolo, options, error, message):
 
 
 def test_models_that_are_none(ultralytics):
-    with pytest.raises(TypeError, match=r"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got Linear"):
+    with pytest.raises(TypeError, match=r"model: expected a model of ultralytics like YOLO or RTDETR, .* got Linear"):
         enable_icr(torch.nn.Linear(2, 2), PAIRS)
     with pytest.raises(ValueError, match="model: expected one with the task detect, got segment"):
         enable_icr(ultralytics.YOLO("yolo11n-seg.yaml"), PAIRS)
-    with pytest.raises(TypeError, match=r"model: expected an ultralytics.YOLO or ultralytics.RTDETR, got Linear"):
+    with pytest.raises(TypeError, match=r"model: expected a model of ultralytics like YOLO or RTDETR, .* got Linear"):
         enable_small_object_term(torch.nn.Linear(2, 2))
 
 
-def test_missing_or_unsupported(yolo, monkeypatch):
-    monkeypatch.setattr(handle.importlib.metadata, "version", lambda name: "8.2.103")
-    with pytest.raises(
-        ImportError, match=r"ultralytics: expected a version from 8\.3\.150 on and below 8\.5, got 8\.2"
-    ):
+@pytest.mark.parametrize("name", ["YOLOWorld", "YOLOE"])
+def test_models_whose_classes_are_texts(ultralytics, name):
+    from ultralytics import models
+
+    if not hasattr(models, name):
+        pytest.skip("not in this version")
+    model = object.__new__(getattr(models, name))  # one that is made asks for its text encoder in the network
+    with pytest.raises(TypeError, match=f"model: expected .*not YOLO-World or YOLOE, got {name}"):
+        enable_icr(model, PAIRS)
+
+
+def test_missing_or_unsupported(ultralytics, yolo, monkeypatch):
+    """What is imported counts, and is named with its place: a checkout of a fork beside another installed version."""
+    place = str(Path(ultralytics.__file__).parent)
+    for version in ("8.0.200", "8.5.0", None):
+        monkeypatch.setattr(ultralytics, "__version__", version)
+        with pytest.raises(ImportError) as error:
+            enable_icr(yolo, PAIRS)
+        expected = f"ultralytics: expected a version from 8.0.201 on and below 8.5, got {version} in {place}"
+        assert str(error.value) == expected
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(ImportError, match=r"ultralytics is not installed; pip install 'ultralytics>=8\.0\.201,<8\.5'"):
         enable_icr(yolo, PAIRS)
 
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(handle.importlib.metadata, "version", missing)
-    with pytest.raises(ImportError, match=r"ultralytics is not installed; pip install 'ultralytics>=8\.3\.150,<8\.5'"):
+def test_a_fork_without_the_symbols(ultralytics, yolo, monkeypatch):
+    from ultralytics.models.utils import loss as of_detr
+    from ultralytics.utils import loss as of_yolo
+
+    monkeypatch.delattr(of_yolo, "BboxLoss")
+    assert enable_icr(yolo, PAIRS), "a DETR might be trained"
+    monkeypatch.delattr(of_detr, "RTDETRDetectionLoss")
+    with pytest.raises(ImportError) as error:
         enable_icr(yolo, PAIRS)
+    assert str(error.value) == (
+        "ultralytics: expected utils.tal.TaskAlignedAssigner and utils.loss.BboxLoss, or "
+        f"models.utils.loss.RTDETRDetectionLoss, found neither in {Path(ultralytics.__file__).parent}"
+    )
+
+
+class OtherCriterion:
+    """Of a fork: without an assigner."""
+
+    bbox_loss = torch.nn.Identity()
+
+
+def test_criteria_that_are_not_known(yolo):
+    """Said before the first step, with the file of what is not as expected."""
+    model = network("yolo11n")
+    model.criterion = OtherCriterion()
+    with pytest.raises(ValueError, match=f"has an assigner and a box loss.* got one with OtherCriterion of {__file__}"):
+        begin(yolo, model)
+    model = network("yolo11n")
+    model.criterion = model.init_criterion()
+    model.criterion.bbox_loss = torch.nn.Identity()
+    expected = r"expected one with bbox_loss.forward\(pred_bboxes, .*got one with Identity of .*which takes \(input\)"
+    with pytest.raises(ValueError, match=expected):
+        begin(yolo, model)
 
 
 def test_package_imports_without_the_framework():

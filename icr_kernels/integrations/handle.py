@@ -2,7 +2,6 @@
 loss of theirs is one of ours."""
 
 import importlib
-import importlib.metadata
 import math
 import re
 import warnings
@@ -178,14 +177,25 @@ def _with_gradients(losses_of: Callable[[Tensor], Losses], pred: Tensor) -> dict
 
 
 def framework(name: str, oldest: str, newest: str) -> ModuleType:
-    """The framework, imported; or an error that says what is missing. ``newest`` is the first that is too new."""
+    """The framework, imported; or an error that says what is missing. ``newest`` is the first that is too new.
+
+    What is imported counts: a checkout, beside which another version may be installed."""
     try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
         raise ImportError(f"{name} is not installed; pip install '{name}>={oldest},<{newest}'") from None
-    if not _numbers(oldest) <= _numbers(version) < _numbers(newest):
-        raise ImportError(f"{name}: expected a version from {oldest} on and below {newest}, got {version}")
-    return importlib.import_module(name)
+    version = getattr(module, "__version__", None)
+    if not isinstance(version, str) or not _numbers(oldest) <= _numbers(version) < _numbers(newest):
+        raise ImportError(
+            f"{name}: expected a version from {oldest} on and below {newest}, got {version} in {place_of(module)}"
+        )
+    return module
+
+
+def place_of(module: ModuleType) -> str:
+    return next(iter(module.__path__))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,0 +1,216 @@
+"""Ultralytics 8.0.201 to 8.4 and its forks: YOLO (8 to 13, 26 and other detectors of its kind) and RT-DETR.
+
+Nothing of Ultralytics is changed and nothing of this package is stored: when a training run begins, a callback puts a
+criterion around that of the model and of its moving average, and that criterion watches the stock one while it runs.
+Checkpoints load where this package is not installed. README.md says which versions and forks were tried.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+from ... import checks
+from ...relations import Relations, names_of_wholes
+from ..handle import Handle, Record, framework, place_of
+from ..uniform import BoxLoss, UniformTerm
+from . import ranks
+from .criteria import NORMALISED_EPS, Criterion
+from .start import EVENT, Start, set_criterion, trained_models
+from .terms import Options, Penalty
+
+WEIGHTINGS = ("uniform", "tal")
+SMALL = 32.0
+
+
+def enable_icr(
+    model: Any,
+    pairs: Mapping[str, str | Sequence[str]],
+    *,
+    weight: float = 0.5,
+    penalty: str = "containment",
+    relative: bool = False,
+    weighting: str = "uniform",
+    replace_iou_loss: bool = False,
+    auxiliary: bool = True,
+    denoising: bool = False,
+    min_containment: float = 0.5,
+    box_term: float = 0.0,
+) -> Handle:
+    """Adds the penalty to the box loss of every training run of this model that begins from now on.
+
+    ::
+
+        model = YOLO("yolo11n.pt")
+        icr = enable_icr(model, {"plate": ("car", "truck", "bus")})
+        model.train(data="plates.yaml", epochs=100)
+
+    Anchor objects are found by geometry, batch by batch, among the ground-truth boxes of the image that the network
+    sees, so mosaic and crops are no obstacle. The gradient of the penalty reaches the predicted boxes; which anchor
+    point is assigned to which object stays Ultralytics' choice.
+
+    Where the loss items of a version have names (8.4.120 is one, 8.4.60 is not) the term has a column of its own,
+    ``icr_loss``, in the progress bar and in results.csv, in training and in validation, and ``box_loss`` is what it is
+    without it. In older versions it is part of ``box_loss``, and for RT-DETR, whose items are fixed, of ``giou_loss``.
+
+    A resumed run is a new model: call this again before ``model.train(resume=True)``. Under DDP the term is trained
+    with, but the statistics stay in the processes of the ranks.
+
+    Args:
+        model: an `ultralytics.YOLO` or `ultralytics.RTDETR` that detects (not segments, not YOLO-World or YOLOE).
+        pairs: to each part the name or names of its wholes, as the data set's yaml spells them.
+        weight: of the penalty, in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean penalty of 1 counts
+            ``weight`` times as much as boxes without overlap, and ``box`` of the training arguments (RT-DETR: the
+            gain of the GIoU loss) multiplies both.
+        penalty, relative: as of `icr_loss`.
+        weighting: "uniform": the mean over the predictions that are assigned to a part with an anchor object. "tal":
+            weighted as the box loss weighs its terms, by the assigner's scores and over all predictions with a target
+            (RT-DETR: the sum divided by their number). These scores grow with the overlap that is reached: early in
+            training, and for small parts, they make the term a thousand times smaller.
+        replace_iou_loss: the CIoU (RT-DETR: GIoU) loss of this package in place of the stock one: the same but for
+            rounding and degenerate boxes. A model with another box loss, as forks have it, is refused.
+        auxiliary: RT-DETR: also at the outputs of the decoder's earlier layers and of the encoder.
+        denoising: RT-DETR: also at the denoising queries.
+        min_containment: a part of which no whole contains at least this share has no anchor object.
+        box_term: the weight of the uniform term of the parts, as `enable_small_object_term` adds it for ``names=`` the
+            parts, with a column of its own. One model has one of the two functions: the last call counts.
+
+    Returns:
+        A `Handle`: statistics (of the training steps; of both heads of an end-to-end model), reset, disable.
+
+    Raises:
+        ImportError: ultralytics is missing or of a version that is not supported.
+        TypeError, ValueError: not such a model, or a wrong name or number. The classes are those of the data set, so a
+            class that it lacks, ``single_cls=True``, and ``replace_iou_loss=True`` with another box loss, are a
+            ValueError when training begins.
+    """
+    _check_model(model)
+    # The names are known once the data set is; all else is checked now.
+    mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
+    checks.number("weight", weight, 0)
+    checks.formula("ciou", penalty, weight, relative, NORMALISED_EPS, "xyxy", None)
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    uniform = UniformTerm.of_parts(box_term, mentioned)
+    formula = {"penalty": penalty, "relative": relative}
+    added = Penalty(dict(pairs), min_containment, weight, formula, weighting)
+    return _enable(model, Options(added, uniform, replace_iou_loss, auxiliary, denoising, Record(mentioned, uniform)))
+
+
+def enable_small_object_term(
+    model: Any,
+    *,
+    max_side: float | None = None,
+    names: Iterable[str] | None = None,
+    weight: float = 0.1,
+    loss: str | BoxLoss = "iou",
+    auxiliary: bool = True,
+    denoising: bool = False,
+) -> Handle:
+    """Adds to the box loss of a model, in every training run that begins from now on, one of its small objects alone.
+
+    ::
+
+        model = YOLO("yolo11n.pt")
+        enable_small_object_term(model)
+        model.train(data="plates.yaml", epochs=100)
+
+    Ultralytics weighs the box loss of each prediction by the assigner's score, which grows with the overlap that is
+    reached: a small object that is not hit yet has next to no gradient. The term is ``weight`` times the plain mean of
+    the loss over the predictions that are assigned to a small object. No other object has to do with it. What it does
+    to detectors is measured in docs/evidence.md. ``weight=0`` is the stock loss.
+
+    For YOLO the term has a column of its own, ``uniform_loss``, where the loss items of a version have names; in older
+    versions it is part of ``box_loss``, and for RT-DETR of ``giou_loss``. A model has this or `enable_icr`: the last
+    call counts. As there, nothing of the model's weights and checkpoints changes, and a resumed run needs another call.
+
+    Args:
+        model: as of `enable_icr`.
+        max_side: objects below this root of their area, in pixels of the image that the network sees (RT-DETR: of one
+            of the size ``imgsz``). None: 32, COCO's bound of "small", or of any size if there are names.
+        names: objects of these classes; None: of all. With max_side, those that are both.
+        weight: in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean loss of 1 counts ``weight`` times as
+            much as boxes without overlap, and ``box`` of the training arguments multiplies both.
+        loss: a name of `box_iou_loss`, or a function of predictions and targets (..., 4), corners in pixels (RT-DETR:
+            cxcywh, normalised), that gives the loss of each (...). In the place of pairs that are not of the term it
+            sees ordinary boxes, and what it makes of them does not count.
+        auxiliary, denoising: as of `enable_icr`.
+
+    Returns:
+        A `Handle`, in whose statistics are ``chosen`` and ``mean_loss``.
+
+    Raises:
+        ImportError: ultralytics is missing or of a version that is not supported.
+        TypeError, ValueError: not such a model, or a wrong name or number. A class that the data set lacks is a
+            ValueError when training begins.
+    """
+    _check_model(model)
+    if names is None and max_side is None:
+        max_side = SMALL
+    uniform = UniformTerm.of_objects(weight, loss, names, max_side)
+    return _enable(model, Options(None, uniform, False, auxiliary, denoising, Record(None, uniform)))
+
+
+def _check_model(model: Any) -> None:
+    ultralytics = framework("ultralytics", "8.0.201", "8.5")
+    _check_symbols(ultralytics)
+    base = importlib.import_module("ultralytics.engine.model").Model
+    # Their classes are texts, which a criterion of boxes does not know.
+    others = tuple(getattr(ultralytics.models, name, ()) for name in ("YOLOWorld", "YOLOE"))
+    if not isinstance(model, base) or isinstance(model, others):
+        raise TypeError(
+            f"model: expected a model of ultralytics like YOLO or RTDETR, not YOLO-World or YOLOE, "
+            f"got {type(model).__name__}"
+        )
+    if model.task != "detect":
+        raise ValueError(f"model: expected one with the task detect, got {model.task}")
+    if "trainer" not in model.task_map.get("detect", ()):
+        raise TypeError(f"model: expected one that can be trained, got {type(model).__name__}")
+
+
+def _check_symbols(ultralytics: ModuleType) -> None:
+    """An error where there is nothing that a criterion could be built of."""
+    for required in (
+        {"utils.tal": "TaskAlignedAssigner", "utils.loss": "BboxLoss"},
+        {"models.utils.loss": "RTDETRDetectionLoss"},
+    ):
+        with suppress(ImportError):
+            if all(hasattr(importlib.import_module(f"ultralytics.{each}"), required[each]) for each in required):
+                return
+    raise ImportError(
+        "ultralytics: expected utils.tal.TaskAlignedAssigner and utils.loss.BboxLoss, or "
+        f"models.utils.loss.RTDETRDetectionLoss, found neither in {place_of(ultralytics)}"
+    )
+
+
+def _enable(model: Any, options: Options) -> Handle:
+    start = Start(options)
+
+    def disable() -> None:
+        _remove_callbacks(model, start)
+        for trained in trained_models(getattr(model, "trainer", None)):
+            criterion = getattr(trained, "criterion", None)
+            if isinstance(criterion, Criterion) and criterion.terms.options is options:
+                set_criterion(trained, criterion.stock)
+
+    _remove_callbacks(model)
+    model.add_callback(EVENT, start)
+    if not ranks.carry_callbacks():
+        # Of the instance: a class of its own would be in the way of copies and pickles.
+        model.train = ranks.Launch(model)
+    return Handle(options.record, disable)
+
+
+def _remove_callbacks(model: Any, only: Start | None = None) -> None:
+    callbacks = model.callbacks[EVENT]
+    callbacks[:] = [each for each in callbacks if not isinstance(each, Start) or only not in (None, each)]
+    if not any(isinstance(each, Start) for each in callbacks) and isinstance(model.train, ranks.Launch):
+        del model.train
+
+
+def _mentioned(pairs: Any) -> list[str]:
+    if not isinstance(pairs, Mapping):
+        return []
+    wholes = [name for part, names in pairs.items() for name in names_of_wholes(part, names)]
+    return list(dict.fromkeys([*pairs, *wholes]))

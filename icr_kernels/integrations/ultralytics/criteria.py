@@ -1,0 +1,336 @@
+"""Around a stock criterion, of YOLO or of RT-DETR: it is watched while it runs, and the terms join its box loss."""
+
+import copy
+import inspect
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...functional import box_iou_loss, icr_terms
+from ..handle import Losses, are_same, trial_boxes
+from .terms import PENALTY, UNIFORM, Terms
+
+# The boxes of RT-DETR are normalised: at 640 pixels an area of 1e-7 is one of 0.2 pixels squared.
+NORMALISED_EPS = 1e-16
+
+# What is read of the arguments of a head's modules, by the names that they have since 8.0.
+READ = {
+    "assigner": ("anc_points", "gt_labels", "gt_bboxes", "mask_gt"),
+    "bbox_loss": ("pred_bboxes", "anchor_points", "target_scores", "target_scores_sum", "fg_mask"),
+}
+
+
+def criterion_of(stock: Any, terms: Terms) -> "Criterion":
+    """An error where it is not of a kind that is known."""
+    if all(hasattr(stock, name) for name in ("_get_loss_bbox", "_get_loss_aux", "_get_index")):
+        return DetrCriterion(stock, terms)
+    if not all(isinstance(getattr(head, name, None), nn.Module) for head in _heads(stock) for name in READ):
+        raise ValueError(
+            "model: expected one whose criterion has an assigner and a box loss, or is that of RT-DETR, got one with "
+            f"{_named(stock)}"
+        )
+    for head in _heads(stock):
+        for name, read in READ.items():
+            module = getattr(head, name)
+            taken = inspect.signature(module.forward).parameters
+            if not set(read) <= taken.keys():
+                raise ValueError(
+                    f"model: expected one with {name}.forward({', '.join(read)}, ...), got one with {_named(module)}, "
+                    f"which takes ({', '.join(taken)})"
+                )
+    return YoloCriterion(stock, terms)
+
+
+def _named(thing: Any) -> str:
+    return f"{type(thing).__name__} of {inspect.getsourcefile(type(thing))}"
+
+
+class Criterion:
+    """Around a criterion of Ultralytics. Copied it is another such; pickled it is the stock criterion."""
+
+    iou_loss: str
+
+    def __init__(self, stock: Any, terms: Terms) -> None:
+        self.stock = stock
+        self.terms = terms
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stock, name)
+
+    def __deepcopy__(self, memo: dict) -> "Criterion":
+        return type(self)(copy.deepcopy(self.stock, memo), self.terms)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # From protocol 2 on pickle insists that an object is pickled as one of its own class.
+        return self.stock.__reduce_ex__(1)
+
+    def check_iou_loss(self, device: torch.device) -> None:
+        """An error where the stock box loss is not the one that would take its place. Nothing is trained yet."""
+        pred, target = (boxes.to(device) for boxes in trial_boxes())
+        error = None
+        try:
+            if self.has_iou_loss(pred, target):
+                return
+        except Exception as raised:  # a loss that is called in another way is another
+            error = raised
+        raise ValueError(
+            f"replace_iou_loss: expected False, because the box loss of {type(self.stock).__name__} is not the "
+            f"{self.iou_loss} that would take its place, got True"
+        ) from error
+
+
+class YoloCriterion(Criterion):
+    """Around a `v8DetectionLoss`, or around a criterion that holds one for each of two heads."""
+
+    iou_loss = "CIoU"
+
+    def has_iou_loss(self, pred: Tensor, target: Tensor) -> bool:
+        # In cells of a level, as corners.
+        pred, target = (
+            20 * torch.cat((each[:, :2] - each[:, 2:] / 2, each[:, :2] + each[:, 2:] / 2), 1) for each in (pred, target)
+        )
+        return all(_has_ciou(head, pred, target) for head in _heads(self.stock))
+
+    def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
+        heads = [HeadTerms(head, self.terms) for head in _heads(self.stock)]
+        # The hooks are there during this call only: nothing that belongs to a graph stays behind.
+        with ExitStack() as hooks:
+            for head in heads:
+                for module, hook in (
+                    (head.stock.assigner, head.after_assigner),
+                    (head.stock.bbox_loss, head.after_box_loss),
+                ):
+                    hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
+            loss, items = self.stock(preds, batch)
+        self.terms.options.record.step()
+        if isinstance(items, dict):
+            # The items of an end-to-end model are those of its last head.
+            for column in self.terms.columns:
+                term = heads[-1].added.get(column, torch.zeros_like(items["box_loss"]))
+                items = {**items, "box_loss": items["box_loss"] - term, column: term}
+        return loss, items
+
+
+def _has_ciou(head: Any, pred: Tensor, target: Tensor) -> bool:
+    """Whether the box loss of a head is the weighted mean of CIoU losses."""
+    weight = torch.linspace(0.5, 1.5, len(pred), device=pred.device)
+    arguments = {
+        "pred_dist": pred.new_zeros(1, len(pred), 4 * head.reg_max),
+        "anchor_points": pred.new_zeros(len(pred), 2),
+        "target_bboxes": target[None],
+        "target_scores": weight[None, :, None],
+        "target_scores_sum": weight.sum(),
+        "fg_mask": torch.ones(1, len(pred), dtype=torch.bool, device=pred.device),
+        "imgsz": pred.new_full((2,), 640),
+        "stride": pred.new_ones(len(pred), 1),
+    }
+    taken = inspect.signature(head.bbox_loss.forward).parameters  # fewer in older versions
+    arguments = {name: value for name, value in arguments.items() if name in taken}
+
+    def stock(pred: Tensor) -> Losses:
+        return {"ciou": head.bbox_loss(pred_bboxes=pred[None], **arguments)[0]}
+
+    def own(pred: Tensor) -> Losses:
+        return {"ciou": box_iou_loss(pred, target, loss="ciou", weight=weight, normalizer=weight.sum())}
+
+    return are_same(stock, own, pred)
+
+
+class HeadTerms:
+    """Watches the assigner and the box loss of one head, once each, and adds the terms to the latter."""
+
+    def __init__(self, stock: Any, terms: Terms) -> None:
+        self.stock = stock
+        self.terms = terms
+        # To each column what is added to the head's box_loss, with its gain, without gradient.
+        self.added: dict[str, Tensor] = {}
+
+    def after_assigner(self, module: nn.Module, arguments: tuple, named: dict, outputs: tuple) -> None:
+        # It alone sees which ground truth each prediction is assigned to, and the labels.
+        self.points, self.labels, self.boxes, self.is_box = _read("assigner", module, arguments, named)
+        self.gt_index = outputs[4]
+
+    def after_box_loss(self, module: nn.Module, arguments: tuple, named: dict, outputs: tuple) -> tuple | None:
+        pred, points, scores, scores_sum, is_positive = _read("bbox_loss", module, arguments, named)
+        batch, padded = self.boxes.shape[:2]
+        if padded == 0:
+            return None
+        options = self.terms.options
+        image = torch.arange(batch, device=self.boxes.device)[:, None]
+        table, labels = self.boxes.flatten(0, 1), self.labels.flatten().long()
+        # On the background the index is 0; the masks leave it out.
+        rows = self.gt_index.long() + padded * image
+        # Predictions are in cells of their own level, ground truth in pixels; a point is known in both.
+        stride = (self.points / points)[:, :1]
+        pred = pred.to(torch.promote_types(pred.dtype, torch.float32)) * stride
+        iou_loss = outputs[0]
+        options.record.add_positives(is_positive)
+        if options.penalty is not None and self.terms.relations is not None:
+            # Rows of padding are boxes of no image.
+            box_image = torch.where(self.is_box[..., 0] > 0, image, -1).flatten()
+            anchor_index = self.terms.relations.anchor_index(table, labels, box_image)[rows]
+            is_paired = is_positive & (anchor_index >= 0)
+            terms = icr_terms(
+                pred,
+                table[rows],
+                table,
+                anchor_index=anchor_index,
+                loss="ciou" if options.replace_iou_loss else "iou",
+                penalty_weight=0.0,
+                mask=is_positive if options.replace_iou_loss else is_paired,
+                **options.penalty.formula,
+            )
+            box_weight = scores.sum(-1)
+            if options.replace_iou_loss:
+                iou_loss = (terms.loss * box_weight).sum() / scores_sum
+            iou_loss = iou_loss + self._added(
+                PENALTY,
+                options.penalty.weight,
+                terms.penalty.sum() / is_paired.sum().clamp(min=1)
+                if options.penalty.weighting == "uniform"
+                else (terms.penalty * box_weight).sum() / scores_sum,
+            )
+            is_part = is_positive & self.terms.relations.is_part(labels)[rows]
+            options.record.add_penalty(is_part, is_paired, terms.penalty)
+        if options.uniform is not None and self.terms.chooser is not None:
+            is_chosen = is_positive & self.terms.chooser(labels, table[:, 2:] - table[:, :2])[rows]
+            mean = options.uniform.mean(pred, table[rows], is_chosen)
+            iou_loss = iou_loss + self._added(UNIFORM, options.uniform.weight, mean)
+            options.record.add_uniform(is_chosen, mean)
+        return iou_loss, *outputs[1:]
+
+    def _added(self, column: str, weight: float, mean: Tensor) -> Tensor:
+        term = weight * mean
+        self.added[column] = term.detach() * self.stock.hyp.box
+        return term
+
+
+def _read(name: str, module: nn.Module, arguments: tuple, named: dict) -> list[Any]:
+    bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
+    return [bound[each] for each in READ[name]]
+
+
+class DetrCriterion(Criterion):
+    """Around an `RTDETRDetectionLoss`."""
+
+    iou_loss = "GIoU"
+
+    def has_iou_loss(self, pred: Tensor, target: Tensor) -> bool:
+        def stock(pred: Tensor) -> Losses:
+            return {"giou": self.stock._get_loss_bbox(pred, target)["loss_giou"]}
+
+        def own(pred: Tensor) -> Losses:
+            loss = box_iou_loss(pred, target, loss="giou", eps=NORMALISED_EPS, box_format="cxcywh")
+            return {"giou": self.stock.loss_gain["giou"] * loss}
+
+        return are_same(stock, own, pred)
+
+    def __call__(self, preds: Any, batch: Any, *rest: Any, **named: Any) -> dict[str, Tensor]:
+        # What the stock criterion notes about itself stays its own; what is noted here goes with the call.
+        base: Any = type(self.stock)
+        self.stock.__class__ = _watched(base)
+        self.stock.batch_terms = BatchTerms(self.terms, batch, self.stock.loss_gain["giou"])
+        try:
+            losses = self.stock(preds, batch, *rest, **named)
+        finally:
+            del self.stock.batch_terms
+            self.stock.__class__ = base
+        self.terms.options.record.step()
+        return losses
+
+
+@cache
+def _watched(base: Any) -> Any:
+    return type(base.__name__, (Watched, base), {})
+
+
+class Watched:
+    """Before an `RTDETRDetectionLoss`."""
+
+    batch_terms: "BatchTerms"
+
+    def _get_loss_aux(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+        self.batch_terms.is_main = False
+        losses = super()._get_loss_aux(*arguments, **named)  # type: ignore[misc]
+        self.batch_terms.is_main = True
+        return losses
+
+    def _get_index(self, match_indices: list[tuple]) -> tuple:
+        index = super()._get_index(match_indices)  # type: ignore[misc]
+        self.batch_terms.rows = index[1]
+        return index
+
+    def _get_loss_bbox(self, pred: Tensor, target: Tensor, postfix: str = "") -> dict[str, Tensor]:
+        losses = super()._get_loss_bbox(pred, target, postfix)  # type: ignore[misc]
+        if len(target) == 0:
+            return losses
+        # The key of the stock loss, because only those are added up.
+        name = f"loss_giou{postfix}"
+        return {**losses, name: self.batch_terms.added(losses[name], pred, target, is_denoising=bool(postfix))}
+
+
+class BatchTerms:
+    """The terms of a batch: boxes come normalised, as cxcywh, ground truth in one table."""
+
+    def __init__(self, terms: Terms, batch: dict[str, Any], gain: float) -> None:
+        self.options = terms.options
+        self.gain = gain
+        self.table = batch["bboxes"]
+        self.is_main = True
+        # Which row of the table each matched prediction has as its target.
+        self.rows = torch.empty(0, dtype=torch.int64)
+        labels = batch["cls"]
+        if terms.relations is not None:
+            self.is_part = terms.relations.is_part(labels)
+            self.anchor_index = terms.relations.anchor_index(
+                self.table, labels, batch["batch_idx"], eps=NORMALISED_EPS, box_format="cxcywh"
+            )
+        if terms.chooser is not None:
+            self.is_chosen = terms.chooser(labels, terms.image_size * self.table[:, 2:])
+
+    def added(self, loss: Tensor, pred: Tensor, target: Tensor, is_denoising: bool) -> Tensor:
+        """The GIoU loss of an output with the terms."""
+        options, gain = self.options, self.gain
+        wanted = (options.denoising or not is_denoising) and (options.auxiliary or self.is_main)
+        if not (wanted or options.replace_iou_loss):
+            return loss
+        rows = self.rows.to(self.table.device)
+        is_recorded = self.is_main and not is_denoising
+        if is_recorded:
+            options.record.add_positives(rows >= 0)
+        if options.penalty is not None:
+            anchor_index = self.anchor_index[rows]
+            terms = icr_terms(
+                pred,
+                target,
+                self.table,
+                anchor_index=anchor_index,
+                loss="giou",
+                penalty_weight=0.0,
+                eps=NORMALISED_EPS,
+                box_format="cxcywh",
+                **options.penalty.formula,
+            )
+            if options.replace_iou_loss:
+                loss = gain * terms.loss.mean()
+            if not wanted:
+                return loss
+            is_paired = anchor_index >= 0
+            count = is_paired.sum().clamp(min=1) if options.penalty.weighting == "uniform" else len(target)
+            loss = loss + gain * options.penalty.weight * terms.penalty.sum() / count
+            if is_recorded:
+                options.record.add_penalty(self.is_part[rows], is_paired, terms.penalty)
+        if options.uniform is not None:
+            is_chosen = self.is_chosen[rows]
+            mean = options.uniform.mean(pred, target, is_chosen, eps=NORMALISED_EPS, box_format="cxcywh")
+            loss = loss + gain * options.uniform.weight * mean
+            if is_recorded:
+                options.record.add_uniform(is_chosen, mean)
+        return loss
+
+
+def _heads(stock: Any) -> list[Any]:
+    return [stock.one2many, stock.one2one] if hasattr(stock, "one2one") else [stock]

@@ -1,0 +1,65 @@
+"""The beginning of a training run, in one process or in each of several."""
+
+from typing import Any
+
+from torch import nn
+
+from .criteria import Criterion, DetrCriterion, criterion_of
+from .terms import Options, Terms
+
+EVENT = "on_pretrain_routine_end"
+
+
+class Start:
+    """The callback: a training run is about to begin, its model and data are there."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __call__(self, trainer: Any) -> None:
+        from ultralytics.utils import LOGGER
+
+        models = trained_models(trainer)
+        terms = Terms.of(self.options, trainer, models[0].names)
+        for model in models:
+            # A resumed end-to-end model has a criterion already, which knows how far its schedule has come.
+            stock = _stock_criterion(model)
+            stock = model.init_criterion() if stock is None else stock
+            criterion = criterion_of(stock, terms)
+            if self.options.replace_iou_loss:
+                criterion.check_iou_loss(next(model.parameters()).device)
+            set_criterion(model, criterion)
+        of_detr = isinstance(model.criterion, DetrCriterion)
+        # Where the trainer takes its names from the criterion it has none yet.
+        has_columns = not of_detr and not trainer.loss_names
+        for column, text in zip(terms.columns, terms.described(), strict=True):
+            place = column if has_columns else "giou_loss" if of_detr else "box_loss"
+            LOGGER.info(f"{text}, in {place}")
+
+
+def trained_models(trainer: Any) -> list[Any]:
+    """The model of a training run and, for validation, its moving average."""
+    average = getattr(getattr(trainer, "ema", None), "ema", None)
+    models = [getattr(trainer, "model", None), average]
+    return [_detector(model) for model in models if isinstance(model, nn.Module)]
+
+
+def _detector(model: nn.Module) -> nn.Module:
+    """Without the wrappers of DDP, torch.compile and distillation."""
+    for wrapper in ("_orig_mod", "module", "student_model"):
+        inner = getattr(model, wrapper, None)
+        if isinstance(inner, nn.Module):
+            return _detector(inner)
+    return model
+
+
+def _stock_criterion(model: nn.Module) -> Any:
+    criterion = getattr(model, "criterion", None)
+    return criterion.stock if isinstance(criterion, Criterion) else criterion
+
+
+def set_criterion(model: nn.Module, criterion: Any) -> None:
+    if hasattr(model, "criterion"):
+        # One that is a module would not let one that is none take its place.
+        del model.criterion
+    model.criterion = criterion

@@ -534,9 +534,11 @@ def test_models_that_are_no_detectors():
 def test_missing_or_unsupported(monkeypatch):
     with pytest.raises(ImportError, match="no_such_framework is not installed; pip install 'no_such_framework>=1,<2'"):
         handle.framework("no_such_framework", "1", "2")
-    monkeypatch.setattr(handle.importlib.metadata, "version", lambda name: "4.57.1")
-    with pytest.raises(ImportError, match=r"transformers: expected a version from 5\.0 on and below 6, got 4\.57\.1"):
-        enable_icr(model_of("detr"), PAIRS)
+    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    with pytest.raises(
+        ImportError, match=r"transformers: expected a version from 5\.0 on and below 6, got 4\.57\.1 in /"
+    ):
+        handle.framework("transformers", "5.0", "6")
 
 
 def test_package_imports_without_the_framework():

@@ -9,9 +9,11 @@ from ..relations import Relations
 
 
 class Targets(NamedTuple):
-    """Boxes of all images, one after the other; of each whether it is a part and the row of its anchor object."""
+    """Boxes of all images, one after the other; of each whether it is more than padding (None: all are), whether it is
+    a part, and the row of its anchor object."""
 
     boxes: Tensor
+    is_box: Tensor | None
     is_part: Tensor
     anchor_index: Tensor
     first_rows: list[int]
@@ -25,7 +27,7 @@ def table_of(
     targets: list[dict[str, Tensor]], label_key: str, relations: Relations, *, eps: float, box_format: str
 ) -> Targets:
     """The anchor object of each box is looked for among those of its image; a ``parent_idx`` (n,) of every image takes
-    precedence."""
+    precedence. Where ``valid`` (n,) is False there is no box but padding."""
     counts = [len(target["boxes"]) for target in targets]
     first_rows = [sum(counts[:number]) for number in range(len(counts))]
     boxes = torch.cat([target["boxes"] for target in targets])
@@ -36,8 +38,12 @@ def table_of(
         parents = torch.cat(
             [_shifted(each["parent_idx"], first) for each, first in zip(targets, first_rows, strict=True)]
         )
+    is_part, is_box = relations.is_part(labels), None
+    if targets and "valid" in targets[0]:
+        is_box = torch.cat([target["valid"] for target in targets]).bool()
+        is_part, image = is_part & is_box, torch.where(is_box, image, -1)
     index = relations.anchor_index(boxes, labels, image, parent_idx=parents, eps=eps, box_format=box_format)
-    return Targets(boxes, relations.is_part(labels), index, first_rows)
+    return Targets(boxes, is_box, is_part, index, first_rows)
 
 
 def _shifted(index: Tensor, first: int) -> Tensor:

@@ -1,0 +1,145 @@
+"""Criteria of the DETR family outside transformers: RT-DETR (v1, v2), D-FINE, DEIM (v1, v2), and RF-DETR (rfdetr).
+
+README.md says which versions were tried, and how their users get hold of the criterion before training begins.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from ..relations import Relations
+from .handle import Handle
+from .set_criterion import Terms, WithTerms
+
+# Those of loss_boxes, in this order.
+ARGUMENTS = ["outputs", "targets", "indices", "num_boxes"]
+# Of models whose targets are more than boxes; rfdetr divides these losses after the criterion.
+OTHER_LOSSES = ("masks", "keypoints")
+
+
+def enable_icr(
+    criterion: Any,
+    pairs: Mapping[str, str | Sequence[str]],
+    names: Sequence[str] | Mapping[int, str],
+    *,
+    weight: float = 0.5,
+    penalty: str = "containment",
+    relative: bool = False,
+    auxiliary: bool = True,
+    denoising: bool = False,
+    min_containment: float = 0.5,
+    box_term: float = 0.0,
+) -> Handle:
+    """Adds the penalty to the box loss of a criterion, and computes its GIoU pair by pair.
+
+    ::
+
+        cfg = YAMLConfig("configs/rtdetrv2/rtdetrv2_r18vd_120e_coco.yml")
+        icr = enable_icr(cfg.criterion, {"plate": ("car", "truck", "bus")}, names=("car", "truck", "bus", "plate"))
+
+    Criteria with other box losses than L1 and GIoU keep them: then the penalty is added to their "loss_giou", and a
+    warning says so. Weights of the GIoU losses (``boxes_weight_format``) are not those of the penalty.
+
+    The class of the criterion becomes a subclass of itself; an attribute would be passed by where rfdetr compiles its
+    losses. Nothing is stored: the ``state_dict`` is unchanged, and pickled it is the stock criterion. A copy goes on
+    with the penalty. Anchor objects are found among the ground-truth boxes of the same image, with mixup of the
+    images that it mixes; where every target has a ``parent_idx`` (n,) beside its boxes (int64: row of the whole, -1:
+    unknown, -2: none), that takes precedence.
+
+    Args:
+        criterion: what is called with ``(outputs, targets)`` and has a ``loss_boxes``; boxes are normalised, as cxcywh.
+        pairs: to each part the name or names of its wholes.
+        names: of all classes, by the labels that are in the targets: a sequence, or a mapping from label to name.
+        weight: of the penalty, beside the GIoU loss of the same pair, whose coefficient multiplies both.
+        penalty, relative: as of `icr_loss`.
+        auxiliary: also at the outputs of the decoder's earlier layers and of the encoder.
+        denoising: also at the denoising queries.
+        min_containment: a part of which no whole contains at least this share has no anchor object.
+        box_term: the weight of the plain mean of 1 - IoU over the predictions of parts, in the unit of the GIoU loss
+            and wherever the penalty is. No relation has to do with it.
+
+    Returns:
+        A `Handle`: statistics, reset, disable. The dictionary of losses has the keys that it had, because these
+        repositories add up all of them.
+
+    Raises:
+        TypeError, ValueError: no such criterion, one of masks or keypoints, an unknown class, a wrong name or number.
+    """
+    _check_criterion(criterion)
+    relations = Relations(pairs, names, min_containment=min_containment)
+    terms = Terms.of(relations, weight, penalty, relative, auxiliary, denoising, box_term, "labels")
+    _disable(criterion)
+    terms.look_at(criterion)
+    base: Any = type(criterion)
+    criterion.__class__ = _with_terms(base)
+    criterion.icr = terms
+
+    def disable() -> None:
+        if getattr(criterion, "icr", None) is terms:
+            _disable(criterion)
+
+    return Handle(terms.record, disable)
+
+
+def _check_criterion(criterion: Any) -> None:
+    loss = getattr(criterion, "loss_boxes", None)
+    taken = [] if loss is None else list(inspect.signature(loss).parameters)
+    if not isinstance(criterion, nn.Module) or taken[: len(ARGUMENTS)] != ARGUMENTS:
+        raise TypeError(
+            f"criterion: expected a module with loss_boxes({', '.join(ARGUMENTS)}), as those of RT-DETR, D-FINE, DEIM "
+            f"and RF-DETR have it, got {type(criterion).__name__}"
+        )
+    losses = list(getattr(criterion, "losses", ()))
+    if "boxes" not in losses or any(other in losses for other in OTHER_LOSSES):
+        raise ValueError(
+            f"criterion: expected one with boxes among its losses and none of {', '.join(OTHER_LOSSES)}, got "
+            f"{', '.join(map(str, losses))}"
+        )
+
+
+def _disable(criterion: Any) -> None:
+    if isinstance(criterion, OfCriterion):
+        criterion.__class__ = criterion.stock_class()
+        del criterion.icr
+
+
+class OfCriterion(WithTerms):
+    """Copied it is another such; pickled it is the stock criterion."""
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        losses = super().forward(*arguments, **named)
+        self.icr.logged.clear()
+        self.icr.record.step()
+        return losses
+
+    @classmethod
+    def stock_class(cls) -> Any:
+        return cls.__mro__[cls.__mro__.index(WithTerms) + 1]
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        copied = copy.deepcopy(_as_stock(self), memo)
+        copied.__class__ = type(self)
+        copied.icr = self.icr
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # From protocol 2 on pickle insists that an object is pickled as one of its own class.
+        return _as_stock(self).__reduce_ex__(1)
+
+
+def _as_stock(criterion: Any) -> Any:
+    """The same state under the stock class."""
+    stock = object.__new__(criterion.stock_class())
+    stock.__dict__.update(criterion.__dict__)
+    del stock.__dict__["icr"]
+    return stock
+
+
+@cache
+def _with_terms(base: Any) -> Any:
+    return type(base.__name__, (OfCriterion, base), {"__module__": base.__module__})

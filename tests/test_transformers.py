@@ -534,7 +534,8 @@ def test_models_that_are_no_detectors():
 def test_missing_or_unsupported(monkeypatch):
     with pytest.raises(ImportError, match="no_such_framework is not installed; pip install 'no_such_framework>=1,<2'"):
         handle.framework("no_such_framework", "1", "2")
-    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    # It is not always the module that was imported first: transformers replaces itself.
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
     with pytest.raises(
         ImportError, match=r"transformers: expected a version from 5\.0 on and below 6, got 4\.57\.1 in /"
     ):

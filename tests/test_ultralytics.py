@@ -1,17 +1,16 @@
 """The adapter for Ultralytics: small models with random weights, a set of generated images, offline."""
 
 import copy
-import csv
 import fractions
 import functools
 import importlib
 import io
+import json
 import pickle
 import shutil
 import subprocess
 import sys
 import types
-import zipfile
 from pathlib import Path
 
 import numpy
@@ -25,14 +24,24 @@ from icr_kernels.integrations import handle
 from icr_kernels.integrations.ultralytics import enable_icr, enable_small_object_term
 from icr_kernels.integrations.ultralytics.criteria import Criterion
 from icr_kernels.integrations.ultralytics.start import EVENT
+from ultralytics_training import (
+    CAR,
+    NAMES,
+    PLATE,
+    SIZE,
+    TRUCK,
+    data_set,
+    environment,
+    globals_of,
+    logged,
+    small_detr,
+    train,
+)
 
 need("ultralytics")
 
-NAMES = {0: "car", 1: "plate", 2: "truck"}
-CAR, PLATE, TRUCK = NAMES
 PAIRS = {"plate": ("car", "truck")}
 BOX_GAIN = 7.5
-SIZE = 64
 
 FAMILIES = ("yolo11n", "yolo12n", "yolo26n", "yolov10n", "yolov8n-rtdetr")
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -53,20 +62,9 @@ WHOLE_OF = {1: 0, 5: 4}
 @pytest.fixture(scope="module", autouse=True)
 def ultralytics(tmp_path_factory):
     """Imported late, because it changes settings of torch and numpy, and with a place of its own for its files."""
-    folder = tmp_path_factory.mktemp("settings")
-    matplotlib = importlib.import_module("matplotlib")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "YOLO_OFFLINE": "true",
-            "YOLO_AUTOINSTALL": "false",
-            "YOLO_CONFIG_DIR": str(folder),
-            "YOLO_VERBOSE": "true",
-        }.items():
+        for name, value in environment(tmp_path_factory.mktemp("settings") / "ultralytics").items():
             patch.setenv(name, value)
-        # It would ask for its font in the network otherwise.
-        (folder / "Ultralytics").mkdir()
-        shutil.copy(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", folder / "Ultralytics/Arial.ttf")
-        shutil.copy(folder / "Ultralytics/Arial.ttf", folder / "Arial.ttf")
         make_importable()
         yield importlib.import_module("ultralytics")
 
@@ -77,13 +75,6 @@ def yolo(ultralytics):
     return ultralytics.YOLO("yolo11n.yaml")
 
 
-def small_detr(tasks) -> dict:
-    """RT-DETR with few queries and layers."""
-    architecture = tasks.yaml_model_load("yolov8n-rtdetr.yaml")
-    architecture["head"][-1][-1] = ["nc", 64, 30, 4, 4, 2]
-    return architecture
-
-
 def network(family: str):
     """As the trainer makes it."""
     from ultralytics.cfg import get_cfg
@@ -91,7 +82,7 @@ def network(family: str):
 
     torch.manual_seed(0)
     if family == "yolov8n-rtdetr":
-        model = tasks.RTDETRDetectionModel(small_detr(tasks), nc=len(NAMES), verbose=False)
+        model = tasks.RTDETRDetectionModel(small_detr(), nc=len(NAMES), verbose=False)
         # Boxes that are large enough to reach out of their wholes, at every output.
         model.model[-1].enc_bbox_head.layers[-1].bias.data[2:] = 2.5
     else:
@@ -662,13 +653,6 @@ def test_handles_are_copied_and_pickled(ultralytics):
         assert whole.model.icr.statistics == statistics
 
 
-def globals_of(file) -> str:
-    """All that is said about classes in a checkpoint."""
-    with zipfile.ZipFile(file) as archive:
-        (name,) = [each for each in archive.namelist() if each.endswith("data.pkl")]
-        return archive.read(name).decode("latin-1")
-
-
 @every_family
 def test_disable_and_enable_again(yolo, family):
     model, average, given = network(family), network(family), batch()
@@ -709,51 +693,7 @@ def test_no_pairs_for_long_is_worth_a_warning(yolo, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(ultralytics, tmp_path_factory) -> Path:
-    """Grey images with cars as rectangles and plates in them, and their labels."""
-    import cv2
-
-    folder = tmp_path_factory.mktemp("plates")
-    random = numpy.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4)):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True)
-        for number in range(count):
-            image = random.integers(90, 130, (SIZE, SIZE, 3), dtype=numpy.uint8)
-            w, h = random.integers(32, 48, 2)
-            x, y = random.integers(0, SIZE - w), random.integers(0, SIZE - h)
-            lines = []
-            for label, box, colour in (
-                (CAR, (x, y, w, h), (200, 60, 40)),
-                (PLATE, (x + w // 4, y + h // 2, w // 2, h // 3), (255, 255, 255)),
-            ):
-                left, top, width, height = map(int, box)
-                cv2.rectangle(image, (left, top), (left + width, top + height), colour, -1)
-                values = (left + width / 2, top + height / 2, width, height)
-                lines.append(" ".join([str(label), *(f"{value / SIZE:.4f}" for value in values)]))
-            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), image)
-            (folder / "labels" / split / f"{number}.txt").write_text("\n".join(lines))
-    names = "\n".join(f"  {label}: {name}" for label, name in NAMES.items())
-    (folder / "plates.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames:\n{names}\n")
-    return folder / "plates.yaml"
-
-
-def train(model, data: Path, folder: Path, **options):
-    options = {"epochs": 2, "pretrained": False, **options}
-    model.train(
-        data=str(data),
-        imgsz=SIZE,
-        batch=4,
-        device="cpu",
-        workers=0,
-        amp=False,
-        plots=False,
-        deterministic=False,
-        project=str(folder),
-        name="run",
-        exist_ok=True,
-        **options,
-    )
-    return folder / "run"
+    return data_set(tmp_path_factory.mktemp("plates"))
 
 
 def test_training(ultralytics, data, tmp_path):
@@ -766,8 +706,7 @@ def test_training(ultralytics, data, tmp_path):
     statistics = icr_handle.statistics
     assert statistics.steps == 4 and 0 < statistics.paired <= statistics.parts < statistics.positives
     assert 0 < statistics.mean_penalty <= 1
-    with open(run / "results.csv") as file:
-        rows = [{name.strip(): value for name, value in row.items()} for row in csv.DictReader(file)]
+    rows = logged(run)
     assert len(rows) == len(stored) == 2
     if is_dict(network("yolo11n"), batch()):
         assert all(float(row[f"{part}/icr_loss"]) > 0 for row in rows for part in ("train", "val"))
@@ -796,8 +735,7 @@ def test_training_with_a_small_object_term(ultralytics, data, tmp_path):
     run = train(model, data, tmp_path, single_cls=True)
     assert term.statistics.steps == 4 and 0 < term.statistics.chosen < term.statistics.positives
     assert 0 < term.statistics.mean_loss <= 1
-    with open(run / "results.csv") as file:
-        rows = [{name.strip(): value for name, value in row.items()} for row in csv.DictReader(file)]
+    rows = logged(run)
     if is_dict(network("yolo11n"), batch()):
         assert all(float(row[f"{part}/uniform_loss"]) > 0 for row in rows for part in ("train", "val"))
         assert not any("icr_loss" in name for name in rows[0])
@@ -843,13 +781,8 @@ def test_resuming(ultralytics, data, tmp_path):
 
 
 def test_training_a_detr(ultralytics, data, tmp_path):
-    from ultralytics.nn import tasks
-    from ultralytics.utils import YAML
-
-    architecture = small_detr(tasks)
-    (tmp_path / "architectures").mkdir()
-    YAML.save(tmp_path / "architectures/yolov8n-rtdetr.yaml", architecture)
-    model = ultralytics.RTDETR(tmp_path / "architectures/yolov8n-rtdetr.yaml")
+    (tmp_path / "yolov8n-rtdetr.yaml").write_text(json.dumps(small_detr()))
+    model = ultralytics.RTDETR(str(tmp_path / "yolov8n-rtdetr.yaml"))
     icr_handle = enable_icr(model, {"plate": "car"})
     run = train(model, data, tmp_path, epochs=1)
     statistics = icr_handle.statistics

@@ -1,4 +1,4 @@
-"""One process per GPU: Ultralytics before 8.4.136 starts them with a script that imports the class of the trainer and
+"""One process per GPU: Ultralytics before 8.4.140 starts them with a script that imports the class of the trainer and
 takes no callbacks along, so that each would train the stock loss.
 
 There `enable_icr` puts a `Launch` in the place of ``model.train``. The class of the trainer that it makes is found in
@@ -8,13 +8,16 @@ this module by the script, which thereby learns of the callback; how, the enviro
 import base64
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from .start import EVENT, Start
 
-# Of the processes of the ranks: the stock class of the trainer and the callback, pickled.
+# What the processes of the ranks are told, pickled: where modules are found, as newer versions say it too, because they
+# would take an installed Ultralytics for a checkout; and, in a pickle of its own, which is read after that, the stock
+# class of the trainer and the callback.
 VARIABLE = "ICR_KERNELS_RANKS"
 
 
@@ -36,7 +39,8 @@ class Launch:
 
         def made(*arguments: Any, **named: Any) -> Any:
             found = make(*arguments, **named)
-            found.__class__ = _with_ranks(found.__class__)
+            if _start_of(found) is not None:
+                found.__class__ = _with_ranks(found.__class__)
             return found
 
         return type(self.model).train(self.model, made, *arguments, **named)
@@ -52,27 +56,27 @@ class WithRanks:
         if VARIABLE in os.environ:
             self.callbacks[EVENT].append(_told()[1])
             return super().train()  # type: ignore[misc]
-        start = next((each for each in self.callbacks[EVENT] if isinstance(each, Start)), None)
-        if start is None or not _are_several(self.args.device):
+        if not _are_several(self.args.device):
             return super().train()  # type: ignore[misc]
-        os.environ[VARIABLE] = self._to_tell(start)
+        os.environ[VARIABLE] = self._to_tell()
         try:
             return super().train()  # type: ignore[misc]
         finally:
             del os.environ[VARIABLE]
 
-    def _to_tell(self, start: Start) -> str:
+    def _to_tell(self) -> str:
         stock = type(self).__mro__[2]
         error = None
         try:
-            pickled = pickle.dumps((stock, start))
+            pickled = pickle.dumps((stock, _start_of(self)))
             if b"__main__" not in pickled:
-                return base64.b64encode(pickled).decode()
+                return base64.b64encode(pickle.dumps((sys.path, pickled))).decode()
         except (AttributeError, TypeError, pickle.PicklingError) as raised:
             error = raised
         raise ValueError(
-            "device: expected one, because the processes of several cannot import the trainer or the loss of the "
-            f"uniform term (of the script itself, or of a function); those of a module they can; got {self.args.device}"
+            "device: expected one, because the processes of several cannot import a trainer, or a loss of the uniform "
+            f"term, that is defined in the script itself or within a function, got {self.args.device}; put it into a "
+            "module"
         ) from error
 
 
@@ -81,12 +85,17 @@ def _with_ranks(stock: Any) -> Any:
     return type(stock.__name__, (WithRanks, stock), {"__module__": __name__})
 
 
+def _start_of(trainer: Any) -> Start | None:
+    return next((each for each in trainer.callbacks.get(EVENT, ()) if isinstance(each, Start)), None)
+
+
 def _are_several(device: Any) -> bool:
     return len(device) > 1 if isinstance(device, (list, tuple)) else "," in str(device)
 
 
 def _told() -> tuple[type, Start]:
-    return pickle.loads(base64.b64decode(os.environ[VARIABLE]))
+    sys.path[:], pickled = pickle.loads(base64.b64decode(os.environ[VARIABLE]))
+    return pickle.loads(pickled)
 
 
 def __getattr__(name: str) -> type:

@@ -30,11 +30,11 @@ class Start:
                 criterion.check_iou_loss(next(model.parameters()).device)
             set_criterion(model, criterion)
         of_detr = isinstance(model.criterion, DetrCriterion)
-        # Where the trainer takes its names from the criterion it has none yet.
-        has_columns = not of_detr and not trainer.loss_names
+        name = "giou" if of_detr else "box"
+        # Where the trainer takes its names from the criterion it has none yet, and takes those of the terms as well.
+        places = " and ".join(each for each in trainer.loss_names if name in each)
         for column, text in zip(terms.columns, terms.described(), strict=True):
-            place = column if has_columns else "giou_loss" if of_detr else "box_loss"
-            LOGGER.info(f"{text}, in {place}")
+            LOGGER.info(f"{text}, in {places or (f'{name}_loss' if of_detr else column)}")
 
 
 def trained_models(trainer: Any) -> list[Any]:

@@ -12,6 +12,8 @@
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 VENV := .venv
+# Beside the Ultralytics of the environment, for tests that import them in programs of their own: forks are made of these.
+OLDER := 8.0.201 8.3.63
 
 ifdef PYTHON
 ENVIRONMENT :=
@@ -77,6 +79,8 @@ $(VENV)/complete: pyproject.toml
 	$(PYTHON) -m pip install --quiet "setuptools>=77" wheel ninja "pybind11>=2.12" pillow
 	$(PYTHON) -m pip install --quiet --no-deps torchvision==0.28.0 $(TRITON)
 	$(PYTHON) -m pip install --quiet --no-deps ultralytics==8.4.190 ultralytics-thop mmengine==0.10.7
+	for version in $(OLDER); do \
+	$(PYTHON) -m pip install --quiet --no-deps --target $(VENV)/ultralytics/$$version ultralytics==$$version || exit 1; done
 	$(PYTHON) -m pip install --quiet --group dev
 	touch $@
 

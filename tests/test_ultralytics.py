@@ -4,6 +4,7 @@ import copy
 import fractions
 import functools
 import importlib
+import inspect
 import io
 import json
 import pickle
@@ -858,6 +859,76 @@ def test_errors(yolo, pairs, options, error, message):
 def test_errors_of_the_small_object_term(yolo, options, error, message):
     with pytest.raises(error, match=message):
         enable_small_object_term(yolo, **options)
+
+
+def test_a_model_of_a_fork(ultralytics):
+    """Of a class of its own, as YOLOv10's is; what has no trainer is said."""
+    from ultralytics.engine.model import Model
+
+    class Forked(Model):
+        task_map = ultralytics.YOLO.task_map
+
+    class Untrained(Model):
+        task_map = types.MappingProxyType({"detect": {"predictor": None}})
+
+    assert enable_icr(Forked("yolo11n.yaml"), PAIRS)
+    model = object.__new__(Untrained)
+    model.__dict__.update(task="detect")
+    with pytest.raises(TypeError, match="model: expected one that can be trained, got Untrained"):
+        enable_icr(model, PAIRS)
+
+
+class ByName(torch.nn.Module):
+    """The box loss of a fork: arguments in another order, and given by name."""
+
+    def __init__(self, stock):
+        super().__init__()
+        self.stock = stock
+
+    def __call__(self, *arguments):
+        return super().__call__(**dict(zip(inspect.signature(self.stock.forward).parameters, arguments, strict=True)))
+
+    def forward(self, fg_mask, target_scores_sum, target_scores, target_bboxes, anchor_points, pred_bboxes, **rest):
+        return self.stock(
+            fg_mask=fg_mask,
+            target_scores_sum=target_scores_sum,
+            target_scores=target_scores,
+            target_bboxes=target_bboxes,
+            anchor_points=anchor_points,
+            pred_bboxes=pred_bboxes,
+            **rest,
+        )
+
+
+def test_arguments_by_name(yolo):
+    model, given = network("yolo11n"), batch()
+    begin(yolo, model)
+    expected, _, gradient = step(model, given)
+    other = network("yolo11n")
+    other.criterion = other.init_criterion()
+    other.criterion.bbox_loss = ByName(other.criterion.bbox_loss)
+    begin(yolo, other)
+    ours, _, of_other = step(other, given)
+    assert ours == expected and torch.equal(of_other, gradient)
+
+
+def test_what_a_criterion_notes_about_itself_stays(yolo):
+    """The DETR losses of forks have running means."""
+    from ultralytics.models.utils.loss import RTDETRDetectionLoss
+
+    class Noting(RTDETRDetectionLoss):
+        updates = 0
+
+        def forward(self, *arguments, **named):
+            self.updates += 1
+            return super().forward(*arguments, **named)
+
+    model, given = network("yolov8n-rtdetr"), batch()
+    model.criterion = Noting(nc=len(NAMES), use_vfl=True)
+    stock = model.criterion
+    begin(yolo, model)
+    step(model, given), step(model, given)
+    assert stock.updates == 2 and type(stock) is Noting and "batch_terms" not in vars(stock)
 
 
 def test_models_that_are_none(ultralytics):

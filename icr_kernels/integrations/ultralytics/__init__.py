@@ -54,11 +54,14 @@ def enable_icr(
     ``icr_loss``, in the progress bar and in results.csv, in training and in validation, and ``box_loss`` is what it is
     without it. In older versions it is part of ``box_loss``, and for RT-DETR, whose items are fixed, of ``giou_loss``.
 
-    A resumed run is a new model: call this again before ``model.train(resume=True)``. Under DDP the term is trained
-    with, but the statistics stay in the processes of the ranks.
+    A resumed run is a new model: call this again before ``model.train(resume=True)``. On several GPUs each process
+    trains with the term, and the statistics stay there. Ultralytics before 8.4.140 starts them with nothing but the
+    class of the trainer: there ``model.train`` makes a trainer whose class brings the term along, and one, or a loss of
+    the uniform term, that is defined in the script itself is a ValueError before they are started.
 
     Args:
-        model: an `ultralytics.YOLO` or `ultralytics.RTDETR` that detects (not segments, not YOLO-World or YOLOE).
+        model: an `ultralytics.YOLO`, an `ultralytics.RTDETR` or a fork's model that detects, such as `YOLOv10` (not one
+            that segments, not YOLO-World or YOLOE).
         pairs: to each part the name or names of its wholes, as the data set's yaml spells them.
         weight: of the penalty, in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean penalty of 1 counts
             ``weight`` times as much as boxes without overlap, and ``box`` of the training arguments (RT-DETR: the
@@ -80,7 +83,7 @@ def enable_icr(
         A `Handle`: statistics (of the training steps; of both heads of an end-to-end model), reset, disable.
 
     Raises:
-        ImportError: ultralytics is missing or of a version that is not supported.
+        ImportError: ultralytics is missing, of a version that is not supported, or without what is hooked into.
         TypeError, ValueError: not such a model, or a wrong name or number. The classes are those of the data set, so a
             class that it lacks, ``single_cls=True``, and ``replace_iou_loss=True`` with another box loss, are a
             ValueError when training begins.
@@ -141,7 +144,7 @@ def enable_small_object_term(
         A `Handle`, in whose statistics are ``chosen`` and ``mean_loss``.
 
     Raises:
-        ImportError: ultralytics is missing or of a version that is not supported.
+        ImportError: ultralytics is missing, of a version that is not supported, or without what is hooked into.
         TypeError, ValueError: not such a model, or a wrong name or number. A class that the data set lacks is a
             ValueError when training begins.
     """

@@ -70,8 +70,8 @@ build: $(ENVIRONMENT)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 
 # torchvision is a peer that tests and benchmarks compare with; its dependencies would bring another torch, as would those of
-# Ultralytics, and mmengine's another OpenCV. Triton comes with a CUDA build of torch; beside a CPU build it serves for
-# interpreting and compiling the kernels in tests.
+# Ultralytics and of rfdetr and the Lightning that it trains with, and mmengine's another OpenCV. Triton comes with a CUDA
+# build of torch; beside a CPU build it serves for interpreting and compiling the kernels in tests.
 $(VENV)/complete: pyproject.toml
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
@@ -79,6 +79,8 @@ $(VENV)/complete: pyproject.toml
 	$(PYTHON) -m pip install --quiet "setuptools>=77" wheel ninja "pybind11>=2.12" pillow
 	$(PYTHON) -m pip install --quiet --no-deps torchvision==0.28.0 $(TRITON)
 	$(PYTHON) -m pip install --quiet --no-deps ultralytics==8.4.190 ultralytics-thop mmengine==0.10.7
+	$(PYTHON) -m pip install --quiet --no-deps rfdetr==1.11.2 pyDeprecate==0.9.0 pytorch_lightning==2.6.6 \
+	lightning-utilities==0.15.3 torchmetrics==1.8.2 faster-coco-eval==1.8.0
 	for version in $(OLDER); do \
 	$(PYTHON) -m pip install --quiet --no-deps --target $(VENV)/ultralytics/$$version ultralytics==$$version || exit 1; done
 	$(PYTHON) -m pip install --quiet --group dev

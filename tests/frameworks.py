@@ -14,7 +14,8 @@ ALL = os.environ.get("ICR_KERNELS_ALL_FRAMEWORKS") == "1"
 
 
 def need(name: str) -> None:
-    """Skips the module's tests where a framework is not installed, unless all of them are to be there."""
+    """Skips the module's tests where a framework is not installed, unless all of them are to be there; called in a
+    fixture, the tests with this fixture."""
     if importlib.util.find_spec(name) is None:
         reason = f"{name} is not installed; `make test` installs it"
         if ALL:

@@ -248,9 +248,7 @@ def test_a_fork_without_giou():
     model = fork(model_of("detr"), lambda losses, pred, target: {"loss_bbox": losses["loss_bbox"]})
     with pytest.warns(UserWarning, match="they stay"):
         enable_icr(model, PAIRS)
-    with pytest.raises(
-        ValueError, match="model: expected a criterion with loss_giou among its box losses, got loss_bbox"
-    ):
+    with pytest.raises(ValueError, match="loss_boxes: expected loss_giou among its losses, got loss_bbox"):
         step(model, batch())
 
 

@@ -3,7 +3,6 @@
 README.md says which versions were tried, and how their users get hold of the criterion before training begins.
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -45,10 +44,10 @@ def enable_icr(
     warning says so. Weights of the GIoU losses (``boxes_weight_format``) are not those of the penalty.
 
     The class of the criterion becomes a subclass of itself; an attribute would be passed by where rfdetr compiles its
-    losses. Nothing is stored: the ``state_dict`` is unchanged, and pickled it is the stock criterion. A copy goes on
-    with the penalty. Anchor objects are found among the ground-truth boxes of the same image, with mixup of the
-    images that it mixes; where every target has a ``parent_idx`` (n,) beside its boxes (int64: row of the whole, -1:
-    unknown, -2: none), that takes precedence.
+    losses. The ``state_dict``, which is what these repositories store, is unchanged. A copy goes on with the penalty,
+    and so does what another process unpickles. Anchor objects are found among the ground-truth boxes of the same image,
+    with mixup of the images that it mixes; where every target has a ``parent_idx`` (n,) beside its boxes (int64: row of
+    the whole, -1: unknown, -2: none), that takes precedence.
 
     Args:
         criterion: what is called with ``(outputs, targets)`` and has a ``loss_boxes``; boxes are normalised, as cxcywh.
@@ -74,9 +73,7 @@ def enable_icr(
     terms = Terms.of(relations, weight, penalty, relative, auxiliary, denoising, box_term, "labels")
     _disable(criterion)
     terms.look_at(criterion)
-    base: Any = type(criterion)
-    criterion.__class__ = _with_terms(base)
-    criterion.icr = terms
+    _enabled(criterion, terms)
 
     def disable() -> None:
         if getattr(criterion, "icr", None) is terms:
@@ -101,14 +98,8 @@ def _check_criterion(criterion: Any) -> None:
         )
 
 
-def _disable(criterion: Any) -> None:
-    if isinstance(criterion, OfCriterion):
-        criterion.__class__ = criterion.stock_class()
-        del criterion.icr
-
-
 class OfCriterion(WithTerms):
-    """Copied it is another such; pickled it is the stock criterion."""
+    """Copied or pickled it is another such."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         losses = super().forward(*arguments, **named)
@@ -116,30 +107,30 @@ class OfCriterion(WithTerms):
         self.icr.record.step()
         return losses
 
-    @classmethod
-    def stock_class(cls) -> Any:
-        return cls.__mro__[cls.__mro__.index(WithTerms) + 1]
-
-    def __deepcopy__(self, memo: dict) -> Any:
-        copied = copy.deepcopy(_as_stock(self), memo)
-        copied.__class__ = type(self)
-        copied.icr = self.icr
-        memo[id(self)] = copied
-        return copied
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # From protocol 2 on pickle insists that an object is pickled as one of its own class.
-        return _as_stock(self).__reduce_ex__(1)
+        # The class is made at run time, and cannot be found by its name.
+        stock = object.__new__(_stock_class(self))
+        stock.__dict__.update(self.__dict__)
+        del stock.__dict__["icr"]
+        return _enabled, (stock, self.icr)
 
 
-def _as_stock(criterion: Any) -> Any:
-    """The same state under the stock class."""
-    stock = object.__new__(criterion.stock_class())
-    stock.__dict__.update(criterion.__dict__)
-    del stock.__dict__["icr"]
-    return stock
+def _enabled(criterion: Any, terms: Terms) -> Any:
+    criterion.__class__ = _with_terms(type(criterion))
+    criterion.icr = terms
+    return criterion
+
+
+def _disable(criterion: Any) -> None:
+    if isinstance(criterion, OfCriterion):
+        criterion.__class__ = _stock_class(criterion)
+        del criterion.icr
+
+
+def _stock_class(criterion: OfCriterion) -> Any:
+    return type(criterion).__mro__[3]
 
 
 @cache
-def _with_terms(base: Any) -> Any:
-    return type(base.__name__, (OfCriterion, base), {"__module__": base.__module__})
+def _with_terms(stock: Any) -> Any:
+    return type(stock.__name__, (OfCriterion, stock), {"__module__": stock.__module__})

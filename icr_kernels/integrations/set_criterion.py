@@ -67,7 +67,7 @@ class Terms:
             warnings.warn(
                 f"icr_kernels: the box losses of {type(criterion).__name__} are not L1 and GIoU; they stay, and the "
                 "penalty is added to its loss_giou",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
@@ -147,9 +147,7 @@ class WithTerms:
                 named["boxes_weight"] = boxes_weight
             losses = super().loss_boxes(outputs, targets, indices, num_boxes, **named)  # type: ignore[misc]
             if "loss_giou" not in losses:
-                raise ValueError(
-                    f"model: expected a criterion with loss_giou among its box losses, got {', '.join(losses)}"
-                )
+                raise ValueError(f"loss_boxes: expected loss_giou among its losses, got {', '.join(losses)}")
         added = icr.weight * terms.penalty.sum() / num_boxes
         is_part = table.is_part[rows]
         if icr.uniform is not None and wants_terms:

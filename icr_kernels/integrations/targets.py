@@ -36,7 +36,11 @@ def table_of(
     parents = None
     if all("parent_idx" in target for target in targets):
         parents = torch.cat(
-            [_shifted(each["parent_idx"], first) for each, first in zip(targets, first_rows, strict=True)]
+            [
+                # What is outside of its image is unknown, not a box of the next one.
+                _shifted(torch.where(each["parent_idx"] < count, each["parent_idx"], -1), first)
+                for each, count, first in zip(targets, counts, first_rows, strict=True)
+            ]
         )
     is_part, is_box = relations.is_part(labels), None
     if targets and "valid" in targets[0]:

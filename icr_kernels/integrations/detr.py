@@ -116,7 +116,8 @@ class OfCriterion(WithTerms):
 
 
 def _enabled(criterion: Any, terms: Terms) -> Any:
-    criterion.__class__ = _with_terms(type(criterion))
+    stock: Any = type(criterion)
+    criterion.__class__ = _with_terms(stock)
     criterion.icr = terms
     return criterion
 

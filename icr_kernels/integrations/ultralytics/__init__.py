@@ -14,9 +14,10 @@ from typing import Any
 from ... import checks
 from ...relations import Relations, names_of_wholes
 from ..handle import Handle, Record, framework, place_of
+from ..set_criterion import EPS
 from ..uniform import BoxLoss, UniformTerm
 from . import ranks
-from .criteria import NORMALISED_EPS, Criterion
+from .criteria import Criterion
 from .start import EVENT, Start, set_criterion, trained_models
 from .terms import Options, Penalty
 
@@ -92,7 +93,7 @@ def enable_icr(
     # The names are known once the data set is; all else is checked now.
     mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
     checks.number("weight", weight, 0)
-    checks.formula("ciou", penalty, weight, relative, NORMALISED_EPS, "xyxy", None)
+    checks.formula("ciou", penalty, weight, relative, EPS, "xyxy", None)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     uniform = UniformTerm.of_parts(box_term, mentioned)

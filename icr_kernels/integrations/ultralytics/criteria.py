@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -11,10 +12,8 @@ from torch import Tensor, nn
 
 from ...functional import box_iou_loss, icr_terms
 from ..handle import Losses, are_same, trial_boxes
+from ..set_criterion import EPS
 from .terms import PENALTY, UNIFORM, Terms
-
-# The boxes of RT-DETR are normalised: at 640 pixels an area of 1e-7 is one of 0.2 pixels squared.
-NORMALISED_EPS = 1e-16
 
 # What is read of the arguments of a head's modules, by the names that they have since 8.0.
 READ = {
@@ -45,7 +44,9 @@ def criterion_of(stock: Any, terms: Terms) -> "Criterion":
 
 
 def _named(thing: Any) -> str:
-    return f"{type(thing).__name__} of {inspect.getsourcefile(type(thing))}"
+    """With the file of its class."""
+    kind = type(thing)
+    return f"{kind.__name__} of {getattr(sys.modules.get(kind.__module__), '__file__', kind.__module__)}"
 
 
 class Criterion:
@@ -223,7 +224,7 @@ class DetrCriterion(Criterion):
             return {"giou": self.stock._get_loss_bbox(pred, target)["loss_giou"]}
 
         def own(pred: Tensor) -> Losses:
-            loss = box_iou_loss(pred, target, loss="giou", eps=NORMALISED_EPS, box_format="cxcywh")
+            loss = box_iou_loss(pred, target, loss="giou", eps=EPS, box_format="cxcywh")
             return {"giou": self.stock.loss_gain["giou"] * loss}
 
         return are_same(stock, own, pred)
@@ -286,7 +287,7 @@ class BatchTerms:
         if terms.relations is not None:
             self.is_part = terms.relations.is_part(labels)
             self.anchor_index = terms.relations.anchor_index(
-                self.table, labels, batch["batch_idx"], eps=NORMALISED_EPS, box_format="cxcywh"
+                self.table, labels, batch["batch_idx"], eps=EPS, box_format="cxcywh"
             )
         if terms.chooser is not None:
             self.is_chosen = terms.chooser(labels, terms.image_size * self.table[:, 2:])
@@ -310,7 +311,7 @@ class BatchTerms:
                 anchor_index=anchor_index,
                 loss="giou",
                 penalty_weight=0.0,
-                eps=NORMALISED_EPS,
+                eps=EPS,
                 box_format="cxcywh",
                 **options.penalty.formula,
             )
@@ -325,7 +326,7 @@ class BatchTerms:
                 options.record.add_penalty(self.is_part[rows], is_paired, terms.penalty)
         if options.uniform is not None:
             is_chosen = self.is_chosen[rows]
-            mean = options.uniform.mean(pred, target, is_chosen, eps=NORMALISED_EPS, box_format="cxcywh")
+            mean = options.uniform.mean(pred, target, is_chosen, eps=EPS, box_format="cxcywh")
             loss = loss + gain * options.uniform.weight * mean
             if is_recorded:
                 options.record.add_uniform(is_chosen, mean)

@@ -482,6 +482,14 @@ def test_a_pickle_goes_on(kind):
     assert handle.statistics.steps == 1
 
 
+def test_a_copy_of_what_refers_to_itself():
+    criterion = Weighted()
+    enable_icr(criterion, PAIRS, NAMES)
+    criterion.__dict__.update(alias=criterion.loss_boxes, owner=[criterion])
+    copied = copy.deepcopy(criterion)
+    assert copied.owner[0] is copied is copied.alias.__self__ is not criterion
+
+
 @every_kind
 def test_the_state_is_that_of_the_stock_criterion(kind):
     criterion = STOCK[kind]()
@@ -601,6 +609,29 @@ def test_wrong_arguments(pairs, names, options, error, message):
     with pytest.raises(error, match=message):
         enable_icr(criterion, pairs, names, **options)
     assert type(criterion) is Weighted
+
+
+def test_labels_without_a_name():
+    """As of names that forget the background. Said at the first batch; later nothing waits for the device."""
+    criterion = Weighted()
+    enable_icr(criterion, {"plate": "car"}, {1: "car", 2: "plate", 3: "tree"})
+    with pytest.raises(
+        ValueError, match="names: expected one for each label of the targets, got none for 0; there are 1"
+    ):
+        step(criterion, case("weighted"))
+
+
+def test_what_runs_another_criterion():
+    """It has the attributes of what it wraps, but is not what computes the losses."""
+    with pytest.raises(TypeError, match="neither wrapped nor compiled, got OptimizedModule"):
+        enable_icr(torch.compile(Weighted(), backend="eager"), PAIRS, NAMES)
+    for name in ("forward", "loss_boxes"):
+        criterion = Weighted()
+        setattr(criterion, name, getattr(criterion, name))
+        with pytest.raises(
+            ValueError, match=f"criterion: expected one with the {name} of its class, got one with its own"
+        ):
+            enable_icr(criterion, PAIRS, NAMES)
 
 
 class OtherBoxes(Weighted):

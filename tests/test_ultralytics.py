@@ -934,6 +934,8 @@ def test_what_a_criterion_notes_about_itself_stays(yolo):
 def test_models_that_are_none(ultralytics):
     with pytest.raises(TypeError, match=r"model: expected a model of ultralytics like YOLO or RTDETR, .* got Linear"):
         enable_icr(torch.nn.Linear(2, 2), PAIRS)
+    with pytest.raises(TypeError, match=r"model: expected a model of ultralytics like YOLO or RTDETR, .* got str"):
+        enable_icr("yolo11n.pt", PAIRS)
     with pytest.raises(ValueError, match="model: expected one with the task detect, got segment"):
         enable_icr(ultralytics.YOLO("yolo11n-seg.yaml"), PAIRS)
     with pytest.raises(TypeError, match=r"model: expected a model of ultralytics like YOLO or RTDETR, .* got Linear"):
@@ -960,6 +962,11 @@ def test_missing_or_unsupported(ultralytics, yolo, monkeypatch):
             enable_icr(yolo, PAIRS)
         expected = f"ultralytics: expected a version from 8.0.201 on and below 8.5, got {version} in {place}"
         assert str(error.value) == expected
+    script = types.ModuleType("ultralytics")  # of the user's, of that name
+    script.__file__ = "/somewhere/ultralytics.py"
+    monkeypatch.setitem(sys.modules, "ultralytics", script)
+    with pytest.raises(ImportError, match=r"below 8\.5, got None in /somewhere/ultralytics\.py"):
+        enable_icr(yolo, PAIRS)
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     with pytest.raises(ImportError, match=r"ultralytics is not installed; pip install 'ultralytics>=8\.0\.201,<8\.5'"):
         enable_icr(yolo, PAIRS)

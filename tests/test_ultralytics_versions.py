@@ -146,11 +146,26 @@ def test_ranks_that_older_launchers_start_alone(program):
 
 
 @versions("8.3.63")
+def test_what_ranks_would_not_find(program):
+    """Said before they are started."""
+    run = program.train("wrong", **{**TWO, "enable": {"pairs": {"licence": "car"}}}, fails=True)
+    assert run.output.splitlines()[-1] == "ValueError: pairs: expected classes among car, plate, truck, got 'licence'"
+    assert "torch.distributed.run" not in run.output
+
+
+@versions("8.3.63")
 def test_what_ranks_cannot_import(program):
     """Said before they are started."""
     run = program.train("own-loss", **{**TWO, "enable": None}, own_loss=True, fails=True)
     assert run.output.splitlines()[-1] == (
-        "ValueError: device: expected one, because the processes of several cannot import a trainer, or a loss of the "
-        "uniform term, that is defined in the script itself or within a function, got 0,1; put it into a module"
+        "ValueError: device: expected one, because the processes of several are handed the class of the trainer and "
+        "the loss of the uniform term, and one of these cannot be pickled, got 0,1; put it into a module"
     )
     assert "torch.distributed.run" not in run.output
+
+
+@versions("8.3.63")
+def test_a_train_of_the_users(program):
+    """A subclass whose ``train`` has arguments of its own, and one that was put on the model before."""
+    run = program.train("own-train", family="yolov8n", own_train=True)
+    assert "OWN TRAIN 1\n" in run.output and "BEFORE\n" in run.output and run.statistics["paired"] > 0

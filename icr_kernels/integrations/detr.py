@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..relations import Relations
+from ..relations import Relations, labels_of
 from .handle import Handle
 from .set_criterion import Terms, WithTerms
 
@@ -66,11 +67,13 @@ def enable_icr(
         repositories add up all of them.
 
     Raises:
-        TypeError, ValueError: no such criterion, one of masks or keypoints, an unknown class, a wrong name or number.
+        TypeError, ValueError: no such criterion, one of masks or keypoints, an unknown class, a wrong name or number. A
+            label without a name is a ValueError at the first batch.
     """
     _check_criterion(criterion)
     relations = Relations(pairs, names, min_containment=min_containment)
     terms = Terms.of(relations, weight, penalty, relative, auxiliary, denoising, box_term, "labels")
+    terms.unseen_labels = {label: name for name, label in labels_of(names).items()}
     _disable(criterion)
     terms.look_at(criterion)
     _enabled(criterion, terms)
@@ -83,13 +86,19 @@ def enable_icr(
 
 
 def _check_criterion(criterion: Any) -> None:
-    loss = getattr(criterion, "loss_boxes", None)
-    taken = [] if loss is None else list(inspect.signature(loss).parameters)
+    # Of the class: what wraps a criterion, as torch.compile does, has its attributes, and runs it all the same.
+    loss = getattr(type(criterion), "loss_boxes", None)
+    taken = [] if loss is None else list(inspect.signature(loss).parameters)[1:]
     if not isinstance(criterion, nn.Module) or taken[: len(ARGUMENTS)] != ARGUMENTS:
         raise TypeError(
             f"criterion: expected a module with loss_boxes({', '.join(ARGUMENTS)}), as those of RT-DETR, D-FINE, DEIM "
-            f"and RF-DETR have it, got {type(criterion).__name__}"
+            f"and RF-DETR have it, neither wrapped nor compiled, got {type(criterion).__name__}"
         )
+    for name in ("forward", "loss_boxes"):
+        if name in vars(criterion):
+            raise ValueError(
+                f"criterion: expected one with the {name} of its class, got one with its own; enable the penalty first"
+            )
     losses = list(getattr(criterion, "losses", ()))
     if "boxes" not in losses or any(other in losses for other in OTHER_LOSSES):
         raise ValueError(
@@ -101,18 +110,34 @@ def _check_criterion(criterion: Any) -> None:
 class OfCriterion(WithTerms):
     """Copied or pickled it is another such."""
 
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        losses = super().forward(*arguments, **named)
+    def forward(self, outputs: Any, targets: Any, *rest: Any, **named: Any) -> Any:
+        if self.icr.unseen_labels is not None:
+            _check_labels(targets, self.icr.unseen_labels)
+            self.icr.unseen_labels = None
+        losses = super().forward(outputs, targets, *rest, **named)
         self.icr.logged.clear()
         self.icr.record.step()
         return losses
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time, and cannot be found by its name.
-        stock = object.__new__(_stock_class(self))
-        stock.__dict__.update(self.__dict__)
-        del stock.__dict__["icr"]
-        return _enabled, (stock, self.icr)
+        return _bare, (_stock_class(self),), self.__dict__
+
+
+def _check_labels(targets: Any, known: Mapping[int, str]) -> None:
+    """Once, because it waits for the device."""
+    labels = torch.cat([target["labels"] for target in targets]) if targets else torch.empty(0)
+    for label in labels.unique().tolist():
+        if label not in known:
+            raise ValueError(
+                f"names: expected one for each label of the targets, got none for {label}; there are "
+                f"{', '.join(f'{each}: {name}' for each, name in known.items())}"
+            )
+
+
+def _bare(stock: Any) -> Any:
+    kind = _with_terms(stock)
+    return kind.__new__(kind)
 
 
 def _enabled(criterion: Any, terms: Terms) -> Any:

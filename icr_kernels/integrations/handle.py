@@ -195,7 +195,8 @@ def framework(name: str, oldest: str, newest: str) -> ModuleType:
 
 
 def place_of(module: ModuleType) -> str:
-    return next(iter(module.__path__))
+    """The folder of a package, or the file of a module that is none."""
+    return next(iter(getattr(module, "__path__", ())), None) or str(module.__file__)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -38,6 +38,8 @@ class Terms:
     label_key: str
     # Whether L1 and GIoU are computed here, because those of the criterion are the same.
     replaces: bool = True
+    # Names by label until a batch has shown that its labels are among them.
+    unseen_labels: Mapping[int, str] | None = None
     batch: "Batch | None" = None
     logged: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 

@@ -58,7 +58,8 @@ def enable_icr(
     A resumed run is a new model: call this again before ``model.train(resume=True)``. On several GPUs each process
     trains with the term, and the statistics stay there. Ultralytics before 8.4.140 starts them with nothing but the
     class of the trainer: there ``model.train`` makes a trainer whose class brings the term along, and one, or a loss of
-    the uniform term, that is defined in the script itself is a ValueError before they are started.
+    the uniform term, that is defined in the script itself is a ValueError before they are started. ``model.tune``
+    starts programs that know nothing of this, and tunes the stock loss.
 
     Args:
         model: an `ultralytics.YOLO`, an `ultralytics.RTDETR` or a fork's model that detects, such as `YOLOv10` (not one
@@ -161,7 +162,8 @@ def _check_model(model: Any) -> None:
     _check_symbols(ultralytics)
     base = importlib.import_module("ultralytics.engine.model").Model
     # Their classes are texts, which a criterion of boxes does not know.
-    others = tuple(getattr(ultralytics.models, name, ()) for name in ("YOLOWorld", "YOLOE"))
+    models = importlib.import_module("ultralytics.models")  # newer versions import it late
+    others = tuple(getattr(models, name, ()) for name in ("YOLOWorld", "YOLOE"))
     if not isinstance(model, base) or isinstance(model, others):
         raise TypeError(
             f"model: expected a model of ultralytics like YOLO or RTDETR, not YOLO-World or YOLOE, "
@@ -209,8 +211,11 @@ def _enable(model: Any, options: Options) -> Handle:
 def _remove_callbacks(model: Any, only: Start | None = None) -> None:
     callbacks = model.callbacks[EVENT]
     callbacks[:] = [each for each in callbacks if not isinstance(each, Start) or only not in (None, each)]
-    if not any(isinstance(each, Start) for each in callbacks) and isinstance(model.train, ranks.Launch):
+    launch = vars(model).get("train")
+    if isinstance(launch, ranks.Launch) and not any(isinstance(each, Start) for each in callbacks):
         del model.train
+        if launch.before is not None:
+            model.train = launch.before
 
 
 def _mentioned(pairs: Any) -> list[str]:

@@ -2,23 +2,27 @@
 takes no callbacks along, so that each would train the stock loss.
 
 There `enable_icr` puts a `Launch` in the place of ``model.train``. The class of the trainer that it makes is found in
-this module by the script, which thereby learns of the callback; how, the environment says.
+this module by the script, which thereby learns of the callback; from which file, the environment says.
 """
 
-import base64
+import inspect
 import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .start import EVENT, Start
+from .terms import Terms
 
-# What the processes of the ranks are told, pickled: where modules are found, as newer versions say it too, because they
-# would take an installed Ultralytics for a checkout; and, in a pickle of its own, which is read after that, the stock
+# Where the processes of the ranks read, pickled, on which path modules are found, as newer versions say it too (they
+# would take an installed Ultralytics for a checkout); and, in a pickle of its own, which is read after that, the stock
 # class of the trainer and the callback.
 VARIABLE = "ICR_KERNELS_RANKS"
+PREFIX = "RankOf"
 
 
 def carry_callbacks() -> bool:
@@ -29,60 +33,87 @@ def carry_callbacks() -> bool:
 
 
 class Launch:
-    """Trains a model as its class does, but with a trainer whose ranks find the callback."""
+    """Trains a model as it would be without, but with a trainer whose ranks find the callback."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        # One that somebody has put there before.
+        self.before = vars(model).get("train")
 
-    def __call__(self, trainer: Callable[..., Any] | None = None, *arguments: Any, **named: Any) -> Any:
-        make = trainer or self.model._smart_load("trainer")
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        model = self.model
+        train = self.before or type(model).train.__get__(model)
+        load = model._smart_load
+        if named.get("trainer"):
+            named["trainer"] = _making(named["trainer"])
+        elif arguments and next(iter(inspect.signature(train).parameters), None) == "trainer":
+            arguments = (arguments[0] and _making(arguments[0]), *arguments[1:])
+        # Nothing is handed over that a train of the user's might not take.
+        model._smart_load = lambda key: _making(load(key)) if key == "trainer" else load(key)
+        try:
+            return train(*arguments, **named)
+        finally:
+            del model._smart_load
 
-        def made(*arguments: Any, **named: Any) -> Any:
-            found = make(*arguments, **named)
-            if _start_of(found) is not None:
-                found.__class__ = _with_ranks(found.__class__)
-            return found
 
-        return type(self.model).train(self.model, made, *arguments, **named)
+def _making(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the same trainer, of a class whose ranks find the callback."""
+
+    def made(*arguments: Any, **named: Any) -> Any:
+        trainer = make(*arguments, **named)
+        if _start_of(trainer) is not None and not isinstance(trainer, WithRanks):
+            trainer.__class__ = _with_ranks(trainer.__class__)
+        return trainer
+
+    return made
 
 
 class WithRanks:
-    """Before a trainer, of the name of its class: in the user's process, and in those that it starts."""
+    """Before a trainer: in the user's process, and in those that it starts."""
 
     callbacks: dict[str, list]
     args: Any
 
     def train(self) -> Any:
-        if VARIABLE in os.environ:
-            self.callbacks[EVENT].append(_told()[1])
+        start = _start_of(self)
+        if "LOCAL_RANK" in os.environ:
+            if start is None:
+                self.callbacks[EVENT].append(_told()[1])
             return super().train()  # type: ignore[misc]
-        if not _are_several(self.args.device):
+        if start is None or not _are_several(self.args.device):
             return super().train()  # type: ignore[misc]
-        os.environ[VARIABLE] = self._to_tell()
-        try:
-            return super().train()  # type: ignore[misc]
-        finally:
-            del os.environ[VARIABLE]
+        data = getattr(self, "data", None)
+        if data:
+            # What does not fit is said here, and not by each of the ranks.
+            Terms.of(start.options, self, data["names"])
+        pickled = self._to_tell(start)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "told"
+            file.write_bytes(pickled)
+            os.environ[VARIABLE] = str(file)
+            try:
+                return super().train()  # type: ignore[misc]
+            finally:
+                del os.environ[VARIABLE]
 
-    def _to_tell(self) -> str:
-        stock = type(self).__mro__[2]
-        error = None
+    def _to_tell(self, start: Start) -> bytes:
+        error: Exception | None = None
         try:
-            pickled = pickle.dumps((stock, _start_of(self)))
+            pickled = pickle.dumps((type(self).__mro__[2], start))
             if b"__main__" not in pickled:
-                return base64.b64encode(pickle.dumps((sys.path, pickled))).decode()
-        except (AttributeError, TypeError, pickle.PicklingError) as raised:
+                return pickle.dumps((sys.path, pickled))
+        except Exception as raised:  # whatever the pickling of an object of the user's raises
             error = raised
+        reason = "is of the script itself" if error is None else "cannot be pickled"
         raise ValueError(
-            "device: expected one, because the processes of several cannot import a trainer, or a loss of the uniform "
-            f"term, that is defined in the script itself or within a function, got {self.args.device}; put it into a "
-            "module"
+            "device: expected one, because the processes of several are handed the class of the trainer and the loss "
+            f"of the uniform term, and one of these {reason}, got {self.args.device}; put it into a module"
         ) from error
 
 
 @cache
 def _with_ranks(stock: Any) -> Any:
-    return type(stock.__name__, (WithRanks, stock), {"__module__": __name__})
+    return type(f"{PREFIX}{stock.__name__}", (WithRanks, stock), {"__module__": __name__})
 
 
 def _start_of(trainer: Any) -> Start | None:
@@ -94,14 +125,13 @@ def _are_several(device: Any) -> bool:
 
 
 def _told() -> tuple[type, Start]:
-    sys.path[:], pickled = pickle.loads(base64.b64decode(os.environ[VARIABLE]))
+    sys.path[:], pickled = pickle.loads(Path(os.environ[VARIABLE]).read_bytes())
     return pickle.loads(pickled)
 
 
 def __getattr__(name: str) -> type:
     """What the script imports from here."""
-    if VARIABLE in os.environ:
+    if name.startswith(PREFIX) and VARIABLE in os.environ:
         stock, _ = _told()
-        if name == stock.__name__:
-            return _with_ranks(stock)
+        return _with_ranks(stock)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
 """How much longer a training step takes with a term in the loss: ``python -m benchmarks.adapters [FAMILY ...]``.
 
-The same network, images and weights, stock and with `enable_icr`, in turns, with the Ultralytics that is imported: also
-that of a fork (``PYTHONPATH=/path/to/yolov12 python -m benchmarks.adapters yolov12n``).
+The same network, images and weights, stock and with `enable_icr`, in turns: the whole step, and the loss and its
+backward pass alone, because steps differ among themselves by more than the term takes. The Ultralytics that is imported
+is measured, also that of a fork (``PYTHONPATH=/path/to/yolov12 python -m benchmarks.adapters yolov12n``).
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from icr_kernels.integrations.ultralytics import enable_icr
-from icr_kernels.integrations.ultralytics.start import EVENT
+from icr_kernels.integrations.ultralytics.start import EVENT, set_criterion
 
 from .case import Call
 from .run import seconds_of
@@ -70,6 +71,36 @@ def step(model: Any, given: dict[str, torch.Tensor]) -> Call:
     return run
 
 
+def loss_alone(model: Any, given: dict[str, torch.Tensor]) -> Call:
+    """The criterion and its backward pass, on what the network gave it once."""
+    model.loss(given)  # makes the criterion
+    criterion, taken = model.criterion, {}
+
+    def note(*arguments: Any, **named: Any) -> Any:
+        taken.update(arguments=arguments, named=named)
+        return criterion(*arguments, **named)
+
+    set_criterion(model, note)
+    model.loss(given)
+    set_criterion(model, criterion)
+    arguments, named = leaves(taken["arguments"]), leaves(taken["named"])
+
+    def run() -> None:
+        losses = criterion(*arguments, **named)
+        each = losses.values() if isinstance(losses, dict) else losses[:1]
+        torch.stack([loss.sum() for loss in each]).sum().backward()
+
+    return run
+
+
+def leaves(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return {name: leaves(each) for name, each in value.items()}
+    return type(value)(map(leaves, value)) if isinstance(value, (list, tuple)) else value
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapters", description=__doc__.partition(":")[0])
     parser.add_argument("families", nargs="*", default=["yolo11n", "yolov8n-rtdetr"])
@@ -81,11 +112,12 @@ def main(arguments: list[str]) -> None:
     given = batch(chosen.images, chosen.side, chosen.objects)
     for family in chosen.families:
         models = network(family), with_the_term(network(family), chosen.side)
-        stock, ours = seconds_of([step(model, given) for model in models], chosen.seconds / 2)
-        ratio = statistics.median(ours) / statistics.median(stock)
+        steps = seconds_of([step(model, given) for model in models], chosen.seconds * 3 / 8)
+        losses = seconds_of([loss_alone(model, given) for model in models], chosen.seconds / 8)
+        stock, ours, of_stock, of_ours = (1e3 * statistics.median(each) for each in (*steps, *losses))
         print(
-            f"{family}: stock {1e3 * statistics.median(stock):.1f} ms, with the term "
-            f"{1e3 * statistics.median(ours):.1f} ms, {ratio:.3f} x ({len(stock)} and {len(ours)} steps)"
+            f"{family}: step {stock:.1f} ms, with the term {ours:.1f} ms, {ours / stock:.3f} x; loss alone "
+            f"{of_stock:.2f} ms, with the term {of_ours:.2f} ms: {(of_ours - of_stock) / stock:+.2%} of the step"
         )
 
 

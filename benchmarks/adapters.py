@@ -74,7 +74,8 @@ def step(model: Any, given: dict[str, torch.Tensor]) -> Call:
 def loss_alone(model: Any, given: dict[str, torch.Tensor]) -> Call:
     """The criterion and its backward pass, on what the network gave it once."""
     model.loss(given)  # makes the criterion
-    criterion, taken = model.criterion, {}
+    criterion = model.criterion
+    taken: dict[str, Any] = {}
 
     def note(*arguments: Any, **named: Any) -> Any:
         taken.update(arguments=arguments, named=named)

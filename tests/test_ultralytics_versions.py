@@ -8,11 +8,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from frameworks import ALL, need
+from icr_kernels.integrations.ultralytics import ranks
+from icr_kernels.integrations.ultralytics.start import EVENT, Start
 from ultralytics_training import data_set, environment, globals_of, logged
 
 need("ultralytics")
@@ -169,3 +172,29 @@ def test_a_train_of_the_users(program):
     """A subclass whose ``train`` has arguments of its own, and one that was put on the model before."""
     run = program.train("own-train", family="yolov8n", own_train=True)
     assert "OWN TRAIN 1\n" in run.output and "BEFORE\n" in run.output and run.statistics["paired"] > 0
+
+
+def test_ranks_that_the_user_starts(monkeypatch):
+    """With torchrun, say: the callback is in each of them, and nobody has to be told."""
+
+    class Trainer:
+        def __init__(self):
+            self.callbacks = {EVENT: [Start(None)]}
+            self.args = types.SimpleNamespace(device="0,1")
+
+        def train(self):
+            return os.environ.get(ranks.VARIABLE)
+
+    class Model:
+        def _smart_load(self, key):
+            return Trainer
+
+        def train(self, trainer=None):
+            return (trainer or self._smart_load("trainer"))().train()
+
+    for arguments in ((), (Trainer,)):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        with pytest.raises(ValueError, match="device: expected one, .*cannot be pickled, got 0,1"):
+            ranks.Launch(Model())(*arguments)
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        assert ranks.Launch(Model())(*arguments) is None

@@ -194,7 +194,7 @@ def test_ranks_that_the_user_starts(monkeypatch):
 
     for arguments in ((), (Trainer,)):
         monkeypatch.delenv("LOCAL_RANK", raising=False)
-        with pytest.raises(ValueError, match="device: expected one, .*cannot be pickled, got 0,1"):
+        with pytest.raises(ValueError, match=r"device: expected one, .*cannot be pickled, got 0,1"):
             ranks.Launch(Model())(*arguments)
         monkeypatch.setenv("LOCAL_RANK", "0")
         assert ranks.Launch(Model())(*arguments) is None

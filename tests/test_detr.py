@@ -621,6 +621,15 @@ def test_labels_without_a_name():
         step(criterion, case("weighted"))
 
 
+def test_the_labels_of_padding_need_no_name():
+    """Fillers have label 0, which names from 1 on do not have."""
+    given = case("groups", names=("a hole", *NAMES), filler=(0.0, 0.0, 0.0, 0.0))
+    criterion = Groups()
+    handle = enable_icr(criterion, PAIRS, dict(enumerate(NAMES, 1)))
+    step(criterion, given)
+    assert handle.statistics.paired > 0
+
+
 def test_what_runs_another_criterion():
     """It has the attributes of what it wraps, but is not what computes the losses."""
     with pytest.raises(TypeError, match="neither wrapped nor compiled, got OptimizedModule"):

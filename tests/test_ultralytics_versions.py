@@ -45,7 +45,7 @@ class Program:
         self.folder = folder
         self.data = data_set(folder / "data")
         self.environment = {
-            **{name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"},
+            **os.environ,
             **environment(folder / "settings"),
             "PYTHONPATH": os.pathsep.join(map(str, (folder / "site", TESTS, TESTS.parent))),
             "ULTRALYTICS_PLACE": str(place),
@@ -149,7 +149,7 @@ def test_ranks_that_older_launchers_start_alone(program):
 
 
 @versions("8.3.63")
-def test_what_ranks_would_not_find(program):
+def test_classes_that_ranks_would_not_find(program):
     """Said before they are started."""
     run = program.train("wrong", **{**TWO, "enable": {"pairs": {"licence": "car"}}}, fails=True)
     assert run.output.splitlines()[-1] == "ValueError: pairs: expected classes among car, plate, truck, got 'licence'"

@@ -76,7 +76,9 @@ def enable_icr(
     terms.unseen_labels = {label: name for name, label in labels_of(names).items()}
     _disable(criterion)
     terms.look_at(criterion)
-    _enabled(criterion, terms)
+    stock: Any = type(criterion)
+    criterion.__class__ = _with_terms(stock)
+    criterion.icr = terms
 
     def disable() -> None:
         if getattr(criterion, "icr", None) is terms:
@@ -126,8 +128,9 @@ class OfCriterion(WithTerms):
 
 def _check_labels(targets: Any, known: Mapping[int, str]) -> None:
     """Once, because it waits for the device."""
-    labels = torch.cat([target["labels"] for target in targets]) if targets else torch.empty(0)
-    for label in labels.unique().tolist():
+    # Those of padding are none.
+    labels = [each["labels"][each["valid"].bool()] if "valid" in each else each["labels"] for each in targets]
+    for label in torch.cat(labels).unique().tolist() if labels else ():
         if label not in known:
             raise ValueError(
                 f"names: expected one for each label of the targets, got none for {label}; there are "
@@ -140,13 +143,6 @@ def _bare(stock: Any) -> Any:
     return kind.__new__(kind)
 
 
-def _enabled(criterion: Any, terms: Terms) -> Any:
-    stock: Any = type(criterion)
-    criterion.__class__ = _with_terms(stock)
-    criterion.icr = terms
-    return criterion
-
-
 def _disable(criterion: Any) -> None:
     if isinstance(criterion, OfCriterion):
         criterion.__class__ = _stock_class(criterion)
@@ -154,7 +150,7 @@ def _disable(criterion: Any) -> None:
 
 
 def _stock_class(criterion: OfCriterion) -> Any:
-    return type(criterion).__mro__[3]
+    return type(criterion).__bases__[1]
 
 
 @cache

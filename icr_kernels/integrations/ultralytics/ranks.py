@@ -1,5 +1,5 @@
 """One process per GPU: Ultralytics before 8.4.140 starts them with a script that imports the class of the trainer and
-takes no callbacks along, so that each would train the stock loss.
+takes no callbacks along, so that each would train the stock loss (8.0.201 may run the user's script again instead).
 
 There `enable_icr` puts a `Launch` in the place of ``model.train``. The class of the trainer that it makes is found in
 this module by the script, which thereby learns of the callback; from which file, the environment says.
@@ -99,7 +99,7 @@ class WithRanks:
     def _to_tell(self, start: Start) -> bytes:
         error: Exception | None = None
         try:
-            pickled = pickle.dumps((type(self).__mro__[2], start))
+            pickled = pickle.dumps((type(self).__bases__[1], start))
             if b"__main__" not in pickled:
                 return pickle.dumps((sys.path, pickled))
         except Exception as raised:  # whatever the pickling of an object of the user's raises

@@ -11,7 +11,7 @@ from icr_kernels.info import cpu_name
 
 from . import report, results
 from . import run as runner
-from .registry import chosen
+from .catalogue import chosen
 
 DEFAULT = Path("build") / "benchmarks"
 

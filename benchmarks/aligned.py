@@ -15,7 +15,7 @@ from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
 
 from .case import BOTH, Case, Function, Inputs, LeftOut, step, torchvision, with_compiled
 
-# The loss of each pair, of (pred, target, anchors); anchors None: the box loss alone.
+# The loss of each pair, of (pred, target, anchor_objects); anchor_objects None: the box loss alone.
 Rowwise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 MAIN = "ciou + containment"
@@ -37,15 +37,17 @@ def boxes(pairs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     corner, side = uniform(0, 600), uniform(8, 48)
     pred = torch.cat([corner, corner + side], 1)
     target = pred + torch.cat([uniform(-2, 2), uniform(-2, 2)], 1)
-    anchors = torch.cat([corner - uniform(-4, 30), corner + side + uniform(-4, 30)], 1)
-    return pred.requires_grad_(), target, anchors
+    anchor_objects = torch.cat([corner - uniform(-4, 30), corner + side + uniform(-4, 30)], 1)
+    return pred.requires_grad_(), target, anchor_objects
 
 
 # Peers
 
 
-def _containment(pred: Tensor, anchors: Tensor, eps: float = 1e-7) -> Tensor:
-    shared = (torch.minimum(pred[:, 2:], anchors[:, 2:]) - torch.maximum(pred[:, :2], anchors[:, :2])).clamp(min=0)
+def _containment(pred: Tensor, anchor_objects: Tensor, eps: float = 1e-7) -> Tensor:
+    shared = (
+        torch.minimum(pred[:, 2:], anchor_objects[:, 2:]) - torch.maximum(pred[:, :2], anchor_objects[:, :2])
+    ).clamp(min=0)
     side = pred[:, 2:] - pred[:, :2]
     return shared[:, 0] * shared[:, 1] / (side[:, 0] * side[:, 1] + eps)
 
@@ -53,9 +55,9 @@ def _containment(pred: Tensor, anchors: Tensor, eps: float = 1e-7) -> Tensor:
 def with_containment(loss: Callable[[Tensor, Tensor], Tensor]) -> Rowwise:
     """A box loss of others with the containment penalty beside it."""
 
-    def rowwise(pred: Tensor, target: Tensor, anchors: Tensor | None) -> Tensor:
+    def rowwise(pred: Tensor, target: Tensor, anchor_objects: Tensor | None) -> Tensor:
         value = loss(pred, target)
-        return value if anchors is None else value + 1 - _containment(pred, anchors)
+        return value if anchor_objects is None else value + 1 - _containment(pred, anchor_objects)
 
     return rowwise
 
@@ -126,11 +128,11 @@ class Mean:
 
     @staticmethod
     def fused(icr_loss: Function, options: Mapping[str, Any]) -> Function:
-        return lambda pred, target, anchors=None: icr_loss(pred, target, anchors, **options)
+        return lambda pred, target, anchor_objects=None: icr_loss(pred, target, anchor_objects, **options)
 
     @staticmethod
     def by_hand(rowwise: Rowwise) -> Function:
-        return lambda pred, target, anchors=None: rowwise(pred, target, anchors).mean()
+        return lambda pred, target, anchor_objects=None: rowwise(pred, target, anchor_objects).mean()
 
 
 class Sum:
@@ -138,11 +140,11 @@ class Sum:
 
     @staticmethod
     def fused(icr_loss: Function, options: Mapping[str, Any]) -> Function:
-        return lambda pred, target, anchors: icr_loss(pred, target, anchors, reduction="sum", **options)
+        return lambda pred, target, anchor_objects: icr_loss(pred, target, anchor_objects, reduction="sum", **options)
 
     @staticmethod
     def by_hand(rowwise: Rowwise) -> Function:
-        return lambda pred, target, anchors: rowwise(pred, target, anchors).sum()
+        return lambda pred, target, anchor_objects: rowwise(pred, target, anchor_objects).sum()
 
 
 class Weighted:
@@ -155,13 +157,15 @@ class Weighted:
 
     @staticmethod
     def fused(icr_loss: Function, options: Mapping[str, Any]) -> Function:
-        return lambda pred, target, anchors, weight, total: icr_loss(
-            pred, target, anchors, weight=weight, normalizer=total, **options
+        return lambda pred, target, anchor_objects, weight, total: icr_loss(
+            pred, target, anchor_objects, weight=weight, normalizer=total, **options
         )
 
     @staticmethod
     def by_hand(rowwise: Rowwise) -> Function:
-        return lambda pred, target, anchors, weight, total: (rowwise(pred, target, anchors) * weight).sum() / total
+        return lambda pred, target, anchor_objects, weight, total: (
+            (rowwise(pred, target, anchor_objects) * weight).sum() / total
+        )
 
 
 class Padded:
@@ -170,10 +174,17 @@ class Padded:
     @staticmethod
     def inputs(batch: int, points: int, positives: int, wholes: int = 500) -> Inputs:
         generator = torch.Generator().manual_seed(2)
-        pred, target, anchors = (rows.detach().view(batch, points, 4) for rows in boxes(batch * points))
+        pred, target, anchor_objects = (rows.detach().view(batch, points, 4) for rows in boxes(batch * points))
         mask = (torch.randperm(batch * points, generator=generator) < positives).view(batch, points)
         index = torch.randint(wholes, (batch, points), generator=generator)
-        return pred.requires_grad_(), target, anchors.reshape(-1, 4)[:wholes].clone(), index, mask, mask.sum().float()
+        return (
+            pred.requires_grad_(),
+            target,
+            anchor_objects.reshape(-1, 4)[:wholes].clone(),
+            index,
+            mask,
+            mask.sum().float(),
+        )
 
     @staticmethod
     def fused(icr_loss: Function, options: Mapping[str, Any]) -> Function:
@@ -194,8 +205,8 @@ class Crowded:
 
     @staticmethod
     def inputs(pairs: int, wholes: int) -> Inputs:
-        pred, target, anchors = boxes(pairs)
-        return pred, target, anchors[:wholes].clone(), torch.arange(pairs) % wholes
+        pred, target, anchor_objects = boxes(pairs)
+        return pred, target, anchor_objects[:wholes].clone(), torch.arange(pairs) % wholes
 
     @staticmethod
     def fused(icr_loss: Function, options: Mapping[str, Any]) -> Function:
@@ -235,7 +246,7 @@ class Queries:
     def diagonal() -> Rowwise:
         """What DETR's own code does: the matrix of all pairs, of which it uses the diagonal."""
         generalized_box_iou = torchvision("ops.generalized_box_iou")
-        return lambda pred, target, anchors: 1 - torch.diag(generalized_box_iou(pred, target))
+        return lambda pred, target, anchor_objects: 1 - torch.diag(generalized_box_iou(pred, target))
 
 
 # Cases
@@ -341,8 +352,8 @@ def bytes_of(boxes_a_pair: int, dtype: torch.dtype) -> int:
 
 def main_case(pairs: int, dtype: torch.dtype = torch.float32, usage: Any = Mean, **rest: Any) -> Case:
     def inputs() -> Inputs:
-        pred, target, anchors = (rows.detach().to(dtype) for rows in boxes(pairs))
-        return pred.requires_grad_(), target, anchors
+        pred, target, anchor_objects = (rows.detach().to(dtype) for rows in boxes(pairs))
+        return pred.requires_grad_(), target, anchor_objects
 
     word = str(dtype).removeprefix("torch.")
     name = MAIN if usage is Mean else f"{MAIN}, {usage.__name__.lower()}"

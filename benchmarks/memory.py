@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import registry
+from . import catalogue
 from .case import Case, Function, first_line
 from .results import ROOT
 
@@ -32,7 +32,7 @@ def resident(which: str) -> int:
 def main() -> int:
     name, which, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    (case,) = (case for case in registry.CASES if str(case) == name)
+    (case,) = (case for case in catalogue.CASES if str(case) == name)
     print(json.dumps(peaks(case, case.loaders("cpu")[which]())))
     return 0
 

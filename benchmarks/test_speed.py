@@ -6,7 +6,7 @@ Without what would be compiled first: `python -m benchmarks run` has that.
 import pytest
 
 from .case import loaded
-from .registry import chosen
+from .catalogue import chosen
 
 PAIRS = [
     pytest.param(case, name, load, id=f"{case}-{name}")

@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using ScalarType = torch::headeronly::ScalarType;
 
-constexpr int64_t kWantPred = 1, kWantTarget = 2, kWantAnchors = 4;
+constexpr int64_t kWantPred = 1, kWantTarget = 2, kWantAnchorObjects = 4;
 enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
 inline Type type_of(const Tensor& tensor) {
@@ -94,7 +94,7 @@ class Inputs {
     return {view.tensor.data_ptr(), type_of(view.tensor), view.stride};
   }
 
-  Rows anchors(const OptionalTensor& boxes, const OptionalTensor& index) {
+  Rows anchor_objects(const OptionalTensor& boxes, const OptionalTensor& index) {
     if (!boxes.has_value()) return {};
     Rows result = rows(*boxes);
     if (index.has_value()) {
@@ -143,24 +143,24 @@ inline Tensor gradient_rows(const Tensor& pred, const OptionalTensor& boxes, boo
   return rows;
 }
 
-inline bool any_double(const Tensor& pred, const Tensor& target, const OptionalTensor& anchors) {
+inline bool any_double(const Tensor& pred, const Tensor& target, const OptionalTensor& anchor_objects) {
   return pred.scalar_type() == ScalarType::Double || target.scalar_type() == ScalarType::Double ||
-         (anchors.has_value() && anchors->scalar_type() == ScalarType::Double);
+         (anchor_objects.has_value() && anchor_objects->scalar_type() == ScalarType::Double);
 }
 
 // The part of a task that the loss and the terms share.
-inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchors,
+inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchor_objects,
                       const OptionalTensor& anchor_index, const OptionalTensor& mask, int64_t loss, int64_t penalty,
                       double penalty_weight, bool relative, double eps, int64_t box_format) {
   Task task;
   task.pairs = pred.numel() / 4;
-  task.in_double = any_double(pred, target, anchors);
+  task.in_double = any_double(pred, target, anchor_objects);
   task.pred = inputs.rows(pred);
   task.target = inputs.rows(target);
-  task.anchors = inputs.anchors(anchors, anchor_index);
+  task.anchor_objects = inputs.anchor_objects(anchor_objects, anchor_index);
   task.mask = inputs.column(mask);
   task.loss = int(loss);
-  task.penalty = anchors.has_value() ? int(penalty) : -1;
+  task.penalty = anchor_objects.has_value() ? int(penalty) : -1;
   task.relative = relative;
   task.penalty_weight = penalty_weight;
   task.eps = eps;
@@ -170,7 +170,7 @@ inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, 
 
 // The loss, what the gradients are still to be multiplied by (no elements: nothing), and those that are wanted.
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, OptionalTensor anchors,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, OptionalTensor anchor_objects,
                                                         OptionalTensor anchor_index, OptionalTensor weight,
                                                         OptionalTensor mask, OptionalTensor normalizer, double scale,
                                                         int64_t reduction, int64_t loss, int64_t penalty,
@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor targ
                                                         int64_t box_format, int64_t wanted, bool in_box_dtype) {
   const Backend backend(pred);
   Inputs inputs(7);
-  Task task = make_task(inputs, pred, target, anchors, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
                         box_format);
   task.weight = inputs.column(weight);
   task.normalizer = inputs.column(normalizer);
@@ -190,22 +190,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor targ
   };
   Tensor grad_pred = gradient(pred, kWantPred, task.grad_pred);
   Tensor grad_target = gradient(target, kWantTarget, task.grad_target);
-  Tensor grad_anchors = gradient(anchors, kWantAnchors, task.grad_anchors);
+  Tensor grad_anchor_objects = gradient(anchor_objects, kWantAnchorObjects, task.grad_anchor_objects);
   if (reduction == kNone) {
     Tensor losses = empty(pred, shape_of(pred, 1), dtype);
     task.loss_out = losses.data_ptr();
     backend.run(task);
-    return {losses, empty(pred, {0}, dtype), grad_pred, grad_target, grad_anchors};
+    return {losses, empty(pred, {0}, dtype), grad_pred, grad_target, grad_anchor_objects};
   }
   const bool over_count = reduction == kMean && !normalizer.has_value();
   auto [total, pending] = backend.sum(task, over_count, mask.has_value());
-  return {total, pending, grad_pred, grad_target, grad_anchors};
+  return {total, pending, grad_pred, grad_target, grad_anchor_objects};
 }
 
-// A gradient of the pairs times factor and pending, as far as they are there; of a table (anchors with their index), that
+// A gradient of the pairs times factor and pending, as far as they are there; of a table (anchor_objects with their index), that
 // of its rows.
 template <class Backend>
-Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype, OptionalTensor anchors,
+Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype, OptionalTensor anchor_objects,
               OptionalTensor anchor_index) {
   const Backend backend(gradient);
   if (!gradient.is_contiguous()) gradient = torch::stable::contiguous(gradient);
@@ -217,10 +217,10 @@ Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, Sc
   scaling.factor = inputs.column(factor);
   scaling.pending = inputs.column(pending);
   const bool of_table = anchor_index.has_value();
-  Tensor out = empty(gradient, shape_of(of_table ? *anchors : gradient, 0), dtype);
+  Tensor out = empty(gradient, shape_of(of_table ? *anchor_objects : gradient, 0), dtype);
   scaling.out = {out.data_ptr(), type_of(out)};
   if (of_table) {
-    backend.add_to_table(scaling, inputs.anchors(anchors, anchor_index));
+    backend.add_to_table(scaling, inputs.anchor_objects(anchor_objects, anchor_index));
   } else {
     backend.scale(scaling);
   }
@@ -228,13 +228,13 @@ Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, Sc
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchors,
+std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchor_objects,
                                                  OptionalTensor anchor_index, OptionalTensor mask, int64_t loss,
                                                  int64_t penalty, double penalty_weight, bool relative, double eps,
                                                  int64_t box_format) {
   const Backend backend(pred);
   Inputs inputs(5);
-  Task task = make_task(inputs, pred, target, anchors, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
                         box_format);
   task.terms = true;
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
@@ -252,13 +252,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, Opt
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment,
                                                   Tensor grad_penalty, Tensor pred, Tensor target,
-                                                  OptionalTensor anchors, OptionalTensor anchor_index,
+                                                  OptionalTensor anchor_objects, OptionalTensor anchor_index,
                                                   OptionalTensor mask, int64_t loss, int64_t penalty,
                                                   double penalty_weight, bool relative, double eps, int64_t box_format,
                                                   int64_t wanted) {
   const Backend backend(pred);
   Inputs inputs(9);
-  Task task = make_task(inputs, pred, target, anchors, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
                         box_format);
   task.terms = true;
   task.grad_loss = inputs.column(grad_loss);
@@ -272,13 +272,13 @@ std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_
   const bool of_table = anchor_index.has_value();
   Tensor grad_pred = gradient(pred, kWantPred, true, task.grad_pred);
   Tensor grad_target = gradient(target, kWantTarget, true, task.grad_target);
-  Tensor grad_anchors = gradient(anchors, kWantAnchors, !of_table, task.grad_anchors);
+  Tensor grad_anchor_objects = gradient(anchor_objects, kWantAnchorObjects, !of_table, task.grad_anchor_objects);
   backend.run(task);
-  if (of_table && (wanted & kWantAnchors)) {
-    grad_anchors =
-        scaled<Backend>(grad_anchors, std::nullopt, std::nullopt, anchors->scalar_type(), anchors, anchor_index);
+  if (of_table && (wanted & kWantAnchorObjects)) {
+    grad_anchor_objects =
+        scaled<Backend>(grad_anchor_objects, std::nullopt, std::nullopt, anchor_objects->scalar_type(), anchor_objects, anchor_index);
   }
-  return {grad_pred, grad_target, grad_anchors};
+  return {grad_pred, grad_target, grad_anchor_objects};
 }
 
 }  // namespace icr_kernels

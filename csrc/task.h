@@ -38,7 +38,7 @@ struct Task {
   int64_t pairs = 0;
   bool in_double = false;
 
-  Rows pred, target, anchors;  // anchors.data == nullptr: no anchor objects
+  Rows pred, target, anchor_objects;  // anchor_objects.data == nullptr: no anchor objects
   Column weight, mask;         // data == nullptr: none
 
   int loss = 0;
@@ -63,7 +63,7 @@ struct Task {
   void* iou_out = nullptr;
   void* containment_out = nullptr;
   void* penalty_out = nullptr;
-  RowsOut grad_pred, grad_target, grad_anchors;  // anchors: one row a pair, whether or not they come from a table
+  RowsOut grad_pred, grad_target, grad_anchor_objects;  // anchor_objects: one row a pair, whether or not they come from a table
 };
 
 // The gradient rows of the pairs times one or two upstream factors, rounded to the type of the boxes.
@@ -94,7 +94,7 @@ struct Matrices {
   int64_t column_stride = 1;
 };
 
-// Which function of a pair of boxes (kinds.h), in which numbers.
+// Which function of a pair of boxes (pair_functions.h), in which numbers.
 struct PairFunction {
   bool in_double = false;
   int kind = 0;

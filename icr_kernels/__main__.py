@@ -1,8 +1,7 @@
-"""The command line: ``python -m icr_kernels info | check | study``."""
+"""The command line: ``python -m icr_kernels info | check``."""
 
 import argparse
 import sys
-from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,54 +29,15 @@ def _parser() -> argparse.ArgumentParser:
         "against the reference, and its gradients against finite differences. Exit status 1 if one is wrong.",
     )
     check.add_argument(
-        "--backend", type=_backend, metavar="NAME", help="check this backend only (default: all that can run)"
+        "--backend", type=available_backend, metavar="NAME", help="check this backend only (default: all that can run)"
     )
     check.set_defaults(run=_check)
 
-    study = commands.add_parser(
-        "study",
-        help="regress boxes with every loss and penalty, without a network",
-        description="Regress the cases of the DIoU paper's simulation with every loss, and plates of cars with every "
-        "penalty; write CSV files and figures and print a summary.",
-    )
-    study.add_argument(
-        "--output", type=Path, metavar="DIRECTORY", default=Path("study"), help="where to write (default: %(default)s)"
-    )
-    size = study.add_mutually_exclusive_group()
-    size.add_argument(
-        "--cases",
-        type=_positive,
-        metavar="N",
-        help="regression cases, rounded up to a multiple of 343 (default: 1715000)",
-    )
-    size.add_argument("--quick", action="store_true", help="a fiftieth of the cases")
-    study.add_argument(
-        "--iterations",
-        type=_positive,
-        metavar="N",
-        default=200,
-        help="steps of gradient descent (default: %(default)s)",
-    )
-    study.add_argument(
-        "--backend", type=_backend, metavar="NAME", help="backend to run on (default: the first that can run)"
-    )
-    study.add_argument(
-        "--no-figures", action="store_true", help="write no figures; without them matplotlib is not needed"
-    )
-    study.add_argument(
-        "--seed", type=int, metavar="N", default=0, help="draws the anchor points and the plates (default: %(default)s)"
-    )
-    study.set_defaults(run=_study)
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
-
-
-def _backend(name: str) -> str:
+def available_backend(name: str) -> str:
+    """The type of an argument that names a backend."""
     from .backends import available_backends
 
     available = available_backends()
@@ -96,25 +56,11 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from . import check
+    from . import selfcheck
 
-    rows = check.run(options.backend)
-    print(check.report(rows))
+    rows = selfcheck.run(options.backend)
+    print(selfcheck.report(rows))
     return 0 if all(row.ok for row in rows) else 1
-
-
-def _study(options: argparse.Namespace) -> int:
-    from . import study
-
-    study.run(
-        options.output,
-        cases=study.QUICK_CASES if options.quick else options.cases or study.CASES,
-        iterations=options.iterations,
-        backend=options.backend,
-        figures=not options.no_figures,
-        seed=options.seed,
-    )
-    return 0
 
 
 if __name__ == "__main__":

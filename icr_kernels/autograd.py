@@ -14,7 +14,7 @@ import torch
 
 from . import transforms
 from .backends import BY_NAME
-from .operators import WANTED_ANCHORS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET, wanted_boxes
+from .operators import WANTED_ANCHOR_OBJECTS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET, wanted_boxes
 
 
 def needs_gradient(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor | None = None) -> bool:
@@ -65,21 +65,21 @@ def first_derivative(backward):
 
 class Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred, target, anchors, anchor_index, weight, mask, normalizer, backend, options):
+    def forward(ctx, pred, target, anchor_objects, anchor_index, weight, mask, normalizer, backend, options):
         operators = BY_NAME[backend].operators
         wanted = wanted_boxes(ctx.needs_input_grad)
-        loss, pending, grad_pred, grad_target, grad_anchors = operators.loss(
-            pred, target, anchors, anchor_index, weight, mask, normalizer, *options, wanted, False
+        loss, pending, grad_pred, grad_target, grad_anchor_objects = operators.loss(
+            pred, target, anchor_objects, anchor_index, weight, mask, normalizer, *options, wanted, False
         )
         ctx.save_for_backward(
             pred if wanted & WANTED_PRED else None,
             target if wanted & WANTED_TARGET else None,
-            anchors if wanted & WANTED_ANCHORS else None,
-            anchor_index if wanted & WANTED_ANCHORS else None,
+            anchor_objects if wanted & WANTED_ANCHOR_OBJECTS else None,
+            anchor_index if wanted & WANTED_ANCHOR_OBJECTS else None,
             pending if pending.numel() else None,
             grad_pred if wanted & WANTED_PRED else None,
             grad_target if wanted & WANTED_TARGET else None,
-            grad_anchors if wanted & WANTED_ANCHORS else None,
+            grad_anchor_objects if wanted & WANTED_ANCHOR_OBJECTS else None,
         )
         ctx.scaled = operators.scaled
         return loss
@@ -87,34 +87,38 @@ class Loss(torch.autograd.Function):
     @staticmethod
     @first_derivative
     def backward(ctx, grad_loss):
-        pred, target, anchors, anchor_index, pending, grad_pred, grad_target, grad_anchors = ctx.saved_tensors
+        pred, target, anchor_objects, anchor_index, pending, grad_pred, grad_target, grad_anchor_objects = (
+            ctx.saved_tensors
+        )
         if pred is not None:
             pred = ctx.scaled(grad_pred, grad_loss, pending, pred.dtype, None, None)
         if target is not None:
             target = ctx.scaled(grad_target, grad_loss, pending, target.dtype, None, None)
-        if anchors is not None:
-            table = None if anchor_index is None else anchors
-            anchors = ctx.scaled(grad_anchors, grad_loss, pending, anchors.dtype, table, anchor_index)
-        return pred, target, anchors, None, None, None, None, None, None
+        if anchor_objects is not None:
+            table = None if anchor_index is None else anchor_objects
+            anchor_objects = ctx.scaled(
+                grad_anchor_objects, grad_loss, pending, anchor_objects.dtype, table, anchor_index
+            )
+        return pred, target, anchor_objects, None, None, None, None, None, None
 
 
 class Terms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred, target, anchors, anchor_index, mask, backend, options):
+    def forward(ctx, pred, target, anchor_objects, anchor_index, mask, backend, options):
         operators = BY_NAME[backend].operators
-        ctx.save_for_backward(pred, target, anchors, anchor_index, mask)
+        ctx.save_for_backward(pred, target, anchor_objects, anchor_index, mask)
         ctx.terms_backward, ctx.options = operators.terms_backward, options
-        return operators.terms(pred, target, anchors, anchor_index, mask, *options)
+        return operators.terms(pred, target, anchor_objects, anchor_index, mask, *options)
 
     @staticmethod
     @first_derivative
     def backward(ctx, *grad_terms):
         wanted = wanted_boxes(ctx.needs_input_grad)
-        pred, target, anchors = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, *ctx.options, wanted)
+        pred, target, anchor_objects = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, *ctx.options, wanted)
         return (
             pred if wanted & WANTED_PRED else None,
             target if wanted & WANTED_TARGET else None,
-            anchors if wanted & WANTED_ANCHORS else None,
+            anchor_objects if wanted & WANTED_ANCHOR_OBJECTS else None,
             None,
             None,
             None,

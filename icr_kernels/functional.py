@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, checks, reference, transforms
+from . import arguments, autograd, reference, transforms
 from .backends import choose, device_type
 from .operators import WANTED_PRED, numbers
 from .reference import ICRTerms
@@ -16,10 +16,10 @@ _ARGUMENTS = """
         pred: predictions, boxes of shape (..., 4), float16, bfloat16, float32 or float64.
         target: their ground truth, of the same shape."""
 
-_ANCHORS = """
-        anchors: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``; or None:
+_ANCHOR_OBJECTS = """
+        anchor_objects: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``; or None:
             no penalty. A plate's anchor object is its car.
-        anchor_index: (...) int64 or int32, the row of ``anchors`` that belongs to each pair. -1 (and any number outside
+        anchor_index: (...) int64 or int32, the row of ``anchor_objects`` that belongs to each pair. -1 (and any number outside
             the table): no anchor object, penalty 0."""
 
 _LOSS = """
@@ -53,7 +53,7 @@ _REST = """
 
 _GRADIENT = """
 
-    Gradients reach ``pred``, ``target`` and ``anchors``, as far as they require grad, in their own dtypes. Transforms
+    Gradients reach ``pred``, ``target`` and ``anchor_objects``, as far as they require grad, in their own dtypes. Transforms
     of `torch.func` and forward mode differentiate them too; a second derivative is a RuntimeError, but with
     backend="reference"."""
 
@@ -76,11 +76,11 @@ def documented(*parts: str):
     return decorate
 
 
-@documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, _GRADIENT, RAISES)
+@documented(_ARGUMENTS, _ANCHOR_OBJECTS, _LOSS, _PENALTY, _REDUCTION, _REST, _GRADIENT, RAISES)
 def icr_loss(
     pred: Tensor,
     target: Tensor,
-    anchors: Tensor | None,
+    anchor_objects: Tensor | None,
     *,
     anchor_index: Tensor | None = None,
     loss: str = "ciou",
@@ -101,9 +101,9 @@ def icr_loss(
     arXiv 2508.14343; the losses' papers are in `icr_kernels.variants`). The result is float32, or float64 for float64
     boxes: a 0-dim tensor, or one loss a pair with reduction="none".
     """
-    pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
-    formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
-    checks.reduction(reduction, normalizer, pred)
+    pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
+    formula = arguments.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchor_objects)
+    arguments.reduction(reduction, normalizer, pred)
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
@@ -118,10 +118,10 @@ def icr_loss(
         )
     if is_transformed:
         return transforms.icr_loss(pairs, formula, normalizer, reduction, chosen.name)
-    arguments = _loss_arguments(pairs, formula, normalizer, reduction)
-    if autograd.needs_gradient(pred, target, anchors):
-        return autograd.Loss.apply(*arguments[:7], chosen.name, arguments[7:])
-    return chosen.operators.loss(*arguments, 0, False)[0]
+    call = _loss_arguments(pairs, formula, normalizer, reduction)
+    if autograd.needs_gradient(pred, target, anchor_objects):
+        return autograd.Loss.apply(*call[:7], chosen.name, call[7:])
+    return chosen.operators.loss(*call, 0, False)[0]
 
 
 @documented(_ARGUMENTS, _LOSS, _REDUCTION, _REST, _GRADIENT, RAISES)
@@ -157,11 +157,11 @@ def box_iou_loss(
     )
 
 
-@documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _MASK, _REST, _GRADIENT, RAISES)
+@documented(_ARGUMENTS, _ANCHOR_OBJECTS, _LOSS, _PENALTY, _MASK, _REST, _GRADIENT, RAISES)
 def icr_terms(
     pred: Tensor,
     target: Tensor,
-    anchors: Tensor | None,
+    anchor_objects: Tensor | None,
     *,
     anchor_index: Tensor | None = None,
     loss: str = "ciou",
@@ -179,8 +179,8 @@ def icr_terms(
     share of the prediction inside its anchor object (1 without one), ``penalty`` the penalty before weighting. Every
     term is differentiable.
     """
-    pairs = checks.pairs(pred, target, anchors, anchor_index, None, mask)
-    formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
+    pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, None, mask)
+    formula = arguments.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchor_objects)
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
@@ -188,16 +188,16 @@ def icr_terms(
     if is_transformed:
         return transforms.icr_terms(pairs, formula, chosen.name)
     tensors, options = (*pairs[:4], mask), numbers(formula)
-    if autograd.needs_gradient(pred, target, anchors):
+    if autograd.needs_gradient(pred, target, anchor_objects):
         return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, options))
     return ICRTerms(*chosen.operators.terms(*tensors, *options))
 
 
-@documented(_ARGUMENTS, _ANCHORS, _LOSS, _PENALTY, _REDUCTION, _REST, RAISES)
+@documented(_ARGUMENTS, _ANCHOR_OBJECTS, _LOSS, _PENALTY, _REDUCTION, _REST, RAISES)
 def icr_loss_and_grad(
     pred: Tensor,
     target: Tensor,
-    anchors: Tensor | None = None,
+    anchor_objects: Tensor | None = None,
     *,
     anchor_index: Tensor | None = None,
     loss: str = "ciou",
@@ -219,16 +219,16 @@ def icr_loss_and_grad(
     differentiate the gradient is a RuntimeError.
     """
     with torch.no_grad():
-        pairs = checks.pairs(pred, target, anchors, anchor_index, weight, mask)
-        formula = checks.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchors)
-        checks.reduction(reduction, normalizer, pred)
+        pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
+        formula = arguments.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchor_objects)
+        arguments.reduction(reduction, normalizer, pred)
         chosen = choose(backend, device_type(pred))
         is_transformed = transforms.active()
         if chosen.operators is not None and not is_transformed:
-            arguments = _loss_arguments(pairs, formula, normalizer, reduction)
+            call = _loss_arguments(pairs, formula, normalizer, reduction)
             # The gradient is rounded once: by the loss, or by the scaling that is left to do.
-            pending = chosen.operators.is_pending(pred, mask, arguments[6], arguments[8])
-            value, factor, gradient, *_ = chosen.operators.loss(*arguments, WANTED_PRED, not pending)
+            pending = chosen.operators.is_pending(pred, mask, call[6], call[8])
+            value, factor, gradient, *_ = chosen.operators.loss(*call, WANTED_PRED, not pending)
             if pending:
                 gradient = chosen.operators.scaled(gradient, factor, None, pred.dtype, None, None)
             return value, gradient
@@ -237,7 +237,7 @@ def icr_loss_and_grad(
     if is_transformed:
 
         def total(pred: Tensor) -> tuple[Tensor, Tensor]:
-            value = icr_loss(pred, target, anchors, backend=chosen.name, **options)
+            value = icr_loss(pred, target, anchor_objects, backend=chosen.name, **options)
             return value.sum(), value
 
         gradient, value = torch.func.grad(total, has_aux=True)(pred)
@@ -246,7 +246,9 @@ def icr_loss_and_grad(
     with torch.inference_mode(False), torch.enable_grad():
         leaf = _outside_inference(pred).requires_grad_()
         options = {name: _outside_inference(value) for name, value in options.items()}
-        value = icr_loss(leaf, _outside_inference(target), _outside_inference(anchors), backend="reference", **options)
+        value = icr_loss(
+            leaf, _outside_inference(target), _outside_inference(anchor_objects), backend="reference", **options
+        )
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
@@ -257,7 +259,7 @@ def _outside_inference(value: Any) -> Any:
 
 
 def _loss_arguments(
-    pairs: checks.Pairs, formula: checks.Formula, normalizer: float | Tensor | None, reduction: str
+    pairs: arguments.Pairs, formula: arguments.Formula, normalizer: float | Tensor | None, reduction: str
 ) -> tuple:
     """The arguments of the loss operators: six tensors, normalizer, scale, reduction, formula."""
     scale = 1.0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, reference
+from . import arguments, reference
 from .backends import choose, device_type
 from .pairwise import select
 from .variants import BOX_FORMAT_IDS
@@ -62,8 +62,8 @@ def match_anchor_objects(
         RuntimeError: the backend that was asked for cannot run here.
     """
     names = ("parts", "wholes", "part_group", "whole_group")
-    matrix = checks.sets(parts, wholes, part_group, whole_group, names=names)
-    checks.number("min_containment", min_containment, 0, 1)
+    matrix = arguments.sets(parts, wholes, part_group, whole_group, names=names)
+    arguments.number("min_containment", min_containment, 0, 1)
     options = "containment", -1, eps, box_format, backend
     best, index = select(matrix, *options, larger=larger)
     found = (index >= 0) & (best >= min_containment)
@@ -97,13 +97,13 @@ class Matcher:
         box_format: str = "xyxy",
         backend: str | None = None,
     ) -> None:
-        checks.number("high_threshold", high_threshold)
-        checks.number("low_threshold", low_threshold)
+        arguments.number("high_threshold", high_threshold)
+        arguments.number("low_threshold", low_threshold)
         if low_threshold > high_threshold:
             raise ValueError(
                 f"low_threshold: expected at most high_threshold, {high_threshold!r}, got {low_threshold!r}"
             )
-        checks.kind(kind, eps, box_format)
+        arguments.kind(kind, eps, box_format)
         self.high_threshold = high_threshold
         self.low_threshold = low_threshold
         self.allow_low_quality_matches = allow_low_quality_matches
@@ -121,7 +121,7 @@ class Matcher:
         ground truth, BELOW_LOW_THRESHOLD (-1) or BETWEEN_THRESHOLDS (-2). Groups, for example image numbers, are those
         of `pairwise_max`; a box in an image without ground truth is -1."""
         names = ("ground_truth", "boxes", "ground_truth_group", "group")
-        matrix = checks.sets(ground_truth, boxes, ground_truth_group, group, names=names)
+        matrix = arguments.sets(ground_truth, boxes, ground_truth_group, group, names=names)
         kind, eps, box_format, backend = self._options
         of_boxes = partial(select, matrix, kind, -2, eps, box_format, backend)
         values, best = of_boxes()
@@ -190,13 +190,13 @@ def detr_matching_cost(
         ValueError: a wrong shape, device, name or number.
         RuntimeError: the backend that was asked for cannot run here.
     """
-    checks.matching(pred_logits, pred_boxes, target_labels, target_boxes, target_image)
-    checks.cost(classification, class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps, box_format)
+    arguments.matching(pred_logits, pred_boxes, target_labels, target_boxes, target_image)
+    arguments.cost(classification, class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps, box_format)
     chosen = choose(backend, device_type(pred_boxes))
     with torch.no_grad():
         log_normalizer = None
         if classification == "softmax":
-            dtype = checks.compute_dtype(pred_logits, pred_boxes, target_boxes)
+            dtype = arguments.compute_dtype(pred_logits, pred_boxes, target_boxes)
             log_normalizer = pred_logits.to(dtype).logsumexp(-1)
         tensors = pred_boxes, pred_logits, log_normalizer, target_boxes, target_labels, target_image
         weights = float(class_weight), float(l1_weight), float(giou_weight)

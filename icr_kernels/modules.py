@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from . import checks
+from . import arguments
 from .functional import box_iou_loss, icr_loss
 
 
@@ -11,7 +11,7 @@ class _Options(nn.Module):
 
     def __init__(self, reduction: str, **options) -> None:
         super().__init__()
-        checks.names(reduction=reduction, **options)
+        arguments.names(reduction=reduction, **options)
         self.options = {**options, "reduction": reduction}
 
     def extra_repr(self) -> str:
@@ -80,7 +80,7 @@ class ICRLoss(_Options):
         self,
         pred: Tensor,
         target: Tensor,
-        anchors: Tensor | None,
+        anchor_objects: Tensor | None,
         *,
         anchor_index: Tensor | None = None,
         weight: Tensor | None = None,
@@ -90,7 +90,7 @@ class ICRLoss(_Options):
         return icr_loss(
             pred,
             target,
-            anchors,
+            anchor_objects,
             anchor_index=anchor_index,
             weight=weight,
             mask=mask,

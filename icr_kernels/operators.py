@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import Formula, compute_dtype
+from .arguments import Formula, compute_dtype
 from .variants import BOX_FORMAT_IDS, LOSS_IDS, PENALTY_IDS, REDUCTION_IDS
 
-WANTED_PRED, WANTED_TARGET, WANTED_ANCHORS = 1, 2, 4
+WANTED_PRED, WANTED_TARGET, WANTED_ANCHOR_OBJECTS = 1, 2, 4
 WANTED_BOXES1, WANTED_BOXES2 = 1, 2
 
-_PAIRS = "Tensor pred, Tensor target, Tensor? anchors, Tensor? anchor_index"
+_PAIRS = "Tensor pred, Tensor target, Tensor? anchor_objects, Tensor? anchor_index"
 _FORMULA = "int loss, int penalty, float penalty_weight, bool relative, float eps, int box_format"
 _SCHEMAS = {
     "loss": f"({_PAIRS}, Tensor? weight, Tensor? mask, Tensor? normalizer, float scale, int reduction, {_FORMULA}, "
     "int wanted, bool in_box_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "scaled": "(Tensor gradient, Tensor? factor, Tensor? pending, ScalarType dtype, Tensor? anchors, "
+    "scaled": "(Tensor gradient, Tensor? factor, Tensor? pending, ScalarType dtype, Tensor? anchor_objects, "
     "Tensor? anchor_index) -> Tensor",
     "terms": f"({_PAIRS}, Tensor? mask, {_FORMULA}) -> (Tensor, Tensor, Tensor, Tensor)",
     "terms_backward": "(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment, Tensor grad_penalty, "
@@ -47,11 +47,11 @@ _SCHEMAS = {
 
 
 def wanted_boxes(is_wanted: tuple[bool, ...]) -> int:
-    """Whether a gradient is wanted for pred, target and anchors, as the operators take it."""
+    """Whether a gradient is wanted for pred, target and anchor_objects, as the operators take it."""
     return (
         (WANTED_PRED if is_wanted[0] else 0)
         | (WANTED_TARGET if is_wanted[1] else 0)
-        | (WANTED_ANCHORS if is_wanted[2] else 0)
+        | (WANTED_ANCHOR_OBJECTS if is_wanted[2] else 0)
     )
 
 
@@ -69,7 +69,7 @@ def numbers(formula: Formula) -> tuple[Any, ...]:
 
 class Operators(NamedTuple):
     """``loss`` returns the loss, a factor that its gradients still lack (no elements: none), and the gradients of pred,
-    target and anchors, each without elements if it is not wanted. ``scaled`` multiplies such a gradient by an upstream
+    target and anchor_objects, each without elements if it is not wanted. ``scaled`` multiplies such a gradient by an upstream
     factor and by the one it lacks, if any; given the index of a table, it returns the gradient of that table.
 
     The lacking factor is the 1/count of a mean over the unmasked pairs: on a GPU their number is known only when the
@@ -103,18 +103,18 @@ class Operators(NamedTuple):
         return is_mean_of_unmasked and pred.device.type in self.defers_count
 
 
-def _loss(self, pred, target, anchors, anchor_index, weight, mask, normalizer, scale, reduction, *rest):
+def _loss(self, pred, target, anchor_objects, anchor_index, weight, mask, normalizer, scale, reduction, *rest):
     wanted, in_box_dtype = rest[-2:]
-    dtype = compute_dtype(pred, target, anchors)
+    dtype = compute_dtype(pred, target, anchor_objects)
     pending = self.is_pending(pred, mask, normalizer, reduction)
     return (
         pred.new_empty(pred.shape[:-1] if reduction == REDUCTION_IDS["none"] else (), dtype=dtype),
         pred.new_empty(() if pending else (0,), dtype=dtype),
-        *_gradients(pred, target, anchors, wanted, dtype, in_box_dtype, pred.shape),
+        *_gradients(pred, target, anchor_objects, wanted, dtype, in_box_dtype, pred.shape),
     )
 
 
-def _gradients(pred, target, anchors, wanted, dtype, in_box_dtype, shape_of_anchors):
+def _gradients(pred, target, anchor_objects, wanted, dtype, in_box_dtype, shape_of_anchor_objects):
     def gradient(boxes: Tensor | None, bit: int, shape: torch.Size) -> Tensor:
         if boxes is None or not wanted & bit:
             return pred.new_empty(0, dtype=dtype)
@@ -123,24 +123,24 @@ def _gradients(pred, target, anchors, wanted, dtype, in_box_dtype, shape_of_anch
     return (
         gradient(pred, WANTED_PRED, pred.shape),
         gradient(target, WANTED_TARGET, pred.shape),
-        gradient(anchors, WANTED_ANCHORS, shape_of_anchors),
+        gradient(anchor_objects, WANTED_ANCHOR_OBJECTS, shape_of_anchor_objects),
     )
 
 
-def _scaled(self, gradient, factor, pending, dtype, anchors, anchor_index):
-    return gradient.new_empty(gradient.shape if anchor_index is None else anchors.shape, dtype=dtype)
+def _scaled(self, gradient, factor, pending, dtype, anchor_objects, anchor_index):
+    return gradient.new_empty(gradient.shape if anchor_index is None else anchor_objects.shape, dtype=dtype)
 
 
-def _terms(self, pred, target, anchors, anchor_index, mask, *formula):
-    dtype = compute_dtype(pred, target, anchors)
+def _terms(self, pred, target, anchor_objects, anchor_index, mask, *formula):
+    dtype = compute_dtype(pred, target, anchor_objects)
     return tuple(pred.new_empty(pred.shape[:-1], dtype=dtype) for _ in range(4))
 
 
 def _terms_backward(self, *arguments):
-    pred, target, anchors = arguments[4:7]
-    shape = pred.shape if anchors is None else anchors.shape
-    dtype = compute_dtype(pred, target, anchors)
-    return _gradients(pred, target, anchors, arguments[-1], dtype, True, shape)
+    pred, target, anchor_objects = arguments[4:7]
+    shape = pred.shape if anchor_objects is None else anchor_objects.shape
+    dtype = compute_dtype(pred, target, anchor_objects)
+    return _gradients(pred, target, anchor_objects, arguments[-1], dtype, True, shape)
 
 
 def _pairwise(self, boxes1, boxes2, *options):

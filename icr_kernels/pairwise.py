@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from . import autograd, checks, reference, transforms
+from . import arguments, autograd, reference, transforms
 from .backends import choose, device_type
 from .functional import RAISES, documented
 from .reference import Selection
@@ -58,8 +58,8 @@ def pairwise_iou(
     it too, pair by pair: that takes memory for N M boxes. A second derivative is a RuntimeError, but with
     backend="reference". NaN stays NaN.
     """
-    matrix = checks.sets(boxes1, boxes2)
-    eps = checks.kind(kind, eps, box_format)
+    matrix = arguments.sets(boxes1, boxes2)
+    eps = arguments.kind(kind, eps, box_format)
     chosen = choose(backend, device_type(boxes1))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
@@ -96,7 +96,7 @@ def pairwise_max(
     backend: str | None = None,
 ) -> Selection:
     """`pairwise_iou(...).max(dim)` without the matrix: `Selection` (values, indices), each (..., N), or (..., M)."""
-    return select(checks.sets(boxes1, boxes2, group1, group2), kind, dim, eps, box_format, backend)
+    return select(arguments.sets(boxes1, boxes2, group1, group2), kind, dim, eps, box_format, backend)
 
 
 @documented(
@@ -125,12 +125,12 @@ def pairwise_topk(
     backend: str | None = None,
 ) -> Selection:
     """The k best of each row, best first: `Selection` (values, indices), each (..., N, k), or (..., M, k)."""
-    checks.selected_count(k)
-    return select(checks.sets(boxes1, boxes2, group1, group2), kind, dim, eps, box_format, backend, k=k)
+    arguments.selected_count(k)
+    return select(arguments.sets(boxes1, boxes2, group1, group2), kind, dim, eps, box_format, backend, k=k)
 
 
 def select(
-    matrix: checks.Sets,
+    matrix: arguments.Sets,
     kind: str,
     dim: int,
     eps: float,
@@ -143,9 +143,9 @@ def select(
     larger: bool = False,
 ) -> Selection:
     """The operator `selected` on checked sets: the best in each row of their matrix, or in each column."""
-    eps = checks.kind(kind, eps, box_format)
+    eps = arguments.kind(kind, eps, box_format)
     queries, candidates, query_group, candidate_group = matrix
-    swapped = not checks.over_second(dim, matrix)
+    swapped = not arguments.over_second(dim, matrix)
     if swapped:
         queries, candidates, query_group, candidate_group = candidates, queries, candidate_group, query_group
     tensors = queries.detach(), candidates.detach(), query_group, candidate_group, offset, at_least

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import compute_dtype
+from .arguments import compute_dtype
 from .variants import (
     COORDINATE_LIMIT,
     KIND_NAMES,
@@ -222,7 +222,7 @@ class ICRTerms(NamedTuple):
 def icr_terms(
     pred: Tensor,
     target: Tensor,
-    anchors: Tensor | None = None,
+    anchor_objects: Tensor | None = None,
     *,
     anchor_index: Tensor | None = None,
     loss: str = "ciou",
@@ -234,7 +234,7 @@ def icr_terms(
     box_format: str = "xyxy",
 ) -> ICRTerms:
     """`icr_kernels.icr_terms` in plain PyTorch, without its checks."""
-    dtype = compute_dtype(pred, target, anchors)
+    dtype = compute_dtype(pred, target, anchor_objects)
 
     def box(boxes: Tensor) -> Box:
         # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.
@@ -244,12 +244,12 @@ def icr_terms(
     p, g = box(pred), box(target)
     overlap = iou_similarity(p, g, eps)
     total = LOSSES[loss](p, g, eps)
-    if anchors is None or penalty == NO_PENALTY:
+    if anchor_objects is None or penalty == NO_PENALTY:
         inside, excess = torch.ones_like(total), torch.zeros_like(total)
     else:
         # Converted before it is gathered: the gradient of a table adds up in the arithmetic's dtype.
-        anchors, has_anchor = gather_anchors(anchors.to(dtype), anchor_index)
-        a = box(anchors)
+        anchor_objects, has_anchor = gather_anchor_objects(anchor_objects.to(dtype), anchor_index)
+        a = box(anchor_objects)
         inside = containment(p, a, eps)
         excess = PENALTIES[penalty](p, a, eps)
         if relative:
@@ -261,13 +261,13 @@ def icr_terms(
     return ICRTerms(*(terms if mask is None else (torch.where(mask, term, 0) for term in terms)))
 
 
-def gather_anchors(anchors: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def gather_anchor_objects(anchor_objects: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The anchor object of every pair, and which pairs have one: those whose index lies in the table."""
     if index is None:
-        return anchors, None
-    has_anchor = (index >= 0) & (index < anchors.shape[0])
-    table = torch.cat([anchors, anchors.new_zeros(1, 4)])  # the last row is of those without
-    rows = torch.where(has_anchor, index, anchors.shape[0])
+        return anchor_objects, None
+    has_anchor = (index >= 0) & (index < anchor_objects.shape[0])
+    table = torch.cat([anchor_objects, anchor_objects.new_zeros(1, 4)])  # the last row is of those without
+    rows = torch.where(has_anchor, index, anchor_objects.shape[0])
     # With a dimension more: for a single number indexing would ask for its value, which vmap cannot tell.
     return table[rows.unsqueeze(-1)].squeeze(-2), has_anchor
 
@@ -275,7 +275,7 @@ def gather_anchors(anchors: Tensor, index: Tensor | None) -> tuple[Tensor, Tenso
 def icr_loss(
     pred: Tensor,
     target: Tensor,
-    anchors: Tensor | None = None,
+    anchor_objects: Tensor | None = None,
     *,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
@@ -285,7 +285,7 @@ def icr_loss(
     **options,
 ) -> Tensor:
     """`icr_kernels.icr_loss` in plain PyTorch, without its checks. ``options`` are those of `icr_terms`."""
-    loss = icr_terms(pred, target, anchors, mask=mask, eps=eps, **options).loss
+    loss = icr_terms(pred, target, anchor_objects, mask=mask, eps=eps, **options).loss
     return reduced(loss, weight, mask, normalizer, reduction, eps)
 
 

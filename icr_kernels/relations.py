@@ -6,7 +6,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from . import checks
+from . import arguments
 from .matching import match_anchor_objects
 
 # In a parent_idx: a part that is known to have no whole.
@@ -47,7 +47,7 @@ class Relations:
             raise TypeError(f"pairs: expected a mapping from part to whole, got {type(pairs).__name__}")
         if not pairs:
             raise ValueError("pairs: expected at least one part and its whole, got none")
-        checks.number("min_containment", min_containment, 0, 1)
+        arguments.number("min_containment", min_containment, 0, 1)
         self.pairs = {part: names_of_wholes(part, wholes) for part, wholes in pairs.items()}
         self.min_containment = min_containment
         for part, wholes in self.pairs.items():
@@ -96,7 +96,7 @@ class Relations:
             ValueError: a wrong shape, device or name.
             RuntimeError: the backend that was asked for cannot run here.
         """
-        checks.labelled(boxes, labels, image, parent_idx)
+        arguments.labelled(boxes, labels, image, parent_idx)
         image = torch.zeros_like(labels) if image is None else image
         index = torch.full_like(labels, -1, dtype=torch.int64)
         for part, wholes in self._wholes.items():

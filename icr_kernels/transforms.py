@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
+from .arguments import Formula, Pairs, compute_dtype
 from .backends import BY_NAME
-from .checks import Formula, Pairs, compute_dtype
 from .operators import numbers, wanted_boxes
 from .reference import ICRTerms
 from .variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
@@ -54,12 +54,12 @@ def _batched(function, info, in_dims, *arguments):
 
 
 class Term(torch.autograd.Function):
-    """One term of every pair, (...), from pred, target and anchors (..., 4) and a mask (...) or None. ``term`` is its
+    """One term of every pair, (...), from pred, target and anchor_objects (..., 4) and a mask (...) or None. ``term`` is its
     place in `ICRTerms`, ``options`` the formula as the operators take it."""
 
     @staticmethod
-    def forward(pred, target, anchors, mask, term, backend, options):
-        return BY_NAME[backend].operators.terms(pred, target, anchors, None, mask, *options)[term]
+    def forward(pred, target, anchor_objects, mask, term, backend, options):
+        return BY_NAME[backend].operators.terms(pred, target, anchor_objects, None, mask, *options)[term]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -90,11 +90,11 @@ class TermGradient(torch.autograd.Function):
     derivative is an error, and not left out."""
 
     @staticmethod
-    def forward(pred, target, anchors, mask, term, backend, options, wanted):
+    def forward(pred, target, anchor_objects, mask, term, backend, options, wanted):
         one = torch.ones((), dtype=pred.dtype, device=pred.device).expand(pred.shape[:-1])
         upstream = [one if place == term else torch.zeros_like(one) for place in range(len(ICRTerms._fields))]
         rows = BY_NAME[backend].operators.terms_backward(
-            *upstream, pred, target, anchors, None, mask, *options, wanted_boxes(wanted)
+            *upstream, pred, target, anchor_objects, None, mask, *options, wanted_boxes(wanted)
         )
         return tuple(each for each, is_wanted in zip(rows, wanted, strict=True) if is_wanted)
 
@@ -122,13 +122,13 @@ def icr_terms(pairs: Pairs, formula: Formula, backend: str) -> ICRTerms:
     loss = Term.apply(pred, target, None, mask, _LOSS, backend, without)
     iou = Term.apply(pred, target, None, mask, _IOU, backend, without)
     inside, penalty = torch.ones_like(loss), torch.zeros_like(loss)
-    if pairs.anchors is not None:
-        anchors, has_anchor = reference.gather_anchors(pairs.anchors.to(dtype), pairs.anchor_index)
+    if pairs.anchor_objects is not None:
+        anchor_objects, has_anchor = reference.gather_anchor_objects(pairs.anchor_objects.to(dtype), pairs.anchor_index)
         counts = mask if has_anchor is None else has_anchor if mask is None else mask & has_anchor
         options = numbers(formula)
-        inside = Term.apply(pred, target, anchors, counts, _CONTAINMENT, backend, options)
+        inside = Term.apply(pred, target, anchor_objects, counts, _CONTAINMENT, backend, options)
         inside = inside if has_anchor is None else torch.where(has_anchor, inside, 1)
-        penalty = Term.apply(pred, target, anchors, counts, _PENALTY, backend, options)
+        penalty = Term.apply(pred, target, anchor_objects, counts, _PENALTY, backend, options)
         loss = loss + formula.penalty_weight * penalty
     return ICRTerms(loss, iou, inside if mask is None else torch.where(mask, inside, 0), penalty)
 

@@ -158,7 +158,7 @@ def loss_kernel(
     target,
     target_row,
     target_column,
-    anchors,
+    anchor_objects,
     anchor_row,
     anchor_column,
     index,
@@ -174,7 +174,7 @@ def loss_kernel(
     ticket,
     grad_pred,
     grad_target,
-    grad_anchors,
+    grad_anchor_objects,
     pairs: tl.int64,
     scale: tl.float64,
     penalty_weight: tl.float64,
@@ -207,11 +207,11 @@ def loss_kernel(
         a, has_anchor = p, inside
         if PENALTY is not None:
             anchor, has_anchor = anchor_rows(index, index_stride, table_rows, rows, inside)
-            a = load_rows(anchors, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
+            a = load_rows(anchor_objects, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
         y = pair_loss(
             variables(corners(p, FORMAT), COUNT if grad_pred is None else 0, COUNT),
             variables(corners(g, FORMAT), COUNT if grad_target is None else 4, COUNT),
-            variables(corners(a, FORMAT), COUNT if grad_anchors is None else 8, COUNT),
+            variables(corners(a, FORMAT), COUNT if grad_anchor_objects is None else 8, COUNT),
             has_anchor,
             penalty_weight,
             eps,
@@ -231,7 +231,7 @@ def loss_kernel(
             tl.store(value + rows, loss * factor.to(DTYPE), inside)
         store_gradient(grad_pred, rows, inside, keep, y, 0, slope, p, FORMAT)
         store_gradient(grad_target, rows, inside, keep, y, 4, slope, g, FORMAT)
-        store_gradient(grad_anchors, rows, inside, keep, y, 8, slope, a, FORMAT)
+        store_gradient(grad_anchor_objects, rows, inside, keep, y, 8, slope, a, FORMAT)
         first += step
     if REDUCED:
         total = tl.sum(sums, 0)
@@ -250,7 +250,7 @@ def terms_kernel(
     target,
     target_row,
     target_column,
-    anchors,
+    anchor_objects,
     anchor_row,
     anchor_column,
     index,
@@ -272,7 +272,7 @@ def terms_kernel(
     grad_penalty_stride,
     grad_pred,
     grad_target,
-    grad_anchors,
+    grad_anchor_objects,
     pairs: tl.int64,
     penalty_weight: tl.float64,
     eps: tl.float64,
@@ -295,11 +295,11 @@ def terms_kernel(
     a, has_anchor = p, inside
     if PENALTY is not None:
         anchor, has_anchor = anchor_rows(index, index_stride, table_rows, rows, inside)
-        a = load_rows(anchors, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
+        a = load_rows(anchor_objects, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
     terms = pair_terms(
         variables(corners(p, FORMAT), COUNT if grad_pred is None else 0, COUNT),
         variables(corners(g, FORMAT), COUNT if grad_target is None else 4, COUNT),
-        variables(corners(a, FORMAT), COUNT if grad_anchors is None else 8, COUNT),
+        variables(corners(a, FORMAT), COUNT if grad_anchor_objects is None else 8, COUNT),
         has_anchor,
         penalty_weight,
         eps,
@@ -320,7 +320,7 @@ def terms_kernel(
         y = add(y, scale(terms.penalty, load_value(grad_penalty, grad_penalty_stride, rows, inside).to(DTYPE)))
         store_gradient(grad_pred, rows, inside, keep, y, 0, 1.0, p, FORMAT)
         store_gradient(grad_target, rows, inside, keep, y, 4, 1.0, g, FORMAT)
-        store_gradient(grad_anchors, rows, inside, keep, y, 8, 1.0, a, FORMAT)
+        store_gradient(grad_anchor_objects, rows, inside, keep, y, 8, 1.0, a, FORMAT)
 
 
 @triton.jit

@@ -9,8 +9,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from icr_kernels.checks import compute_dtype
-from icr_kernels.operators import WANTED_ANCHORS, WANTED_PRED, WANTED_TARGET
+from icr_kernels.arguments import compute_dtype
+from icr_kernels.operators import WANTED_ANCHOR_OBJECTS, WANTED_PRED, WANTED_TARGET
 from icr_kernels.variants import BOX_FORMATS, REDUCTION_IDS
 
 from .iou_losses import LOSSES
@@ -76,18 +76,18 @@ def column_of(values: Tensor | None) -> Column:
     return Column() if values is None else Column(*flat(values, 0))
 
 
-def anchors_of(anchors: Tensor | None, index: Tensor | None) -> tuple:
+def anchor_objects_of(anchor_objects: Tensor | None, index: Tensor | None) -> tuple:
     """Rows, the index that chooses one for each pair, and how many there are."""
-    return *rows_of(anchors), *column_of(index), None if index is None else len(anchors)
+    return *rows_of(anchor_objects), *column_of(index), None if index is None else len(anchor_objects)
 
 
-def penalty_of(penalty: int, anchors: Tensor | None):
-    return None if anchors is None or penalty < 0 else PENALTIES[penalty]
+def penalty_of(penalty: int, anchor_objects: Tensor | None):
+    return None if anchor_objects is None or penalty < 0 else PENALTIES[penalty]
 
 
 def variable_count(wanted: int) -> int:
     """Four for each box up to the last that a gradient is wanted for."""
-    return 12 if wanted & WANTED_ANCHORS else 8 if wanted & WANTED_TARGET else 4 if wanted & WANTED_PRED else 0
+    return 12 if wanted & WANTED_ANCHOR_OBJECTS else 8 if wanted & WANTED_TARGET else 4 if wanted & WANTED_PRED else 0
 
 
 def block_for(tensor: Tensor) -> int:
@@ -140,7 +140,7 @@ def launch(kernel, programs: int, *arguments, **constants) -> None:
 def loss(
     pred,
     target,
-    anchors,
+    anchor_objects,
     anchor_index,
     weight,
     mask,
@@ -157,7 +157,7 @@ def loss(
     in_box_dtype,
 ):
     """The loss, a factor that its gradients still lack (no elements: none), and the gradients that are wanted."""
-    dtype = compute_dtype(pred, target, anchors)
+    dtype = compute_dtype(pred, target, anchor_objects)
     empty = functools.partial(torch.empty, dtype=dtype, device=pred.device)
     pairs, block = pred.numel() // 4, block_for(pred)
     pending = None
@@ -173,7 +173,11 @@ def loss(
             return None
         return empty(pred.shape, dtype=boxes.dtype if in_box_dtype else dtype)
 
-    gradients = gradient(pred, WANTED_PRED), gradient(target, WANTED_TARGET), gradient(anchors, WANTED_ANCHORS)
+    gradients = (
+        gradient(pred, WANTED_PRED),
+        gradient(target, WANTED_TARGET),
+        gradient(anchor_objects, WANTED_ANCHOR_OBJECTS),
+    )
     with torch.cuda.device_of(pred):
         programs, ticket = programs_for(pairs, block), None
         if reduction == REDUCTION_IDS["none"]:
@@ -192,7 +196,7 @@ def loss(
             programs,
             *rows_of(pred),
             *rows_of(target),
-            *anchors_of(anchors, anchor_index),
+            *anchor_objects_of(anchor_objects, anchor_index),
             *column_of(weight),
             *column_of(mask),
             normalizer,
@@ -205,7 +209,7 @@ def loss(
             float(penalty_weight),
             float(eps),
             LOSS=LOSSES[loss],
-            PENALTY=penalty_of(penalty, anchors),
+            PENALTY=penalty_of(penalty, anchor_objects),
             RELATIVE=bool(relative),
             FORMAT=BOX_FORMATS[box_format],
             COUNT=variable_count(wanted),
@@ -216,10 +220,10 @@ def loss(
     return value, *(empty(0) if each is None else each for each in (pending, *gradients))
 
 
-def scaled(gradient, factor, pending, dtype, anchors, anchor_index):
+def scaled(gradient, factor, pending, dtype, anchor_objects, anchor_index):
     """Gradient rows times an upstream factor (None: 1) and the one they lack, rounded to a dtype; given the index of a
     table, the gradient of that table."""
-    shape = gradient.shape if anchor_index is None else anchors.shape
+    shape = gradient.shape if anchor_index is None else anchor_objects.shape
     out = torch.empty(shape, dtype=dtype, device=gradient.device)
     pairs, block = gradient.numel() // 4, block_for(gradient)
     arguments = *rows_of(gradient), *column_of(factor), pending
@@ -243,12 +247,12 @@ def scaled(gradient, factor, pending, dtype, anchors, anchor_index):
     return out
 
 
-def terms(pred, target, anchors, anchor_index, mask, loss, penalty, penalty_weight, relative, eps, box_format):
+def terms(pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps, box_format):
     """All terms of every pair."""
-    dtype = compute_dtype(pred, target, anchors)
+    dtype = compute_dtype(pred, target, anchor_objects)
     results = tuple(torch.empty(pred.shape[:-1], dtype=dtype, device=pred.device) for _ in range(4))
     formula = loss, penalty, penalty_weight, relative, eps, box_format
-    _launch_terms(pred, target, anchors, anchor_index, mask, formula, 0, results, (None,) * 4, (None,) * 3)
+    _launch_terms(pred, target, anchor_objects, anchor_index, mask, formula, 0, results, (None,) * 4, (None,) * 3)
     return results
 
 
@@ -259,7 +263,7 @@ def terms_backward(
     grad_penalty,
     pred,
     target,
-    anchors,
+    anchor_objects,
     anchor_index,
     mask,
     loss,
@@ -271,25 +275,31 @@ def terms_backward(
     wanted,
 ):
     """The gradients of the terms, computed anew, each in the dtype of its boxes."""
-    dtype = compute_dtype(pred, target, anchors)
+    dtype = compute_dtype(pred, target, anchor_objects)
     empty = functools.partial(torch.empty, dtype=dtype, device=pred.device)
-    scattered = anchor_index is not None and wanted & WANTED_ANCHORS
+    scattered = anchor_index is not None and wanted & WANTED_ANCHOR_OBJECTS
 
     def gradient(boxes: Tensor | None, bit: int) -> Tensor | None:
         if boxes is None or not wanted & bit:
             return None
-        return empty(pred.shape, dtype=dtype if scattered and bit == WANTED_ANCHORS else boxes.dtype)
+        return empty(pred.shape, dtype=dtype if scattered and bit == WANTED_ANCHOR_OBJECTS else boxes.dtype)
 
-    gradients = [gradient(pred, WANTED_PRED), gradient(target, WANTED_TARGET), gradient(anchors, WANTED_ANCHORS)]
+    gradients = [
+        gradient(pred, WANTED_PRED),
+        gradient(target, WANTED_TARGET),
+        gradient(anchor_objects, WANTED_ANCHOR_OBJECTS),
+    ]
     formula = loss, penalty, penalty_weight, relative, eps, box_format
     upstream = grad_loss, grad_iou, grad_containment, grad_penalty
-    _launch_terms(pred, target, anchors, anchor_index, mask, formula, wanted, (None,) * 4, upstream, gradients)
+    _launch_terms(pred, target, anchor_objects, anchor_index, mask, formula, wanted, (None,) * 4, upstream, gradients)
     if scattered:
-        gradients[2] = scaled(gradients[2], None, None, anchors.dtype, anchors, anchor_index)
+        gradients[2] = scaled(gradients[2], None, None, anchor_objects.dtype, anchor_objects, anchor_index)
     return tuple(empty(0) if each is None else each for each in gradients)
 
 
-def _launch_terms(pred, target, anchors, anchor_index, mask, formula, wanted, results, upstream, gradients) -> None:
+def _launch_terms(
+    pred, target, anchor_objects, anchor_index, mask, formula, wanted, results, upstream, gradients
+) -> None:
     loss, penalty, penalty_weight, relative, eps, box_format = formula
     pairs, block = pred.numel() // 4, block_for(pred)
     with torch.cuda.device_of(pred):
@@ -298,7 +308,7 @@ def _launch_terms(pred, target, anchors, anchor_index, mask, formula, wanted, re
             programs_for(pairs, block),
             *rows_of(pred),
             *rows_of(target),
-            *anchors_of(anchors, anchor_index),
+            *anchor_objects_of(anchor_objects, anchor_index),
             *column_of(mask),
             *results,
             *(part for values in upstream for part in column_of(values)),
@@ -307,10 +317,10 @@ def _launch_terms(pred, target, anchors, anchor_index, mask, formula, wanted, re
             float(penalty_weight),
             float(eps),
             LOSS=LOSSES[loss],
-            PENALTY=penalty_of(penalty, anchors),
+            PENALTY=penalty_of(penalty, anchor_objects),
             RELATIVE=bool(relative),
             FORMAT=BOX_FORMATS[box_format],
             COUNT=variable_count(wanted),
-            DTYPE=DTYPES[compute_dtype(pred, target, anchors)],
+            DTYPE=DTYPES[compute_dtype(pred, target, anchor_objects)],
             BLOCK=block,
         )

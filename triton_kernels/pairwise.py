@@ -9,9 +9,9 @@ import triton.language as tl
 
 from .box import Box, area, corners, pull_back, spread, variables
 from .kernels import load_rows, store_rows
-from .kinds import of_kind
 from .number import rounded_product
 from .pair import gradient
+from .pair_functions import of_kind
 
 # Of 32 bits.
 LARGEST = tl.constexpr(2147483647)

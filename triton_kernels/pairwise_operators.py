@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icr_kernels.checks import compute_dtype
+from icr_kernels.arguments import compute_dtype
 from icr_kernels.operators import WANTED_BOXES1, WANTED_BOXES2
 from icr_kernels.variants import BOX_FORMATS
 
-from .kinds import KINDS
-from .matching import matching_kernel
+from .matching_cost import matching_kernel
 from .operators import ALIGNMENT, DTYPES, column_of, flat, launch, programs_for, rows_of
+from .pair_functions import KINDS
 from .pairwise import LARGEST, pairwise_backward_kernel, pairwise_kernel, range_kernel, selected_kernel
 
 

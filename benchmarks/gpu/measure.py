@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import aligned, registry, results
+from benchmarks import aligned, catalogue, results
 from benchmarks.case import BOTH, COPY, FILL, FORWARD, Case, Function, Inputs, first_line, loaded
 from benchmarks.results import Row, quantiles
 from benchmarks.run import DISAGREES
-from icr_kernels import checks
+from icr_kernels import arguments
 from icr_kernels.backends import BY_NAME
 from icr_kernels.operators import WANTED_PRED, numbers
 from icr_kernels.variants import REDUCTION_IDS
@@ -115,10 +115,10 @@ def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
     """The operator of a forward with gradient, without the checks and the autograd around it."""
     operators = BY_NAME[name].operators
     assert operators is not None
-    pred, target, anchors = (rows.detach() for rows in given)
-    formula = numbers(checks.formula("ciou", "containment", 1.0, False, 1e-7, "xyxy", anchors))
+    pred, target, anchor_objects = (rows.detach() for rows in given)
+    formula = numbers(arguments.formula("ciou", "containment", 1.0, False, 1e-7, "xyxy", anchor_objects))
     options = (1.0, REDUCTION_IDS["mean"], *formula, WANTED_PRED, False)
-    return lambda: operators.loss(pred, target, anchors, None, None, None, None, *options)
+    return lambda: operators.loss(pred, target, anchor_objects, None, None, None, None, *options)
 
 
 CALLS: dict[str, Callable[[Case, str, Inputs], Any]] = {
@@ -345,7 +345,7 @@ def jobs() -> list[Job]:
         for name in any_shape:
             for quantity in BYTES if name in OURS else (BOTH,):
                 todo.append(("device", device_row, main_case(pairs), name, quantity))
-    for case in registry.chosen(full=True):
+    for case in catalogue.chosen(full=True):
         if case.name in MATRICES + SELECTIONS:
             todo += [("device", device_row, case, name, FORWARD) for name in OURS]
     for pairs in HOST_SIZES:
@@ -356,7 +356,7 @@ def jobs() -> list[Job]:
     for pairs in SIZES:
         for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
             todo.append(("end to end", wall_row, main_case(pairs), name, BOTH))
-    for case in registry.chosen():
+    for case in catalogue.chosen():
         if case.name != aligned.MAIN:
             for name in names(case):
                 if not name.endswith(", static"):

@@ -366,20 +366,20 @@ PARTS = {
     ),
     "gpu-tests": Part(
         "what only a GPU can show, on cuda",
-        tests("gpu-tests", "tests/test_gpu.py", "-k", "not triton"),
+        tests("gpu-tests", "tests/operators/test_gpu.py", "-k", "not triton"),
         60,
         90,
     ),
     "tests": Part(
         "all other tests that use cuda",
-        tests("tests", "tests", "--ignore=tests/test_gpu.py", "--only-backend", "cuda", processes=12),
+        tests("tests", "tests", "--ignore=tests/operators/test_gpu.py", "--only-backend", "cuda", processes=12),
         70,
         100,
     ),
     "sanitizers": Part("compute-sanitizer's four tools", sanitize, 100, 160),
     "triton-tests": Part(
         "what only a GPU can show, on triton",
-        tests("triton-tests", "tests/test_gpu.py", "--only-backend", "triton", processes=4),
+        tests("triton-tests", "tests/operators/test_gpu.py", "--only-backend", "triton", processes=4),
         80,
         110,
     ),

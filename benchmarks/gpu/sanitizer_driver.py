@@ -54,7 +54,7 @@ def place(values: Tensor, layout: str) -> Tensor:
 def call(backend: str, number: int, pairs: int, dtype: torch.dtype, layout: str) -> None:
     """One combination of options, forward and backward, drawn by its number: the same in every run."""
     draw = random.Random(number)
-    pred, target, anchors = (rows.detach().to(dtype) for rows in aligned.boxes(pairs, seed=number))
+    pred, target, anchor_objects = (rows.detach().to(dtype) for rows in aligned.boxes(pairs, seed=number))
     row = torch.arange(pairs)
     kept = row % 3 != 1
     index = torch.where(row % 7 == 6, -1, row % TABLE_ROWS)
@@ -70,10 +70,10 @@ def call(backend: str, number: int, pairs: int, dtype: torch.dtype, layout: str)
     }
     mask = place(kept, layout) if draw.random() < 0.5 else None
     if draw.random() < 0.6:
-        anchors = torch.cat((anchors, torch.ones(TABLE_ROWS, 4, dtype=dtype)))[:TABLE_ROWS]
+        anchor_objects = torch.cat((anchor_objects, torch.ones(TABLE_ROWS, 4, dtype=dtype)))[:TABLE_ROWS]
         index = index.int() if draw.random() < 0.5 else index
         options["anchor_index"] = place(index, layout)
-    boxes = [place(rows, layout) for rows in (pred, target, anchors)]
+    boxes = [place(rows, layout) for rows in (pred, target, anchor_objects)]
     wanted = draw.choice((boxes[:1], boxes[1:], boxes))
     for rows in wanted:
         rows.requires_grad_()

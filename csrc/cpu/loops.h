@@ -166,7 +166,7 @@ void store_zeros(const Task& task, int64_t first, int64_t count) {
   for (void* column : {task.loss_out, task.iou_out, task.containment_out, task.penalty_out}) {
     if (column != nullptr) memset(static_cast<T*>(column) + first, 0, count * sizeof(T));
   }
-  for (const RowsOut& rows : {task.grad_pred, task.grad_target, task.grad_anchors}) {
+  for (const RowsOut& rows : {task.grad_pred, task.grad_target, task.grad_anchor_objects}) {
     const int64_t bytes = 4 * bytes_of(rows.type);
     if (rows.data != nullptr) memset(static_cast<char*>(rows.data) + first * bytes, 0, count * bytes);
   }
@@ -202,7 +202,7 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
   const auto format = BoxFormat(task.box_format);
   const P zero(T(0)), scale(T(task.scale));
   const bool direct_pred = direct<T>(task.pred), direct_target = direct<T>(task.target);
-  const bool direct_anchors = direct<T>(task.anchors);
+  const bool direct_anchor_objects = direct<T>(task.anchor_objects);
   double sum = 0;
   P lanes = zero;
   for (int64_t first = begin; first < end; first += N) {
@@ -212,7 +212,7 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
     load_rows(task.target, direct_target, first, count, target);
     auto has_anchor = zero < zero;
     if (task.penalty >= 0) {
-      has_anchor = load_rows(task.anchors, direct_anchors, first, count, anchor);
+      has_anchor = load_rows(task.anchor_objects, direct_anchor_objects, first, count, anchor);
     } else {
       anchor[0] = anchor[1] = anchor[2] = anchor[3] = zero;
     }
@@ -245,7 +245,7 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
     if constexpr (Want & kTarget)
       store_gradient(task.grad_target, first, count, format, keep_all, keep, factor, target, gradients.target);
     if constexpr (Want & kAnchor)
-      store_gradient(task.grad_anchors, first, count, format, keep_all, keep, factor, anchor, gradients.anchor);
+      store_gradient(task.grad_anchor_objects, first, count, format, keep_all, keep, factor, anchor, gradients.anchor);
     // Few enough additions in float, then double.
     if (((first / N) & 15) == 15 || first + N >= end) {
       for (int i = 0; i < N; ++i) sum += double(lanes.v[i]);
@@ -317,7 +317,7 @@ template <class T, int N>
 void run(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   constexpr bool rare = sizeof(T) == sizeof(double);
   const bool pred = task.grad_pred.data != nullptr;
-  const bool target = task.grad_target.data != nullptr, anchor = task.grad_anchors.data != nullptr;
+  const bool target = task.grad_target.data != nullptr, anchor = task.grad_anchor_objects.data != nullptr;
   const bool any = pred || target || anchor;
   if (task.terms) {
     if (any) return run_chunks<T, N, kPred | kTarget | kAnchor, true>(task, chunk_sums, begin, end);

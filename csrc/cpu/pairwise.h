@@ -2,7 +2,7 @@
 // after the other. Compiled once an instruction set, as loops.h.
 #pragma once
 
-#include "../matching.h"
+#include "../matching_cost.h"
 #include "loops.h"
 
 namespace {

@@ -93,7 +93,7 @@ __device__ void store_nothing(const Task& task, int64_t pair) {
   store_term(task.penalty_out, pair, T(0));
   if ((Want & icr::kPred) && task.grad_pred.data != nullptr) store_row(task.grad_pred, pair, zeros);
   if ((Want & icr::kTarget) && task.grad_target.data != nullptr) store_row(task.grad_target, pair, zeros);
-  if ((Want & icr::kAnchor) && task.grad_anchors.data != nullptr) store_row(task.grad_anchors, pair, zeros);
+  if ((Want & icr::kAnchor) && task.grad_anchor_objects.data != nullptr) store_row(task.grad_anchor_objects, pair, zeros);
 }
 
 // Losses or all terms of the pairs, with the gradients in Want. Loss and penalty are chosen by branches that are the
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     T pred[4], target[4], anchor[4] = {T(0), T(0), T(0), T(0)};
     load_row(task.pred, pair, pred);
     load_row(task.target, pair, target);
-    const bool has_anchor = task.penalty >= 0 && load_row(task.anchors, pair, anchor);
+    const bool has_anchor = task.penalty >= 0 && load_row(task.anchor_objects, pair, anchor);
     const icr::Boxes<T> boxes{icr::corners(pred, format), icr::corners(target, format), icr::corners(anchor, format)};
     icr::Gradients<T> gradients;
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = T(0);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     }
     if constexpr (Want & icr::kPred) store_gradient(task.grad_pred, pair, format, factor, pred, gradients.pred);
     if constexpr (Want & icr::kTarget) store_gradient(task.grad_target, pair, format, factor, target, gradients.target);
-    if constexpr (Want & icr::kAnchor) store_gradient(task.grad_anchors, pair, format, factor, anchor, gradients.anchor);
+    if constexpr (Want & icr::kAnchor) store_gradient(task.grad_anchor_objects, pair, format, factor, anchor, gradients.anchor);
   }
   if constexpr (!AllTerms) {
     total.loss += double(few);
@@ -221,7 +221,7 @@ template <class T>
 cudaError_t run(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {
   constexpr unsigned all = icr::kPred | icr::kTarget | icr::kAnchor;
   const bool pred = task.grad_pred.data != nullptr;
-  const bool others = task.grad_target.data != nullptr || task.grad_anchors.data != nullptr;
+  const bool others = task.grad_target.data != nullptr || task.grad_anchor_objects.data != nullptr;
   const auto kernel = task.terms ? (pred || others ? pairs_kernel<T, all, true> : pairs_kernel<T, 0, true>)
                       : others   ? pairs_kernel<T, all, false>
                       : pred     ? pairs_kernel<T, icr::kPred, false>

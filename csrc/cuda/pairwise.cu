@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "../kinds.h"
-#include "../matching.h"
+#include "../pair_functions.h"
+#include "../matching_cost.h"
 #include "rows.h"
 
 namespace icr_cuda {

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .. import checks
+from .. import arguments
 from ..functional import icr_loss, icr_terms
 from ..pairwise import pairwise_max
 from ..relations import Relations
@@ -64,8 +64,8 @@ class ICRBoxLoss(nn.Module):
             "relative": relative,
             "eps": eps,
         }
-        checks.names(reduction=reduction, box_format="xyxy", **self.options)
-        checks.number("loss_weight", loss_weight)
+        arguments.names(reduction=reduction, box_format="xyxy", **self.options)
+        arguments.number("loss_weight", loss_weight)
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.pairing: Pairing | None = None
@@ -135,7 +135,7 @@ def _one_number(avg_factor: Any, pred: Tensor) -> float | Tensor:
         return float(avg_factor)
     if avg_factor.numel() != 1:
         raise ValueError(f"avg_factor: expected a number or a tensor of one, got shape {tuple(avg_factor.shape)}")
-    dtype = checks.compute_dtype(pred)
+    dtype = arguments.compute_dtype(pred)
     return avg_factor.detach().reshape(()).to(pred.device, dtype, non_blocking=True)
 
 

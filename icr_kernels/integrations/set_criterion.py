@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import arguments
 from ..functional import box_iou_loss, icr_terms
 from ..relations import Relations
 from .handle import Losses, Record, are_same, trial_boxes
@@ -55,8 +55,8 @@ class Terms:
         box_term: float,
         label_key: str,
     ) -> "Terms":
-        checks.number("weight", weight, 0)
-        checks.formula("giou", penalty, weight, relative, EPS, "cxcywh", None)
+        arguments.number("weight", weight, 0)
+        arguments.formula("giou", penalty, weight, relative, EPS, "cxcywh", None)
         uniform = UniformTerm.of_parts(box_term, relations)
         formula = {"penalty": penalty, "relative": relative}
         record = Record(relations, uniform)

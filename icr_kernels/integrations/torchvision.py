@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import arguments
 from ..functional import icr_terms
 from ..relations import Relations
 from .handle import Handle, Record, framework
@@ -60,8 +60,8 @@ def enable_icr(
     """
     framework("torchvision", "0.20", "1")
     relations = Relations(pairs, names, min_containment=min_containment)
-    checks.number("weight", weight, 0)
-    checks.formula("iou", penalty, weight, relative, EPS, "xyxy", None)
+    arguments.number("weight", weight, 0)
+    arguments.formula("iou", penalty, weight, relative, EPS, "xyxy", None)
     uniform = UniformTerm.of_parts(box_term, relations)
     terms = _Terms(relations, weight, {"penalty": penalty, "relative": relative}, uniform)
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import arguments
 from ..functional import box_iou_loss
 from ..relations import Relations, are_of, labels_of
 
@@ -30,7 +30,7 @@ class UniformTerm(NamedTuple):
     @classmethod
     def of_parts(cls, weight: float, relations: Relations) -> "UniformTerm | None":
         """What ``box_term`` of an `enable_icr` stands for: none at weight 0, which is the stock loss."""
-        checks.number("box_term", weight, 0)
+        arguments.number("box_term", weight, 0)
         return cls(float(weight), names=tuple(relations.pairs)) if weight else None
 
     @classmethod
@@ -38,11 +38,11 @@ class UniformTerm(NamedTuple):
         cls, weight: float, loss: str | BoxLoss, names: Iterable[str] | None, max_side: float | None
     ) -> "UniformTerm | None":
         """Checked but for whether there are classes of these names; none at weight 0, which is the stock loss."""
-        checks.number("weight", weight, 0)
+        arguments.number("weight", weight, 0)
         if not callable(loss):
-            checks.names(reduction="mean", loss=loss, eps=1e-7, box_format="xyxy")
+            arguments.names(reduction="mean", loss=loss, eps=1e-7, box_format="xyxy")
         if max_side is not None:
-            checks.number("max_side", max_side, 0)
+            arguments.number("max_side", max_side, 0)
             max_side = float(max_side)
         if names is not None:
             if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):

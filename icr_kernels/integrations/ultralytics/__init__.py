@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-from ... import checks
+from ... import arguments
 from ...relations import Relations, names_of_wholes
 from ..handle import Handle, Record, framework, place_of
 from ..set_criterion import EPS
@@ -93,8 +93,8 @@ def enable_icr(
     _check_model(model)
     # The names are known once the data set is; all else is checked now.
     mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
-    checks.number("weight", weight, 0)
-    checks.formula("ciou", penalty, weight, relative, EPS, "xyxy", None)
+    arguments.number("weight", weight, 0)
+    arguments.formula("ciou", penalty, weight, relative, EPS, "xyxy", None)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     uniform = UniformTerm.of_parts(box_term, mentioned)

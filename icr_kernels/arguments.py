@@ -1,0 +1,379 @@
+"""Every check of an argument, once, for all backends and before any launch.
+
+A message names the argument, says what was expected and what came. These checks read shapes, dtypes and devices only;
+checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=1.
+"""
+
+import numbers
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .variants import (
+    BOX_FORMATS,
+    CLASSIFICATIONS,
+    KIND_NAMES,
+    LOSS_NAMES,
+    MOST_SELECTED,
+    NO_PENALTY,
+    PENALTY_NAMES,
+    REDUCTIONS,
+)
+
+CHECK_VALUES = os.environ.get("ICR_KERNELS_CHECK_VALUES", "0") not in ("", "0")
+
+FLOAT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INDEX_TYPES = (torch.int64, torch.int32)
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class Pairs(NamedTuple):
+    """The tensors of one call, checked."""
+
+    pred: Tensor
+    target: Tensor
+    anchor_objects: Tensor | None
+    anchor_index: Tensor | None
+    weight: Tensor | None
+    mask: Tensor | None
+
+
+class Formula(NamedTuple):
+    """What is computed for each pair, checked."""
+
+    loss: str
+    penalty: str
+    penalty_weight: float
+    relative: bool
+    eps: float
+    box_format: str
+
+
+def compute_dtype(*boxes: Tensor | None) -> torch.dtype:
+    """What the arithmetic runs in, and the dtype of losses: float32, or float64 if any box is float64."""
+    double = any(rows is not None and rows.dtype == torch.float64 for rows in boxes)
+    return torch.float64 if double else torch.float32
+
+
+def pairs(
+    pred: Tensor,
+    target: Tensor,
+    anchor_objects: Tensor | None,
+    anchor_index: Tensor | None,
+    weight: Tensor | None,
+    mask: Tensor | None,
+) -> Pairs:
+    """Shapes, dtypes and devices of everything that comes in pairs."""
+    _boxes("pred", pred)
+    shape, device = pred.shape, pred.device
+    _boxes("target", target)
+    if target.shape != shape:
+        raise ValueError(f"target: expected the shape of pred, {tuple(shape)}, got {tuple(target.shape)}")
+    _device("target", target, device)
+    if anchor_objects is None:
+        if anchor_index is not None:
+            raise ValueError("anchor_index: expected None, because anchor_objects is None, got a tensor")
+    else:
+        _boxes("anchor_objects", anchor_objects)
+        _device("anchor_objects", anchor_objects, device)
+        if anchor_index is None:
+            if anchor_objects.shape != shape:
+                raise ValueError(
+                    f"anchor_objects: expected the shape of pred, {tuple(shape)}, or a table (M, 4) with anchor_index, "
+                    f"got {tuple(anchor_objects.shape)}"
+                )
+        else:
+            if anchor_objects.dim() != 2:
+                raise ValueError(
+                    f"anchor_objects: expected a table (M, 4) with anchor_index, got {tuple(anchor_objects.shape)}"
+                )
+            _tensor("anchor_index", anchor_index, INDEX_TYPES)
+            _per_pair("anchor_index", anchor_index, shape, device)
+    if weight is not None:
+        _tensor("weight", weight, FLOAT_TYPES)
+        _per_pair("weight", weight, shape, device)
+        _no_gradient("weight", weight)
+    if mask is not None:
+        _tensor("mask", mask, (torch.bool,))
+        _per_pair("mask", mask, shape, device)
+    if CHECK_VALUES:
+        _values(pred, target, anchor_objects, anchor_index, mask)
+    return Pairs(pred, target, anchor_objects, anchor_index, weight, mask)
+
+
+def formula(
+    loss: str,
+    penalty: str,
+    penalty_weight: float,
+    relative: bool,
+    eps: float,
+    box_format: str,
+    anchor_objects: Tensor | None,
+) -> Formula:
+    """The names and numbers that choose what is computed. Without anchor_objects there is no penalty."""
+    _name("loss", loss, LOSS_NAMES)
+    _name("penalty", penalty, PENALTY_NAMES)
+    number("penalty_weight", penalty_weight)
+    if not isinstance(relative, bool):
+        raise TypeError(f"relative: expected True or False, got {type(relative).__name__}")
+    _format(eps, box_format)
+    penalty = NO_PENALTY if anchor_objects is None else penalty
+    return Formula(loss, penalty, float(penalty_weight), relative, float(eps), box_format)
+
+
+def _format(eps: float, box_format: str) -> None:
+    _name("box_format", box_format, BOX_FORMATS)
+    number("eps", eps, 1e-30)
+
+
+def names(
+    *,
+    reduction: str,
+    loss: str,
+    eps: float,
+    box_format: str,
+    penalty: str = PENALTY_NAMES[0],
+    penalty_weight: float = 1.0,
+    relative: bool = False,
+    **_: object,
+) -> None:
+    """The names and numbers that a module holds, checked when it is made."""
+    _name("reduction", reduction, REDUCTIONS)
+    formula(loss, penalty, penalty_weight, relative, eps, box_format, None)
+
+
+def reduction(reduction: str, normalizer: float | Tensor | None, pred: Tensor) -> None:
+    _name("reduction", reduction, REDUCTIONS)
+    if normalizer is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f"normalizer: expected None with reduction={reduction!r}, got {normalizer!r}")
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0:
+            raise ValueError(f"normalizer: expected a number or a 0-dim tensor, got shape {tuple(normalizer.shape)}")
+        _tensor("normalizer", normalizer, FLOAT_TYPES + INDEX_TYPES)
+        _device("normalizer", normalizer, pred.device)
+        _no_gradient("normalizer", normalizer)
+    else:
+        number("normalizer", normalizer, expected="a number or a 0-dim tensor")
+
+
+class Sets(NamedTuple):
+    """Two sets of boxes with the same leading dimensions, and the group of each box, checked."""
+
+    first: Tensor
+    second: Tensor
+    group1: Tensor | None
+    group2: Tensor | None
+
+
+def sets(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    group1: Tensor | None = None,
+    group2: Tensor | None = None,
+    *,
+    names: tuple[str, str, str, str] = ("boxes1", "boxes2", "group1", "group2"),
+) -> Sets:
+    """Shapes, dtypes and devices of two sets of boxes whose pairs are looked at. Leading dimensions are broadcast."""
+    for argument, boxes in zip(names, (boxes1, boxes2), strict=False):
+        _boxes(argument, boxes)
+        if boxes.dim() < 2:
+            raise ValueError(f"{argument}: expected boxes of shape (..., N, 4), got {tuple(boxes.shape)}")
+    _device(names[1], boxes2, boxes1.device, names[0])
+    if (group1 is None) != (group2 is None):
+        missing, given = names[2:] if group1 is None else names[:1:-1]
+        raise ValueError(f"{missing}: expected a tensor, because {given} is one, got None")
+    if group1 is not None and group2 is not None:
+        for argument, group, of, boxes in zip(names[2:], (group1, group2), names, (boxes1, boxes2), strict=False):
+            _numbers(argument, group, of, boxes)
+            _device(argument, group, boxes1.device, names[0])
+    if CHECK_VALUES:
+        for argument, boxes in zip(names, (boxes1, boxes2), strict=False):
+            _finite(argument, boxes, None)
+    if boxes1.shape[:-2] == boxes2.shape[:-2]:
+        return Sets(boxes1, boxes2, group1, group2)
+    try:
+        lead = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"{names[1]}: expected leading dimensions that go with those of {names[0]}, {tuple(boxes1.shape[:-2])}, "
+            f"got {tuple(boxes2.shape[:-2])}"
+        ) from None
+    return Sets(
+        boxes1.expand(*lead, *boxes1.shape[-2:]),
+        boxes2.expand(*lead, *boxes2.shape[-2:]),
+        None if group1 is None else group1.expand(*lead, group1.shape[-1]),
+        None if group2 is None else group2.expand(*lead, group2.shape[-1]),
+    )
+
+
+def kind(kind: str, eps: float, box_format: str) -> float:
+    """The name and number of a matrix of all pairs. Returns eps, of whatever type it was, as Python's float."""
+    _name("kind", kind, KIND_NAMES)
+    _format(eps, box_format)
+    return float(eps)
+
+
+def over_second(dim: int, matrix: Sets) -> bool:
+    """Whether a reduction over that dimension of the matrix of all pairs is one over the second set of boxes."""
+    dimensions = matrix.first.dim()
+    if (
+        isinstance(dim, int)
+        and dim % dimensions in (dimensions - 2, dimensions - 1)
+        and -dimensions <= dim < dimensions
+    ):
+        return dim % dimensions == dimensions - 1
+    raise ValueError(
+        f"dim: expected one of the last two dimensions of a matrix (..., N, M) of {dimensions} dimensions, got {dim!r}"
+    )
+
+
+def selected_count(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected a whole number, got {type(k).__name__}")
+    if not 1 <= k <= MOST_SELECTED:
+        raise ValueError(f"k: expected 1 to {MOST_SELECTED}, got {k}; for more, take torch.topk of pairwise_iou")
+
+
+def number(
+    argument: str, value: float, least: float = -_LARGEST, most: float = _LARGEST, expected: str = "a number"
+) -> None:
+    """Of Python or NumPy, within bounds, finite in float32 too. A tensor is none: reading one would make a GPU wait."""
+    if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
+        raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
+    if not least <= value <= most:
+        at_least = f" of at least {least:g}" if least > -_LARGEST else ""
+        bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f"{at_least} that is finite in float32"
+        raise ValueError(f"{argument}: expected a number{bounds}, got {value!r}")
+
+
+def matching(
+    pred_logits: Tensor, pred_boxes: Tensor, target_labels: Tensor, target_boxes: Tensor, target_image: Tensor
+) -> None:
+    """What a matching cost is made of: B images with Q queries of C classes each, and M targets."""
+    _boxes("pred_boxes", pred_boxes)
+    if pred_boxes.dim() != 3:
+        raise ValueError(f"pred_boxes: expected boxes of shape (B, Q, 4), got {tuple(pred_boxes.shape)}")
+    _tensor("pred_logits", pred_logits, FLOAT_TYPES)
+    if pred_logits.dim() != 3 or pred_logits.shape[:2] != pred_boxes.shape[:2]:
+        raise ValueError(
+            f"pred_logits: expected (B, Q, C) with the B and Q of pred_boxes, {tuple(pred_boxes.shape[:2])}, "
+            f"got {tuple(pred_logits.shape)}"
+        )
+    _boxes("target_boxes", target_boxes)
+    if target_boxes.dim() != 2:
+        raise ValueError(f"target_boxes: expected boxes of shape (M, 4), got {tuple(target_boxes.shape)}")
+    for argument, values in (("target_labels", target_labels), ("target_image", target_image)):
+        _numbers(argument, values, "target_boxes", target_boxes)
+        _device(argument, values, pred_boxes.device, "pred_boxes")
+    _device("pred_logits", pred_logits, pred_boxes.device, "pred_boxes")
+    _device("target_boxes", target_boxes, pred_boxes.device, "pred_boxes")
+
+
+def labelled(boxes: Tensor, labels: Tensor, image: Tensor | None, parent_idx: Tensor | None) -> None:
+    """The boxes of a batch in one table, and what is known of each."""
+    _boxes("boxes", boxes)
+    if boxes.dim() != 2:
+        raise ValueError(f"boxes: expected boxes of shape (N, 4), got {tuple(boxes.shape)}")
+    given = [(name, values) for name, values in (("image", image), ("parent_idx", parent_idx)) if values is not None]
+    for argument, values in [("labels", labels), *given]:
+        _numbers(argument, values, "boxes", boxes)
+        _device(argument, values, boxes.device, "boxes")
+
+
+def cost(
+    classification: str,
+    class_weight: float,
+    l1_weight: float,
+    giou_weight: float,
+    alpha: float,
+    gamma: float,
+    focal_eps: float,
+    eps: float,
+    box_format: str,
+) -> None:
+    """The names and numbers of a matching cost."""
+    _name("classification", classification, CLASSIFICATIONS)
+    number("class_weight", class_weight)
+    number("l1_weight", l1_weight)
+    number("giou_weight", giou_weight)
+    number("alpha", alpha, 0, 1)
+    number("gamma", gamma, 0)
+    number("focal_eps", focal_eps, 1e-30, 1)
+    _format(eps, box_format)
+
+
+def _name(argument: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {name!r}")
+
+
+def _tensor(argument: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{argument}: expected dtype {expected}, got {str(value.dtype).removeprefix('torch.')}")
+
+
+def _boxes(argument: str, boxes: Tensor) -> None:
+    _tensor(argument, boxes, FLOAT_TYPES)
+    if boxes.dim() == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"{argument}: expected boxes of shape (..., 4), got {tuple(boxes.shape)}")
+
+
+def _device(argument: str, value: Tensor, device: torch.device, other: str = "pred") -> None:
+    if value.device != device:
+        raise ValueError(f"{argument}: expected a tensor on {device}, where {other} is, got one on {value.device}")
+
+
+def _per_pair(argument: str, value: Tensor, shape: torch.Size, device: torch.device) -> None:
+    if value.shape != shape[:-1]:
+        raise ValueError(f"{argument}: expected one value per pair, {tuple(shape[:-1])}, got {tuple(value.shape)}")
+    _device(argument, value, device)
+
+
+def _numbers(argument: str, values: Tensor, of: str, boxes: Tensor) -> None:
+    _tensor(argument, values, INDEX_TYPES)
+    if values.shape != boxes.shape[:-1]:
+        raise ValueError(
+            f"{argument}: expected one number for each box of {of}, {tuple(boxes.shape[:-1])}, "
+            f"got {tuple(values.shape)}"
+        )
+
+
+def _no_gradient(argument: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{argument}: expected a tensor that does not require grad (no gradient flows to it), got one that does; "
+            f"pass {argument}.detach()"
+        )
+
+
+def _values(
+    pred: Tensor, target: Tensor, anchor_objects: Tensor | None, anchor_index: Tensor | None, mask: Tensor | None
+) -> None:
+    """Opt-in: finite boxes in unmasked pairs, and an index of -1 or in the table."""
+    rows = (("pred", pred), ("target", target), ("anchor_objects", anchor_objects))
+    for argument, boxes in rows:
+        if boxes is not None:
+            _finite(argument, boxes, mask)
+    if anchor_objects is not None and anchor_index is not None:
+        outside = (anchor_index < -1) | (anchor_index >= anchor_objects.shape[0])
+        if outside.any():
+            value = int(anchor_index[outside].flatten()[0])
+            raise ValueError(
+                f"anchor_index: expected -1 or a row of the {anchor_objects.shape[0]} anchor_objects, got {value}"
+            )
+
+
+def _finite(argument: str, boxes: Tensor, mask: Tensor | None) -> None:
+    finite = boxes.isfinite().all(-1)
+    if mask is not None and finite.shape == mask.shape:
+        finite = finite | ~mask
+    if not finite.all():
+        raise ValueError(f"{argument}: expected finite boxes, got {int((~finite).sum())} that are not")

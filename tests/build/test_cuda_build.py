@@ -1,0 +1,218 @@
+"""The CUDA extension compiles, against a torch without CUDA too, and its kernels keep everything in registers.
+
+The registers of each kernel are recorded in cuda_registers.csv, so that a change of theirs is seen when it is made.
+Written anew by `python tests/build/test_cuda_build.py`.
+"""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+from audit import audited, output_of
+
+ROOT = Path(__file__).parents[2]
+RECORD = Path(__file__).parent / "cuda_registers.csv"
+ARCHITECTURES = ("8.0", "9.0")
+
+# As many as leave room for four blocks of 256 threads on a multiprocessor, or three: enough to keep the memory busy.
+MOST_REGISTERS = {
+    "pairs_kernel<float, 0u, false>": 64,
+    "pairs_kernel<float, 1u, false>": 64,
+    "matrix_kernel<float>": 64,
+    "selection_kernel<float, 1>": 64,
+    "selection_kernel<float, 16>": 64,
+    "boxes_kernel<float, false>": 80,
+    "boxes_kernel<float, true>": 80,
+}
+
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None and not Path("/usr/local/cuda/bin/nvcc").exists(), reason="no nvcc to compile with"
+)
+
+
+def setup(*command: str, script: Sequence[str] = ("setup.py",), **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, *script, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+# Without the extension for CPUs, which takes minutes and is tested elsewhere.
+CUDA_ALONE = """
+import setuptools, sys
+from distutils.core import run_setup
+chosen = run_setup("setup.py", sys.argv[1:], stop_after="commandline")
+chosen.ext_modules = [module for module in chosen.ext_modules if module.name == "icr_kernels._C_cuda"]
+chosen.run_commands()
+"""
+
+
+def build(folder: Path) -> str:
+    result = setup(
+        *("build_ext", "--build-temp", str(folder / "temp"), "--build-lib", str(folder / "lib")),
+        script=("-c", CUDA_ALONE),
+        ICR_KERNELS_CUDA="1",
+        TORCH_CUDA_ARCH_LIST=" ".join(ARCHITECTURES),
+        NVCC_APPEND_FLAGS="-Xptxas=-v --threads=1",
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return result.stdout + result.stderr
+
+
+def kernels(log: str) -> list[dict[str, str]]:
+    """What ptxas says of each kernel."""
+    found = re.findall(
+        r"Compiling entry function '(\S+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        log,
+        re.DOTALL,
+    )
+    names = subprocess.run(["c++filt", *(name for name, *_ in found)], capture_output=True, text=True, check=True)
+    rows = []
+    for name, (_, architecture, stack, stores, loads, registers) in zip(names.stdout.splitlines(), found, strict=True):
+        kernel = re.search(r"(\w+_kernel(?:<[^>]*>)?)", name)[1]
+        spilled = int(stores) + int(loads)
+        row = {"kernel": kernel, "architecture": architecture, "registers": registers}
+        rows.append({**row, "stack": stack, "spilled": str(spilled)})
+    return sorted(rows, key=lambda row: (row["kernel"], row["architecture"]))
+
+
+def nvcc_version(log: str) -> str:
+    return re.search(r"nvcc V(\S+)", log)[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("cuda")
+    return folder, build(folder)
+
+
+@needs_nvcc
+def test_kernels_spill_nothing(built):
+    rows = kernels(built[1])
+    assert len(rows) == 27 * len(ARCHITECTURES)
+    assert [row for row in rows if row["stack"] != "0" or row["spilled"] != "0"] == []
+    for row in rows:
+        assert int(row["registers"]) <= MOST_REGISTERS.get(row["kernel"], 255), row
+
+
+@needs_nvcc
+def test_registers_are_those_recorded(built):
+    with RECORD.open() as file:
+        recorded = list(csv.DictReader(file))
+    if recorded[0]["nvcc"] != nvcc_version(built[1]):
+        pytest.skip(f"recorded with nvcc {recorded[0]['nvcc']}, this is {nvcc_version(built[1])}")
+    assert table(built[1]) == recorded
+
+
+@needs_nvcc
+def test_extension_serves_every_torch_and_every_cuda_version(built):
+    """It uses what torch 2.10 promises to keep, holds CUDA's runtime, and finds a CUDA torch through libtorch, which it
+    may not have been built beside."""
+    library = str(next((built[0] / "lib" / "icr_kernels").glob("_C_cuda*.so")))
+    (found,) = audited(library)
+    assert found["stable"] and found["min_torch_version"] == "2.10.0" and not found["unknown_shim_symbols"]
+    assert found["stable_shim_count"] > 20, "it sees what is used of torch"
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", output_of("readelf", "--dynamic", library)))
+    assert "libtorch.so" in needed
+    assert [name for name in needed if "cuda" in name or "python" in name] == []
+    undefined = output_of("nm", "-D", "--undefined-only", library)
+    assert "aoti_torch_get_current_cuda_stream" in undefined and "cudaLaunchKernel" not in undefined
+
+
+@needs_nvcc
+@pytest.mark.parametrize("chosen", ["8.0 Nonsense", "7", "native"])
+def test_wrong_architectures_are_refused(chosen):
+    if chosen == "native" and torch.cuda.is_available():
+        pytest.skip("there is a GPU to be native to")
+    result = setup("--name", ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=chosen)
+    assert result.returncode != 0
+    message = f"expected versions such as '8.0 9.0+PTX' or names such as 'Hopper', got {chosen!r}"
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def architectures(chosen: str) -> list[str]:
+    result = setup("--name", ICR_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=chosen)
+    return re.search(r" for (sm_\d+.*)", result.stdout)[1].split(", ")
+
+
+@needs_nvcc
+def test_architectures():
+    """As torch's own extensions take them; of a build that asks for none, the newest comes as PTX too."""
+    assert architectures("Hopper") == ["sm_90", "compute_90"]
+    assert architectures("8.0;9.0a") == ["sm_80", "sm_90a"]
+    assert architectures("9.0+PTX 8.6") == ["sm_86", "sm_90", "compute_90"]
+    default = architectures("")
+    assert default[-1] == default[-2].replace("sm_", "compute_")
+    assert "sm_80" in default and "sm_90" in default
+
+
+SETUP = """
+import runpy, sys
+sys.argv = ["setup.py", "--name"]
+found = runpy.run_path("setup.py")
+print("nvcc:", *found["cuda_extension"]().nvcc)
+print("compiler:", *found["compiler"]())
+"""
+
+
+@needs_nvcc
+def test_compiler_behind_a_cache(tmp_path):
+    """nvcc takes the compiler alone, and so does a torch that puts the cache before it by itself."""
+    cache = tmp_path / "ccache"
+    cache.write_text('#!/bin/sh\nexec "$@"\n')
+    cache.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    options = {"PATH": path, "ICR_KERNELS_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    said = setup(script=("-c", SETUP), CXX="ccache g++", **options).stdout
+    (command,) = re.findall(r"^nvcc: (.*)$", said, re.MULTILINE)
+    assert command.endswith("-ccbin g++")
+    (compiler,) = re.findall(r"^compiler: (.*)$", said, re.MULTILINE)
+    assert compiler == ("g++" if hasattr(cpp_extension, "_wrap_compiler") else "ccache g++")
+
+
+def test_cuda_kernels_can_be_left_out():
+    assert "no CUDA kernels: ICR_KERNELS_CUDA=0" in setup("--name", ICR_KERNELS_CUDA="0").stdout
+
+
+WITHOUT_NVCC = """
+import runpy, shutil, sys
+which = shutil.which
+shutil.which = lambda name, *rest: None if name.endswith("nvcc") else which(name, *rest)
+sys.argv = ["setup.py", "--name"]
+runpy.run_path("setup.py")
+"""
+
+
+def test_cuda_kernels_that_are_asked_for_without_nvcc_are_an_error():
+    environment = {**os.environ, "ICR_KERNELS_CUDA": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NVCC], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode != 0
+    assert "ICR_KERNELS_CUDA=1: no nvcc found" in result.stderr and "Traceback" not in result.stderr
+
+
+def table(log: str) -> list[dict[str, str]]:
+    return [
+        {name: row[name] for name in ("kernel", "architecture", "registers")} | {"nvcc": nvcc_version(log)}
+        for row in kernels(log)
+    ]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, RECORD.open("w") as file:
+        rows = table(build(Path(folder)))
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

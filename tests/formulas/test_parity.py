@@ -1,0 +1,619 @@
+"""Every backend computes what the reference computes in double precision: values and gradients, called in any way."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+import icr_kernels as icr
+from icr_kernels import reference
+from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
+from inputs import (
+    HALF_DTYPES,
+    INSTRUCTION_SETS,
+    device_of,
+    dtype_id,
+    every_backend,
+    every_dtype,
+    every_format,
+    every_loss,
+    every_loss_and_penalty,
+    every_penalty,
+    every_reduction,
+    full_precision,
+    grid_boxes,
+    half_precision,
+    pairs,
+    pairs_of_a_table,
+)
+from oracle import BOXES, evaluate, expected, upstream
+from tolerances import assert_close, assert_result, relative_l2, same_bits
+
+# Empty, one pair, both sides of a SIMD register and of two, of a block and of a chunk of blocks, and primes.
+SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 61, 127, 255, 256, 257, 1021, 2047, 2048, 2049, 4099, 10007)
+
+
+def assert_matches_reference(*boxes: Tensor | None, backend: str, wanted: tuple[str, ...] = BOXES, **options) -> None:
+    actual = evaluate(icr.icr_loss, *boxes, wanted=wanted, backend=backend, **options)
+    assert_result(actual, expected(*boxes, wanted=wanted, **options))
+    compute = torch.float64 if any(b is not None and b.dtype == torch.float64 for b in boxes) else torch.float32
+    assert actual.value.dtype == compute
+    for name, rows in zip(BOXES, boxes, strict=False):
+        if name in wanted and rows is not None:
+            assert getattr(actual, name).dtype == rows.dtype
+
+
+@every_backend
+@every_dtype
+@every_penalty
+@every_loss
+def test_loss_and_gradients(loss, penalty, dtype, backend):
+    boxes = pairs(131, dtype=dtype, device=device_of(backend))
+    assert_matches_reference(*boxes, loss=loss, penalty=penalty, reduction="none", backend=backend)
+
+
+@every_backend
+@every_dtype
+@every_loss
+def test_loss_without_anchor_objects(loss, dtype, backend):
+    pred, target, _ = pairs(131, dtype=dtype, device=device_of(backend))
+    assert_matches_reference(pred, target, None, loss=loss, reduction="none", backend=backend)
+
+
+@every_backend
+@full_precision
+@every_penalty
+@every_loss
+def test_loss_and_gradients_on_an_integer_grid(loss, penalty, dtype, backend):
+    """Equal coordinates, touching edges, empty and inverted boxes in every combination: ties split as the reference's.
+    With an eps between 0 and 1, so that dividing by it instead of an empty side magnifies no rounding error."""
+    boxes = [grid_boxes(1500, 4, seed, dtype).to(device_of(backend)) for seed in range(3)]
+    assert_matches_reference(*boxes, loss=loss, penalty=penalty, eps=0.5, reduction="none", backend=backend)
+
+
+@every_backend
+@full_precision
+@every_penalty
+@every_loss
+def test_terms_and_their_gradients(loss, penalty, dtype, backend):
+    boxes = pairs(67, dtype=dtype, device=device_of(backend))
+    assert_terms_match_reference(*boxes, loss=loss, penalty=penalty, penalty_weight=0.7, backend=backend)
+
+
+@every_backend
+@every_dtype
+@every_format
+def test_terms_with_every_option(box_format, dtype, backend):
+    device = device_of(backend)
+    pred, target, table, index = pairs_of_a_table(131, 17, dtype=dtype, box_format=box_format, device=device)
+    options = {
+        "anchor_index": index,
+        "loss": "siou",
+        "penalty": "containment+pull",
+        "penalty_weight": 0.6,
+        "relative": True,
+        "mask": torch.arange(131, device=device) % 3 != 0,
+        "box_format": box_format,
+        "backend": backend,
+    }
+    assert_terms_match_reference(pred, target, table, **options)
+
+
+@every_backend
+@full_precision
+@every_loss
+def test_terms_without_anchor_objects(loss, dtype, backend):
+    pred, target, _ = pairs(67, dtype=dtype, device=device_of(backend))
+    assert_terms_match_reference(pred, target, None, loss=loss, backend=backend)
+
+
+def assert_terms_match_reference(*boxes: Tensor | None, backend: str, **options) -> None:
+    """With a gradient from above that differs from term to term: none may leak into another."""
+
+    def terms_and_gradients(function, boxes, **more):
+        leaves = [rows if rows is None else rows.detach().requires_grad_() for rows in boxes]
+        terms = function(*leaves, **options, **more)
+        used = [term for term in terms if term.requires_grad]
+        upstreams = [weight * upstream(term).flip(0) for weight, term in zip((1.0, -2.0, 3.0, 0.5), used, strict=False)]
+        leaves = [rows for rows in leaves if rows is not None]
+        return terms, torch.autograd.grad(used, leaves, upstreams)
+
+    terms, gradients = terms_and_gradients(icr.icr_terms, boxes, backend=backend)
+    wide = [rows if rows is None else rows.cpu().double() for rows in boxes]
+    true_terms, true_gradients = terms_and_gradients(reference.icr_terms, wide)
+    for name, term, truth in zip(terms._fields, terms, true_terms, strict=True):
+        assert_close(term.detach(), truth.detach(), name)
+    for name, gradient, truth in zip(BOXES, gradients, true_gradients, strict=False):
+        assert_close(gradient, truth, f"gradient of {name}")
+
+
+@every_backend
+@every_dtype
+@every_loss
+def test_loss_and_grad_in_one_pass(loss, dtype, backend):
+    boxes = pairs(131, dtype=dtype, device=device_of(backend))
+    for reduction in ("none", "sum", "mean"):
+        assert_one_pass_matches_reference(*boxes, loss=loss, reduction=reduction, backend=backend)
+
+
+@every_backend
+@every_dtype
+@every_format
+def test_loss_and_grad_in_one_pass_with_every_option(box_format, dtype, backend):
+    device = device_of(backend)
+    pred, target, table, index = pairs_of_a_table(131, 17, dtype=dtype, box_format=box_format, device=device)
+    row = torch.arange(131, device=device)
+    options = {
+        "anchor_index": index,
+        "loss": "siou",
+        "penalty": "containment+pull",
+        "penalty_weight": 0.6,
+        "relative": True,
+        "weight": 2.0 ** (row % 5 - 2),
+        "mask": row % 3 != 0,
+        "box_format": box_format,
+        "backend": backend,
+    }
+    assert_one_pass_matches_reference(pred, target, table, reduction="none", **options)
+    assert_one_pass_matches_reference(pred, target, table, normalizer=torch.tensor(7, device=device), **options)
+
+
+def assert_one_pass_matches_reference(*boxes: Tensor, backend: str, **options) -> None:
+    truth = expected(*boxes, wanted=("pred",), **options)
+    value, gradient = icr.icr_loss_and_grad(*boxes, backend=backend, **options)
+    assert_close(value, truth.value, "value")
+    assert gradient.dtype == boxes[0].dtype
+    assert_close(gradient, truth.pred / upstream(truth.value).unsqueeze(-1), "gradient")
+    assert not value.requires_grad and not gradient.requires_grad
+
+
+@every_backend
+@half_precision
+@every_loss
+def test_half_precision_is_no_worse_than_the_formula_in_half(loss, dtype, backend):
+    """The yardstick: the same formulas with every step rounded to half precision, as an eager loss does."""
+    pred, target, anchor_objects = boxes = pairs(509, dtype=dtype)
+    p, g, a = (rows.detach().requires_grad_() for rows in boxes)
+    corners = [reference.corners(rows, "xyxy") for rows in (p, g, a)]
+    naive = reference.LOSSES[loss](corners[0], corners[1], 1e-7) + reference.containment_penalty(
+        corners[0], corners[2], 1e-7
+    )
+    naive_gradient = torch.autograd.grad(naive, p, upstream(naive))[0]
+    truth = expected(pred, target, anchor_objects, loss=loss, reduction="none", wanted=("pred",))
+
+    device = device_of(backend)
+    boxes = [rows.to(device) for rows in boxes]
+    ours = evaluate(icr.icr_loss, *boxes, loss=loss, reduction="none", backend=backend, wanted=("pred",))
+    assert relative_l2(ours.value, truth.value) < relative_l2(naive.detach(), truth.value) / 20
+    assert relative_l2(ours.pred, truth.pred) < relative_l2(naive_gradient, truth.pred)
+
+
+@every_backend
+@half_precision
+def test_half_precision_is_float32_arithmetic_rounded_once(dtype, backend):
+    half = pairs(509, dtype=dtype, device=device_of(backend))
+    options = {"penalty": "containment+pull", "reduction": "none", "backend": backend}
+    actual = evaluate(icr.icr_loss, *half, **options)
+    full = evaluate(icr.icr_loss, *(rows.float() for rows in half), **options)
+    assert same_bits(actual.value, full.value)
+    for name in BOXES:
+        assert same_bits(getattr(actual, name), getattr(full, name).to(dtype)), name
+
+
+@every_backend
+@pytest.mark.parametrize("n", SIZES)
+def test_sizes(n, backend):
+    boxes = pairs(n, device=device_of(backend), seed=n)
+    for reduction in ("none", "sum", "mean"):
+        assert_matches_reference(*boxes, penalty="containment+pull", reduction=reduction, backend=backend)
+
+
+@every_backend
+@pytest.mark.parametrize("n", [0, 1, 7, 33, 257, 2049])
+@every_dtype
+def test_sizes_with_a_table_of_anchor_objects(n, dtype, backend):
+    pred, target, table, index = pairs_of_a_table(n, 19, dtype=dtype, device=device_of(backend))
+    for reduction in ("none", "mean"):
+        # A table row sums the gradients of its pairs: a half-precision sum is rounded once, as any other gradient.
+        assert_matches_reference(
+            pred, target, table, anchor_index=index, penalty="containment+pull", reduction=reduction, backend=backend
+        )
+
+
+@every_backend
+@every_reduction
+@every_dtype
+def test_reductions_with_weight_mask_and_normalizer(dtype, reduction, backend):
+    n, device = 523, device_of(backend)
+    boxes = pairs(n, dtype=dtype, device=device)
+    # Powers of two are exact in every dtype, so a weight in half precision is the same weight.
+    weight = 2.0 ** (torch.arange(n, device=device) % 5 - 2)
+    mask = torch.arange(n, device=device) % 3 != 0
+    normalizers = (None, 7, 0.25, torch.tensor(48.0, device=device), torch.tensor(48, device=device))
+    for normalizer in normalizers if reduction == "mean" else (None,):
+        for rows in (None, mask):
+            for per_pair in (None, weight, weight.to(dtype), -weight.double()):
+                options = {"reduction": reduction, "weight": per_pair, "mask": rows, "normalizer": normalizer}
+                assert_matches_reference(*boxes, backend=backend, **options)
+
+
+@every_backend
+@every_format
+@full_precision
+@every_loss
+def test_box_formats(loss, dtype, box_format, backend):
+    boxes = pairs(131, dtype=dtype, box_format=box_format, device=device_of(backend))
+    options = {"penalty": "containment+pull", "reduction": "none", "box_format": box_format}
+    assert_matches_reference(*boxes, loss=loss, backend=backend, **options)
+
+
+@every_backend
+@every_format
+@every_penalty
+def test_box_formats_with_a_table_and_half_precision(penalty, box_format, backend):
+    for dtype in HALF_DTYPES:
+        pred, target, table, index = pairs_of_a_table(
+            131, 17, dtype=dtype, box_format=box_format, device=device_of(backend)
+        )
+        options = {"anchor_index": index, "penalty": penalty, "reduction": "none", "box_format": box_format}
+        assert_matches_reference(pred, target, table, backend=backend, **options)
+
+
+@every_backend
+@full_precision
+@every_penalty
+def test_relative_penalty(penalty, dtype, backend):
+    pred, target, anchor_objects = pairs(523, dtype=dtype, device=device_of(backend))
+    options = {"penalty": penalty, "relative": True, "penalty_weight": 2.5, "reduction": "none"}
+    assert_matches_reference(pred, target, anchor_objects, backend=backend, **options)
+
+
+@every_backend
+@pytest.mark.parametrize("penalty_weight", [0.0, -1.0, 1e-3, 250.0])
+def test_penalty_weight(penalty_weight, backend):
+    boxes = pairs(131, device=device_of(backend))
+    assert_matches_reference(*boxes, penalty_weight=penalty_weight, reduction="none", backend=backend)
+
+
+@every_backend
+@pytest.mark.parametrize("eps", [1e-7, 1e-3, 30.0, 1e6])
+@pytest.mark.parametrize(
+    ("loss", "penalty"), [(loss, NO_PENALTY) for loss in LOSS_NAMES] + [("iou", penalty) for penalty in PENALTY_NAMES]
+)
+def test_eps(loss, penalty, eps, backend):
+    """Up to an eps larger than every denominator here: the same in value and gradient."""
+    pred, target, anchor_objects = pairs(131, dtype=torch.float64, device=device_of(backend))
+    options = {"loss": loss, "eps": eps, "reduction": "none", "backend": backend}
+    if penalty == NO_PENALTY:
+        assert_matches_reference(pred, target, None, **options)
+    else:
+        assert_matches_reference(pred, target, anchor_objects, penalty=penalty, **options)
+
+
+@every_backend
+@pytest.mark.parametrize("scale", [1e-2, 1e-3, 2e-4], ids="scale_{}".format)
+@every_loss_and_penalty
+def test_normalised_coordinates(loss, penalty, scale, backend):
+    """Plates of a few thousandths of the image: nothing is lost beside denominators that come close to eps."""
+    boxes = [(rows * scale).float() for rows in pairs(1009, dtype=torch.float64, device=device_of(backend))]
+    assert_matches_reference(*boxes, loss=loss, penalty=penalty, reduction="none", backend=backend)
+
+
+@every_backend
+@full_precision
+def test_gradient_of_pull_on_a_small_plate_far_from_its_car(dtype, backend):
+    """By hand: T = (distance out of the car)/side; the derivative of T/(1 + T) is 1/(1 + T)2. So is the difference of
+    1/(1 + T) and T/(1 + T)2, but for a T in the hundreds that leaves few digits in float32."""
+    distance = torch.logspace(-2, 0, 40, dtype=torch.float64)
+    x1, y1 = 0.1 - distance, torch.full_like(distance, 0.2)
+    plates = torch.stack((x1, y1, x1 + 1e-3, y1 + 1e-3), 1).to(device_of(backend), dtype)
+    cars = torch.tensor([[0.1, 0.1, 0.5, 0.5]], dtype=dtype, device=plates.device).expand(40, 4)
+    penalty = icr.icr_terms(plates.requires_grad_(), plates.detach(), cars, penalty="pull", backend=backend).penalty
+    (gradient,) = torch.autograd.grad(penalty.sum(), plates)
+    wide = plates.detach().cpu().double()
+    length = wide[:, 2] - wide[:, 0]
+    t = (cars[0, 0].item() - wide[:, 0]) / length
+    by_hand = -0.5 / length / (1 + t) ** 2  # the centre moves by half of either edge
+    torch.testing.assert_close(gradient[:, 0].cpu().double(), by_hand, rtol=1e-4, atol=0)
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float32, torch.float16, torch.bfloat16),
+        (torch.float16, torch.bfloat16, torch.float16),
+        (torch.float32, torch.float64, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float64),
+        (torch.float64, torch.float16, torch.float32),
+    ],
+    ids=lambda dtypes: "-".join(map(dtype_id, dtypes)),
+)
+def test_boxes_of_different_dtypes(dtypes, backend):
+    boxes = [
+        rows.to(dtype)
+        for rows, dtype in zip(pairs(257, dtype=torch.float64, device=device_of(backend)), dtypes, strict=True)
+    ]
+    for reduction in ("none", "mean"):
+        assert_matches_reference(*boxes, penalty="containment+pull", reduction=reduction, backend=backend)
+
+
+@every_backend
+@full_precision
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ("pred",),
+        ("target",),
+        ("anchor_objects",),
+        ("pred", "target"),
+        ("pred", "anchor_objects"),
+        ("target", "anchor_objects"),
+    ],
+    ids="+".join,
+)
+def test_gradients_of_each_input_alone_and_in_pairs(wanted, dtype, backend):
+    device = device_of(backend)
+    pred, target, table, index = pairs_of_a_table(131, 17, dtype=dtype, device=device)
+    cars = table[index.clamp(min=0)]
+    options = {"penalty": "containment+pull", "reduction": "none", "wanted": wanted, "backend": backend}
+    for loss in LOSS_NAMES:
+        assert_matches_reference(pred, target, cars, loss=loss, **options)
+        assert_matches_reference(pred, target, table, loss=loss, anchor_index=index, **options)
+
+
+# Shapes and strides.
+
+
+@every_backend
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3), (5, 1, 7), (0, 3), (3, 0), (2, 2, 2, 2)], ids=str)
+def test_leading_shapes(leading, backend):
+    n = torch.Size(leading).numel()
+    flat = pairs(n, dtype=torch.float64, device=device_of(backend))
+    boxes = [rows.reshape(*leading, 4) for rows in flat]
+    mask = (torch.arange(n, device=flat[0].device) % 4 != 1).reshape(leading)
+    weight = torch.linspace(0.5, 2, n, device=flat[0].device).reshape(leading)
+    for reduction in ("none", "sum", "mean"):
+        assert_matches_reference(*boxes, mask=mask, weight=weight, reduction=reduction, backend=backend)
+
+
+@every_backend
+def test_leading_shape_with_a_table(backend):
+    pred, target, table, index = pairs_of_a_table(24, 5, dtype=torch.float64, device=device_of(backend))
+    pred, target, index = pred.view(2, 3, 4, 4), target.view(2, 3, 4, 4), index.view(2, 3, 4)
+    assert_matches_reference(pred, target, table, anchor_index=index, reduction="none", backend=backend)
+
+
+def _columns_of_a_wider_row(rows: Tensor) -> Tensor:
+    wide = torch.full((len(rows), 7), -1e3, dtype=rows.dtype, device=rows.device)
+    wide[:, 1:5] = rows
+    return wide[:, 1:5]
+
+
+def _transposed(rows: Tensor) -> Tensor:
+    return rows.t().contiguous().t()
+
+
+def _every_other_column(rows: Tensor) -> Tensor:
+    return rows.repeat_interleave(2, dim=1)[:, ::2]
+
+
+def _every_third_row(rows: Tensor) -> Tensor:
+    return rows.repeat_interleave(3, dim=0)[::3]
+
+
+def _narrowed(rows: Tensor) -> Tensor:
+    padding = rows.new_full((5, 4), -1e3)
+    return torch.cat((padding, rows, padding)).narrow(0, 5, len(rows))
+
+
+def _expanded(rows: Tensor) -> Tensor:
+    return rows[:1].expand(len(rows), 4)
+
+
+def _rows_between_batches(rows: Tensor) -> Tensor:
+    return torch.stack((rows, rows - 1e3), dim=1)[:, 0]
+
+
+LAYOUTS = (
+    _columns_of_a_wider_row,
+    _transposed,
+    _every_other_column,
+    _every_third_row,
+    _narrowed,
+    _expanded,
+    _rows_between_batches,
+)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=dtype_id)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.removeprefix("_"))
+@pytest.mark.parametrize("argument", [*BOXES, "all"])
+def test_strides(argument, layout, dtype, backend):
+    boxes = dict(zip(BOXES, pairs(67, dtype=dtype, device=device_of(backend)), strict=True))
+    for name in BOXES if argument == "all" else (argument,):
+        boxes[name] = layout(boxes[name])
+    for reduction in ("none", "mean"):
+        assert_matches_reference(*boxes.values(), reduction=reduction, penalty="containment+pull", backend=backend)
+
+
+@every_backend
+def test_strides_of_weight_mask_index_and_table(backend):
+    pred, target, table, index = pairs_of_a_table(67, 9, dtype=torch.float64, device=device_of(backend))
+    n = len(pred)
+    row = torch.arange(n, device=pred.device)
+    weight = torch.linspace(0.5, 2, 3 * n, dtype=torch.float64, device=pred.device)[1::3]
+    mask = torch.stack((row % 3 != 0, row % 3 == 0), 1)[:, 0]
+    index = torch.stack((index, index + 1000), 1)[:, 0]
+    options = {"anchor_index": index, "weight": weight, "mask": mask, "backend": backend}
+    assert not (weight.is_contiguous() or mask.is_contiguous() or index.is_contiguous())
+    for rows in (table, _transposed(table), _columns_of_a_wider_row(table)):
+        for reduction in ("none", "mean"):
+            assert_matches_reference(pred, target, rows, reduction=reduction, **options)
+    one = {"weight": weight[:1].expand(n), "mask": mask[1:2].expand(n), "anchor_index": index[:1].expand(n)}
+    for reduction in ("none", "mean"):
+        assert_matches_reference(pred, target, table, reduction=reduction, backend=backend, **one)
+
+
+def _part_of_each_batch(x: Tensor) -> Tensor:
+    return torch.cat((x[:, :2], x, x[:, :3]), 1)[:, 2:-3]
+
+
+def _batches_last(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _one_batch_for_all(x: Tensor) -> Tensor:
+    return x[:1].expand_as(x)
+
+
+def _one_row_for_each_batch(x: Tensor) -> Tensor:
+    return x[:, :1].expand_as(x)
+
+
+@every_backend
+@full_precision
+@pytest.mark.parametrize(
+    "layout",
+    [_part_of_each_batch, _batches_last, _one_batch_for_all, _one_row_for_each_batch],
+    ids=lambda layout: layout.__name__.removeprefix("_"),
+)
+@pytest.mark.parametrize("argument", [*BOXES, "anchor_index", "weight", "mask"])
+def test_strides_of_batches(argument, layout, dtype, backend):
+    """Leading dimensions whose rows lie at no common distance."""
+    pred, target, table, index = pairs_of_a_table(5 * 7, 9, dtype=dtype, device=device_of(backend))
+    row = torch.arange(35, device=pred.device).view(5, 7)
+    tensors = {
+        "pred": pred.view(5, 7, 4),
+        "target": target.view(5, 7, 4),
+        "anchor_objects": table[index.clamp(min=0)].view(5, 7, 4),
+        "anchor_index": index.view(5, 7),
+        "weight": 0.5 + row / 10,
+        "mask": row % 3 != 1,
+    }
+    tensors[argument] = layout(tensors[argument])
+    assert not tensors[argument].is_contiguous()
+    boxes, index = [tensors.pop(name) for name in BOXES], tensors.pop("anchor_index")
+    for reduction in ("none", "mean"):
+        options = {**tensors, "reduction": reduction, "backend": backend}
+        if argument == "anchor_index":
+            assert_matches_reference(*boxes[:2], table, anchor_index=index, **options)
+        else:
+            assert_matches_reference(*boxes, **options)
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize("offset", [1, 2, 3, 5])
+def test_misaligned_boxes_between_sentinels(offset, dtype, backend):
+    """Rows that start anywhere in a buffer whose other values would spoil the result: read in place, never written."""
+    n, views, buffers = 61, [], []
+    for rows in pairs(n, dtype=dtype, device=device_of(backend)):
+        buffer = rows.new_full((4 * n + 16,), float("nan"))
+        buffer[offset : offset + 4 * n] = rows.flatten()
+        buffers.append(buffer)
+        views.append(buffer[offset : offset + 4 * n].view(n, 4))
+    before = [buffer.clone() for buffer in buffers]
+    for reduction in ("none", "mean"):
+        assert_matches_reference(*views, penalty="containment+pull", reduction=reduction, backend=backend)
+    for name, buffer, original in zip(BOXES, buffers, before, strict=True):
+        assert same_bits(buffer, original), f"{name} was written to"
+
+
+@every_backend
+def test_misaligned_weight_mask_and_index(backend):
+    device, n = device_of(backend), 61
+    pred, target, table, index = pairs_of_a_table(n, 9, dtype=torch.float64, device=device)
+    weight = torch.full((n + 8,), float("nan"), dtype=torch.float32, device=device)
+    weight[3 : 3 + n] = torch.linspace(0.5, 2, n)
+    mask = (torch.arange(n + 8, device=device) % 3 != 0)[3 : 3 + n]
+    for index_dtype in (torch.int32, torch.int64):
+        padded = torch.full((n + 8,), 10**9, dtype=index_dtype, device=device)
+        padded[1 : 1 + n] = index
+        options = {"anchor_index": padded[1 : 1 + n], "weight": weight[3 : 3 + n], "mask": mask, "reduction": "none"}
+        assert_matches_reference(pred, target, table, backend=backend, **options)
+
+
+# Every compiled instruction set.
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+@every_penalty
+@every_loss
+def test_instruction_sets(loss, penalty, instruction_set):
+    for dtype in (torch.float64, torch.float32):
+        boxes = pairs(131, dtype=dtype)
+        assert_matches_reference(*boxes, loss=loss, penalty=penalty, reduction="none", backend="cpu")
+        grid = [grid_boxes(600, 4, seed, dtype) for seed in range(3)]
+        assert_matches_reference(*grid, loss=loss, penalty=penalty, eps=0.5, reduction="none", backend="cpu")
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+@every_format
+@every_dtype
+def test_instruction_sets_with_formats_masks_and_tables(dtype, box_format, instruction_set):
+    for n in (1, 7, 33, 257):
+        pred, target, table, index = pairs_of_a_table(n, 19, dtype=dtype, box_format=box_format)
+        mask = torch.arange(n) % 5 != 1
+        for reduction in ("none", "mean"):
+            options = {"anchor_index": index, "mask": mask, "reduction": reduction, "box_format": box_format}
+            assert_matches_reference(pred, target, table, penalty="containment+pull", backend="cpu", **options)
+
+
+# The math of a single pair, and the registry.
+
+
+@every_penalty
+@every_loss
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+def test_single_pair_of_the_extension(relative, loss, penalty, extension):
+    """Ordinary boxes, and ties on a grid of integers; of positive area."""
+    grids = [grid_boxes(24, 3, seed) for seed in range(3)]
+    grids = [torch.cat((rows[:, :2], rows[:, :2] + rows[:, 2:] + 1), 1) for rows in grids]
+    boxes = [torch.cat(rows) for rows in zip(pairs(24, dtype=torch.float64), grids, strict=True)]
+    options = {"loss": loss, "penalty": penalty, "penalty_weight": 1.5, "relative": relative}
+    leaves = [rows.requires_grad_() for rows in boxes]
+    values = reference.icr_loss(*leaves, reduction="none", **options)
+    gradients = torch.cat(torch.autograd.grad(values.sum(), leaves), 1)
+    for row, (value, gradient) in enumerate(zip(values.tolist(), gradients, strict=True)):
+        actual, derivatives = extension.pair(
+            loss, penalty, *(rows[row].tolist() for rows in boxes), penalty_weight=1.5, relative=relative
+        )
+        assert actual == pytest.approx(value, rel=1e-12, abs=1e-12)
+        assert derivatives == pytest.approx(gradient.tolist(), rel=1e-10, abs=1e-12)
+
+
+def test_compiled_losses_are_those_of_the_registry(extension):
+    _assert_same_rows(extension.losses(), LOSS_NAMES, "csrc/iou_losses.h")
+
+
+def test_compiled_penalties_are_those_of_the_registry(extension):
+    _assert_same_rows(extension.penalties(), PENALTY_NAMES, "csrc/penalties.h")
+
+
+def test_reference_losses_are_those_of_the_registry():
+    _assert_same_rows(reference.LOSSES, LOSS_NAMES, "icr_kernels/reference.py")
+
+
+def test_reference_penalties_are_those_of_the_registry():
+    _assert_same_rows(reference.PENALTIES, PENALTY_NAMES, "icr_kernels/reference.py")
+
+
+def _assert_same_rows(names, registered: tuple[str, ...], place: str) -> None:
+    """The position of a row is the number the kernels know it by, so the order counts."""
+    names = list(names)
+    missing = [name for name in registered if name not in names]
+    unknown = [name for name in names if name not in registered]
+    assert not missing, f"{place} lacks {missing}, which icr_kernels/variants.py lists"
+    assert not unknown, f"icr_kernels/variants.py lacks {unknown}, which {place} has"
+    assert names == list(registered), f"{place} and icr_kernels/variants.py list them in different orders"
+
+
+def test_documentation_names_every_loss_and_penalty():
+    for function in (icr.icr_loss, icr.icr_terms, icr.icr_loss_and_grad):
+        listed = set(re.findall(r'"([a-z+]+)"', function.__doc__))
+        assert set(LOSS_NAMES) <= listed and set(PENALTY_NAMES) <= listed, f"docstring of {function.__name__}"

@@ -1,0 +1,178 @@
+"""Trainings of Ultralytics on generated images, offline and on a CPU: in this process, or as a program, so that another
+version of it can be imported: ``python ultralytics_training.py FOLDER DATA '{"family": "yolo11n", ...}'``."""
+
+import csv
+import importlib
+import json
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks.torchvision_without_extension import make_importable
+
+NAMES = {0: "car", 1: "plate", 2: "truck"}
+CAR, PLATE, TRUCK = NAMES
+SIZE = 64
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What keeps it off the network and its files in a folder; its font is put there."""
+    matplotlib = importlib.import_module("matplotlib")
+    # It would ask for its font in the network otherwise.
+    (folder / "Ultralytics").mkdir(parents=True)
+    shutil.copy(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", folder / "Ultralytics/Arial.ttf")
+    shutil.copy(folder / "Ultralytics/Arial.ttf", folder / "Arial.ttf")
+    return {
+        "YOLO_OFFLINE": "true",
+        "YOLO_AUTOINSTALL": "false",
+        "YOLO_CONFIG_DIR": str(folder),
+        "YOLO_VERBOSE": "true",
+    }
+
+
+def data_set(folder: Path) -> Path:
+    """Grey images with cars as rectangles and plates in them, and their labels."""
+    cv2 = importlib.import_module("cv2")
+    random = numpy.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            image = random.integers(90, 130, (SIZE, SIZE, 3), dtype=numpy.uint8)
+            w, h = random.integers(32, 48, 2)
+            x, y = random.integers(0, SIZE - w), random.integers(0, SIZE - h)
+            lines = []
+            for label, box, colour in (
+                (CAR, (x, y, w, h), (200, 60, 40)),
+                (PLATE, (x + w // 4, y + h // 2, w // 2, h // 3), (255, 255, 255)),
+            ):
+                left, top, width, height = map(int, box)
+                cv2.rectangle(image, (left, top), (left + width, top + height), colour, -1)
+                values = (left + width / 2, top + height / 2, width, height)
+                lines.append(" ".join([str(label), *(f"{value / SIZE:.4f}" for value in values)]))
+            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), image)
+            (folder / "labels" / split / f"{number}.txt").write_text("\n".join(lines))
+    names = "\n".join(f"  {label}: {name}" for label, name in NAMES.items())
+    (folder / "plates.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames:\n{names}\n")
+    return folder / "plates.yaml"
+
+
+def train(model: Any, data: Path, folder: Path, **options: Any) -> Path:
+    settings = {
+        "data": str(data),
+        "epochs": 2,
+        "imgsz": SIZE,
+        "batch": 4,
+        "device": "cpu",
+        "workers": 0,
+        "amp": False,
+        "plots": False,
+        "deterministic": False,
+        "pretrained": False,
+        "project": str(folder),
+        "name": "run",
+        "exist_ok": True,
+    }
+    model.train(**(settings | options))
+    return folder / "run"
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    """An epoch a row."""
+    with open(run / "results.csv") as file:
+        return [{name.strip(): value.strip() for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def small_detr() -> dict:
+    """RT-DETR with few queries and layers."""
+    architecture = importlib.import_module("ultralytics.nn.tasks").yaml_model_load("yolov8n-rtdetr.yaml")
+    architecture["head"][-1][-1] = ["nc", 64, 30, 4, 4, 2]
+    return architecture
+
+
+def make_older_versions_run() -> None:
+    """With a NumPy and a torch that are newer than they are."""
+    if not hasattr(numpy, "trapz"):
+        numpy.trapz = numpy.trapezoid
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    make_importable()
+
+
+def globals_of(file: Any) -> str:
+    """All that is said about classes in a checkpoint."""
+    with zipfile.ZipFile(file) as archive:
+        (name,) = [each for each in archive.namelist() if each.endswith("data.pkl")]
+        return archive.read(name).decode("latin-1")
+
+
+def own_train(base: Any, data: Path, folder: Path) -> Any:
+    """Of a class of the user's, and an attribute of the model around it; both are there again at the end."""
+    from icr_kernels.integrations.ultralytics import enable_icr
+
+    class Own(base):
+        def train(self, data: Path, epochs: int) -> None:
+            print("OWN TRAIN", epochs)
+            options = {"imgsz": SIZE, "batch": 4, "device": "cpu", "workers": 0, "amp": False, "plots": False}
+            super().train(data=str(data), epochs=epochs, project=str(folder), name="run", **options)
+
+    model = Own("yolov8n.yaml")
+
+    def before(*arguments: Any) -> None:
+        print("BEFORE")
+        Own.train(model, *arguments)
+
+    model.train = before
+    icr = enable_icr(model, {"plate": "car"})
+    model.train(data, 1)
+    icr.disable()
+    assert model.train is before and "_smart_load" not in vars(model)
+    return icr
+
+
+def main(folder: Path, data: Path, task: dict[str, Any]) -> None:
+    make_older_versions_run()
+    import ultralytics
+
+    from icr_kernels.integrations.ultralytics import enable_icr, enable_small_object_term
+
+    family = task["family"]
+    if "rtdetr" in family:
+        architecture = folder / f"{family}.yaml"
+        architecture.write_text(json.dumps(small_detr()))
+        model = ultralytics.RTDETR(task.get("resume", str(architecture)))
+    else:
+        model = ultralytics.YOLO(task.get("resume", f"{family}.yaml"))
+    icr = enable_icr(model, **task["enable"]) if task.get("enable") else None
+    if task.get("own_loss"):
+        icr = enable_small_object_term(model, loss=lambda pred, target: (pred - target).abs().sum(-1))
+
+    def keep_first(trainer: Any) -> None:
+        if trainer.epoch == 0:
+            shutil.copy(trainer.last, folder / "first.pt")
+
+    if task.get("own_train"):
+        icr = own_train(ultralytics.YOLO, data, folder)
+    model.add_callback("on_model_save", keep_first)
+    options = {}
+    if task.get("on_two_cpus"):
+        options = {"trainer": importlib.import_module("two_cpus").TwoCpus, "device": "0,1"}
+    if task.get("without_launch"):
+        del model.train
+    if task.get("resume"):
+        model.train(resume=True)
+    elif not task.get("own_train"):
+        train(model, data, folder, **options, **task.get("train", {}))
+    statistics = icr.statistics._asdict() if icr else None
+    print("DONE", json.dumps({"version": ultralytics.__version__, "statistics": statistics}))
+
+
+if __name__ == "__main__":
+    # Before what is installed; the processes that it starts are not told.
+    sys.path.insert(0, os.environ["ULTRALYTICS_PLACE"])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import icr_kernels as icr
-from icr_kernels import operators
+from icr_kernels import builds
 from icr_kernels.info import cpu_name
 
 from .case import COPY, Case
@@ -77,7 +77,7 @@ def machine() -> dict[str, str]:
 @functools.cache
 def versions() -> dict[str, str]:
     return {
-        "instruction_set": operators.cpu_build.instruction_set() if operators.cpu_build else "none",
+        "instruction_set": builds.cpu_build.instruction_set() if builds.cpu_build else "none",
         "torch": torch.__version__,
         "torchvision": _installed("torchvision"),
         "triton": _installed("triton"),

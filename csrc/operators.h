@@ -19,7 +19,6 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using ScalarType = torch::headeronly::ScalarType;
 
-constexpr int64_t kWantPred = 1, kWantTarget = 2, kWantAnchorObjects = 4;
 enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
 inline Type type_of(const Tensor& tensor) {
@@ -133,7 +132,7 @@ inline std::vector<int64_t> shape_of(const Tensor& tensor, int64_t trailing) {
   return std::vector<int64_t>(sizes.begin(), sizes.end() - trailing);
 }
 
-// Memory for the gradient of some boxes, a row a pair. Not asked for: a tensor of no elements, because an operator
+// Memory for the gradient of some boxes, one row per pair. Not asked for: a tensor of no elements, because an operator
 // returns as many tensors as its schema says.
 inline Tensor gradient_rows(const Tensor& pred, const OptionalTensor& boxes, bool in_box_dtype, ScalarType dtype,
                             RowsOut& out) {
@@ -148,23 +147,32 @@ inline bool any_double(const Tensor& pred, const Tensor& target, const OptionalT
          (anchor_objects.has_value() && anchor_objects->scalar_type() == ScalarType::Double);
 }
 
+// The description of a formula: names as their places in icr_kernels/variants.py, and numbers. icr_kernels/calls.py packs
+// it, and here it is read.
+using Numbers = std::vector<double>;
+
+inline void check_count(const Numbers& numbers, size_t count) {
+  STD_TORCH_CHECK(numbers.size() == count, "icr_kernels: expected a formula of ", count, " numbers, got ",
+                  numbers.size());
+}
+
+inline Formula<double> formula_of(const Numbers& numbers) {
+  check_count(numbers, 6);
+  return {int(numbers[0]), int(numbers[1]), numbers[2] != 0, int(numbers[3]), numbers[4], numbers[5]};
+}
+
 // The part of a task that the loss and the terms share.
 inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchor_objects,
-                      const OptionalTensor& anchor_index, const OptionalTensor& mask, int64_t loss, int64_t penalty,
-                      double penalty_weight, bool relative, double eps, int64_t box_format) {
+                      const OptionalTensor& anchor_index, const OptionalTensor& mask, const Numbers& numbers) {
   Task task;
+  task.formula = formula_of(numbers);
+  if (!anchor_objects.has_value()) task.formula.penalty = -1;
   task.pairs = pred.numel() / 4;
   task.in_double = any_double(pred, target, anchor_objects);
   task.pred = inputs.rows(pred);
   task.target = inputs.rows(target);
   task.anchor_objects = inputs.anchor_objects(anchor_objects, anchor_index);
   task.mask = inputs.column(mask);
-  task.loss = int(loss);
-  task.penalty = anchor_objects.has_value() ? int(penalty) : -1;
-  task.relative = relative;
-  task.penalty_weight = penalty_weight;
-  task.eps = eps;
-  task.box_format = int(box_format);
   return task;
 }
 
@@ -173,13 +181,11 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, OptionalTensor anchor_objects,
                                                         OptionalTensor anchor_index, OptionalTensor weight,
                                                         OptionalTensor mask, OptionalTensor normalizer, double scale,
-                                                        int64_t reduction, int64_t loss, int64_t penalty,
-                                                        double penalty_weight, bool relative, double eps,
-                                                        int64_t box_format, int64_t wanted, bool in_box_dtype) {
+                                                        int64_t reduction, Numbers numbers, int64_t wanted,
+                                                        bool in_box_dtype) {
   const Backend backend(pred);
   Inputs inputs(7);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
-                        box_format);
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, numbers);
   task.weight = inputs.column(weight);
   task.normalizer = inputs.column(normalizer);
   task.scale = scale;
@@ -188,9 +194,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor targ
   const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, RowsOut& out) {
     return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, in_box_dtype, dtype, out);
   };
-  Tensor grad_pred = gradient(pred, kWantPred, task.grad_pred);
-  Tensor grad_target = gradient(target, kWantTarget, task.grad_target);
-  Tensor grad_anchor_objects = gradient(anchor_objects, kWantAnchorObjects, task.grad_anchor_objects);
+  Tensor grad_pred = gradient(pred, kPred, task.grad_pred);
+  Tensor grad_target = gradient(target, kTarget, task.grad_target);
+  Tensor grad_anchor_objects = gradient(anchor_objects, kAnchorObject, task.grad_anchor_objects);
   if (reduction == kNone) {
     Tensor losses = empty(pred, shape_of(pred, 1), dtype);
     task.loss_out = losses.data_ptr();
@@ -229,13 +235,10 @@ Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, Sc
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchor_objects,
-                                                 OptionalTensor anchor_index, OptionalTensor mask, int64_t loss,
-                                                 int64_t penalty, double penalty_weight, bool relative, double eps,
-                                                 int64_t box_format) {
+                                                 OptionalTensor anchor_index, OptionalTensor mask, Numbers numbers) {
   const Backend backend(pred);
   Inputs inputs(5);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
-                        box_format);
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, numbers);
   task.terms = true;
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const auto term = [&](void*& out) {
@@ -253,13 +256,10 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment,
                                                   Tensor grad_penalty, Tensor pred, Tensor target,
                                                   OptionalTensor anchor_objects, OptionalTensor anchor_index,
-                                                  OptionalTensor mask, int64_t loss, int64_t penalty,
-                                                  double penalty_weight, bool relative, double eps, int64_t box_format,
-                                                  int64_t wanted) {
+                                                  OptionalTensor mask, Numbers numbers, int64_t wanted) {
   const Backend backend(pred);
   Inputs inputs(9);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps,
-                        box_format);
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, numbers);
   task.terms = true;
   task.grad_loss = inputs.column(grad_loss);
   task.grad_iou = inputs.column(grad_iou);
@@ -270,11 +270,11 @@ std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_
     return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, in_box_dtype, dtype, out);
   };
   const bool of_table = anchor_index.has_value();
-  Tensor grad_pred = gradient(pred, kWantPred, true, task.grad_pred);
-  Tensor grad_target = gradient(target, kWantTarget, true, task.grad_target);
-  Tensor grad_anchor_objects = gradient(anchor_objects, kWantAnchorObjects, !of_table, task.grad_anchor_objects);
+  Tensor grad_pred = gradient(pred, kPred, true, task.grad_pred);
+  Tensor grad_target = gradient(target, kTarget, true, task.grad_target);
+  Tensor grad_anchor_objects = gradient(anchor_objects, kAnchorObject, !of_table, task.grad_anchor_objects);
   backend.run(task);
-  if (of_table && (wanted & kWantAnchorObjects)) {
+  if (of_table && (wanted & kAnchorObject)) {
     grad_anchor_objects =
         scaled<Backend>(grad_anchor_objects, std::nullopt, std::nullopt, anchor_objects->scalar_type(), anchor_objects, anchor_index);
   }

@@ -50,7 +50,7 @@ std::pair<double, std::vector<double>> pair(const std::string& loss, const std::
                                             double penalty_weight, bool relative) {
   const icr::Formula<double> formula{number(icr::Losses{}, "loss", loss),
                                      anchor ? number(icr::Penalties{}, "penalty", penalty) : -1, relative,
-                                     penalty_weight, eps};
+                                     icr::kXYXY, eps, penalty_weight};
   double p[4], g[4], a[4] = {};
   std::copy(pred.begin(), pred.end(), p);
   std::copy(target.begin(), target.end(), g);
@@ -58,7 +58,7 @@ std::pair<double, std::vector<double>> pair(const std::string& loss, const std::
   const icr::Boxes<double> boxes{icr::corners(p, icr::kXYXY), icr::corners(g, icr::kXYXY), icr::corners(a, icr::kXYXY)};
   icr::Gradients<double> gradients{};
   const double value =
-      icr::pair_loss<icr::kPred | icr::kTarget | icr::kAnchor>(formula, boxes, anchor.has_value(), gradients);
+      icr::pair_loss<icr::kPred | icr::kTarget | icr::kAnchorObject>(formula, boxes, anchor.has_value(), gradients);
   icr::pull_back(p, icr::kXYXY, gradients.pred);
   icr::pull_back(g, icr::kXYXY, gradients.target);
   icr::pull_back(a, icr::kXYXY, gradients.anchor);

@@ -5,21 +5,22 @@
 
 #include "iou_losses.h"
 #include "penalties.h"
+#include "task.h"
 
 namespace {
 namespace icr {
 
-// Which boxes a gradient is wanted for.
-enum : unsigned { kPred = 1, kTarget = 2, kAnchor = 4 };
+using icr_kernels::Formula;
+using icr_kernels::kAnchorObject;
+using icr_kernels::kPred;
+using icr_kernels::kTarget;
 
-template <class S>
-struct Formula {
-  int loss;
-  int penalty;  // -1: none
-  bool relative;
-  S penalty_weight;
-  S eps;
-};
+// The formula of a task in the numbers of a kernel.
+template <class S, class T = S>
+ICR_INLINE Formula<S> formula_in(const Formula<double>& formula) {
+  return {formula.loss,       formula.penalty, formula.relative, formula.box_format, S(T(formula.eps)),
+          S(T(formula.penalty_weight))};
+}
 
 template <class S>
 struct Boxes {
@@ -98,7 +99,7 @@ template <unsigned Want, class S, class M>
 ICR_INLINE S add_penalty(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, S k, Gradients<S>& gradients) {
   S value;
   visit(Penalties{}, formula.penalty, [&](auto penalty) ICR_INLINE_LAMBDA {
-    const auto y = evaluate<(Want & kPred) != 0, (Want & kAnchor) != 0>(penalty, boxes.pred, boxes.anchor, formula.eps);
+    const auto y = evaluate<(Want & kPred) != 0, (Want & kAnchorObject) != 0>(penalty, boxes.pred, boxes.anchor, formula.eps);
     value = value_of(y);
     M counts = has_anchor;
     if (formula.relative) {
@@ -108,7 +109,7 @@ ICR_INLINE S add_penalty(const Formula<S>& formula, const Boxes<S>& boxes, M has
     value = select(counts, value, S(0));
     const S k_here = select(counts, k, S(0));
     if constexpr ((Want & kPred) != 0) add_partials<0>(y, k_here, gradients.pred);
-    if constexpr ((Want & kAnchor) != 0) set_partials<4>(y, k_here, gradients.anchor);
+    if constexpr ((Want & kAnchorObject) != 0) set_partials<4>(y, k_here, gradients.anchor);
   });
   return value;
 }
@@ -127,7 +128,7 @@ template <unsigned Want, class S, class M>
 ICR_INLINE Terms<S> pair_terms(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, const Terms<S>& k,
                                Gradients<S>& gradients) {
   const S eps = formula.eps, weight = formula.penalty_weight;
-  constexpr bool pred = (Want & kPred) != 0, target = (Want & kTarget) != 0, anchor = (Want & kAnchor) != 0;
+  constexpr bool pred = (Want & kPred) != 0, target = (Want & kTarget) != 0, anchor = (Want & kAnchorObject) != 0;
   Terms<S> terms;
   terms.loss = set_box_loss<Want>(formula, boxes, k.loss, gradients);
   const auto iou = overlay(maybe_variables<pred, 0>(boxes.pred), maybe_variables<target, 4>(boxes.target), eps).iou();

@@ -5,8 +5,6 @@
 
 namespace icr_kernels {
 
-constexpr int64_t kWantFirst = 1, kWantSecond = 2;
-
 // Boxes (..., N, 4) as a set a batch.
 inline BoxSet box_set(Inputs& inputs, const Tensor& boxes) {
   const Flat batches = flat(boxes, 2);
@@ -37,40 +35,47 @@ inline int64_t batches_of(const Tensor& boxes) {
 
 inline ScalarType scalar_type(bool in_double) { return in_double ? ScalarType::Double : ScalarType::Float; }
 
-inline PairFunction pair_function(const Tensor& a, const Tensor& b, int64_t kind, double eps, int64_t box_format) {
-  return {any_double(a, b, std::nullopt), int(kind), eps, int(box_format)};
+inline PairFunction<double> pair_function_of(const Numbers& numbers) {
+  check_count(numbers, 3);
+  return {int(numbers[0]), int(numbers[1]), numbers[2]};
+}
+
+inline Cost<double> cost_of(const Numbers& numbers, bool is_focal) {
+  check_count(numbers, 8);
+  const double gamma = numbers[5];
+  return {int(numbers[0]), is_focal, gamma == 2, numbers[1], numbers[2], numbers[3], numbers[4], gamma, numbers[6],
+          numbers[7]};
 }
 
 // The part of a task that the matrix and its gradient share.
-inline PairwiseTask pairwise_task(Inputs& inputs, const Tensor& boxes1, const Tensor& boxes2, int64_t kind, double eps,
-                                  int64_t box_format) {
+inline PairwiseTask pairwise_task(Inputs& inputs, const Tensor& boxes1, const Tensor& boxes2, const Numbers& numbers) {
   PairwiseTask task;
+  task.function = pair_function_of(numbers);
+  task.in_double = any_double(boxes1, boxes2, std::nullopt);
   task.batches = batches_of(boxes1);
-  task.function = pair_function(boxes1, boxes2, kind, eps, box_format);
   task.first = box_set(inputs, boxes1);
   task.second = box_set(inputs, boxes2);
   return task;
 }
 
 template <class Backend>
-Tensor pairwise(Tensor boxes1, Tensor boxes2, int64_t kind, double eps, int64_t box_format) {
+Tensor pairwise(Tensor boxes1, Tensor boxes2, Numbers numbers) {
   const Backend backend(boxes1);
   Inputs inputs(2);
-  PairwiseTask task = pairwise_task(inputs, boxes1, boxes2, kind, eps, box_format);
+  PairwiseTask task = pairwise_task(inputs, boxes1, boxes2, numbers);
   std::vector<int64_t> shape = shape_of(boxes1, 1);
   shape.push_back(task.second.count);
-  Tensor out = empty(boxes1, shape, scalar_type(task.function.in_double));
+  Tensor out = empty(boxes1, shape, scalar_type(task.in_double));
   task.out = out.data_ptr();
   backend.pairwise(task);
   return out;
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Tensor boxes2, int64_t kind, double eps,
-                                             int64_t box_format, int64_t wanted) {
+std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Tensor boxes2, Numbers numbers, int64_t wanted) {
   const Backend backend(boxes1);
   Inputs inputs(3);
-  PairwiseTask task = pairwise_task(inputs, boxes1, boxes2, kind, eps, box_format);
+  PairwiseTask task = pairwise_task(inputs, boxes1, boxes2, numbers);
   task.gradient = matrices(inputs, gradient);
   const auto rows = [&](const Tensor& boxes, int64_t bit, RowsOut& out) {
     if (!(wanted & bit)) return empty(boxes, {0}, boxes.scalar_type());
@@ -78,7 +83,7 @@ std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Ten
     out = {result.data_ptr(), type_of(result)};
     return result;
   };
-  Tensor grad1 = rows(boxes1, kWantFirst, task.grad_first), grad2 = rows(boxes2, kWantSecond, task.grad_second);
+  Tensor grad1 = rows(boxes1, kFirst, task.grad_first), grad2 = rows(boxes2, kSecond, task.grad_second);
   backend.pairwise_backward(task);
   return {grad1, grad2};
 }
@@ -86,15 +91,15 @@ std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Ten
 template <class Backend>
 std::tuple<Tensor, Tensor> selected(Tensor queries, Tensor candidates, OptionalTensor query_group,
                                     OptionalTensor candidate_group, OptionalTensor offset, OptionalTensor at_least,
-                                    int64_t kind, bool candidate_first, int64_t k, bool larger, double eps,
-                                    int64_t box_format) {
+                                    bool candidate_first, int64_t k, bool larger, Numbers numbers) {
   STD_TORCH_CHECK(k >= 0 && k <= kMostSelected, "icr_kernels: selected keeps at most 16 candidates of a query");
   STD_TORCH_CHECK(candidates.size(candidates.dim() - 2) <= 0x7fffffff, "icr_kernels: more candidates than 2^31 - 1");
   const Backend backend(queries);
   Inputs inputs(6);
   SelectionTask task;
+  task.function = pair_function_of(numbers);
+  task.in_double = any_double(queries, candidates, std::nullopt);
   task.batches = batches_of(queries);
-  task.function = pair_function(queries, candidates, kind, eps, box_format);
   task.queries = box_set(inputs, queries);
   task.candidates = box_set(inputs, candidates);
   task.query_group = inputs.column(query_group);
@@ -106,7 +111,7 @@ std::tuple<Tensor, Tensor> selected(Tensor queries, Tensor candidates, OptionalT
   task.k = int(k);
   std::vector<int64_t> shape = shape_of(queries, 1);
   if (k > 0) shape.push_back(k);
-  Tensor values = empty(queries, shape, scalar_type(task.function.in_double));
+  Tensor values = empty(queries, shape, scalar_type(task.in_double));
   Tensor indices = empty(queries, shape, ScalarType::Long);
   task.values = values.data_ptr();
   task.indices = static_cast<int64_t*>(indices.data_ptr());
@@ -116,11 +121,11 @@ std::tuple<Tensor, Tensor> selected(Tensor queries, Tensor candidates, OptionalT
 
 template <class Backend>
 Tensor matching_cost(Tensor boxes, Tensor logits, OptionalTensor log_normalizer, Tensor target_boxes, Tensor labels,
-                     Tensor image, double class_weight, double l1_weight, double giou_weight, double alpha,
-                     double gamma, double focal_eps, double eps, int64_t box_format) {
+                     Tensor image, Numbers numbers) {
   const Backend backend(boxes);
   Inputs inputs(6);
   CostTask task;
+  task.cost = cost_of(numbers, !log_normalizer.has_value());
   task.in_double = any_double(boxes, target_boxes, logits);
   task.targets = target_boxes.size(0);
   task.classes = logits.size(2);
@@ -131,14 +136,6 @@ Tensor matching_cost(Tensor boxes, Tensor logits, OptionalTensor log_normalizer,
   task.target_boxes = inputs.rows(target_boxes);
   task.labels = inputs.column(labels);
   task.image = inputs.column(image);
-  task.class_weight = class_weight;
-  task.l1_weight = l1_weight;
-  task.giou_weight = giou_weight;
-  task.alpha = alpha;
-  task.gamma = gamma;
-  task.focal_eps = focal_eps;
-  task.eps = eps;
-  task.box_format = int(box_format);
   Tensor out = empty(boxes, {task.targets, task.boxes.count}, scalar_type(task.in_double));
   task.out = out.data_ptr();
   backend.matching_cost(task);

@@ -5,6 +5,9 @@
 
 namespace icr_kernels {
 
+// Which gradients are wanted: bit n is of the n-th boxes of a call.
+enum Want : unsigned { kPred = 1, kTarget = 2, kAnchorObject = 4, kFirst = 1, kSecond = 2 };
+
 enum class Type : int8_t { kFloat, kDouble, kHalf, kBFloat16, kInt32, kInt64, kBool };
 
 // Rows of four coordinates, in elements of their own type. An index chooses the row of each pair; one outside
@@ -21,7 +24,7 @@ struct Rows {
   int64_t row_count = 0;
 };
 
-// One value a pair; stride 0 is the same value for all.
+// One value per pair; stride 0 is the same value for all.
 struct Column {
   const void* data = nullptr;
   Type type = Type::kFloat;
@@ -34,21 +37,43 @@ struct RowsOut {
   Type type = Type::kFloat;
 };
 
+// What is computed of each pair, in numbers of S. The order of all of these is that of icr_kernels/variants.py.
+template <class S>
+struct Formula {
+  int loss;
+  int penalty;  // -1: none
+  bool relative;
+  int box_format;
+  S eps;
+  S penalty_weight;
+};
+
+// Which function of a pair of boxes (pair_functions.h).
+template <class S>
+struct PairFunction {
+  int kind;
+  int box_format;
+  S eps;
+};
+
+// What a matching cost is made of (matching_cost.h).
+template <class S>
+struct Cost {
+  int box_format;
+  bool is_focal;
+  bool is_square;  // gamma is 2
+  S class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps;
+};
+
 struct Task {
+  Formula<double> formula;
   int64_t pairs = 0;
   bool in_double = false;
 
   Rows pred, target, anchor_objects;  // anchor_objects.data == nullptr: no anchor objects
   Column weight, mask;         // data == nullptr: none
 
-  int loss = 0;
-  int penalty = -1;
-  bool relative = false;
-  double penalty_weight = 1;
-  double eps = 1e-7;
-  int box_format = 0;
-
-  // Of every gradient, and of losses written one a pair. Where there is a normalizer, a 0-dim value that only a kernel
+  // Of every gradient, and of losses written one per pair. Where there is a normalizer, a 0-dim value that only a kernel
   // can read, it also divides by max(normalizer, eps).
   double scale = 1;
   Column normalizer;
@@ -63,7 +88,7 @@ struct Task {
   void* iou_out = nullptr;
   void* containment_out = nullptr;
   void* penalty_out = nullptr;
-  RowsOut grad_pred, grad_target, grad_anchor_objects;  // anchor_objects: one row a pair, whether or not they come from a table
+  RowsOut grad_pred, grad_target, grad_anchor_objects;  // anchor_objects: one row per pair, whether or not they come from a table
 };
 
 // The gradient rows of the pairs times one or two upstream factors, rounded to the type of the boxes.
@@ -78,14 +103,14 @@ struct Scaling {
 
 // All pairs
 
-// A set of boxes a batch.
+// One set of boxes per batch.
 struct BoxSet {
   Rows rows;                 // of the first batch, without an index
   int64_t count = 0;         // in each
   int64_t batch_stride = 0;  // in elements
 };
 
-// A matrix a batch; strides in elements.
+// One matrix per batch; strides in elements.
 struct Matrices {
   const void* data = nullptr;
   Type type = Type::kFloat;
@@ -94,18 +119,11 @@ struct Matrices {
   int64_t column_stride = 1;
 };
 
-// Which function of a pair of boxes (pair_functions.h), in which numbers.
-struct PairFunction {
-  bool in_double = false;
-  int kind = 0;
-  double eps = 1e-7;
-  int box_format = 0;
-};
-
 // The matrices of all pairs of two sets, or what a gradient of them is for their boxes.
 struct PairwiseTask {
+  PairFunction<double> function;
+  bool in_double = false;
   int64_t batches = 1;
-  PairFunction function;
   BoxSet first, second;
   void* out = nullptr;  // contiguous, in float or double as in_double says; nullptr: not wanted
   Matrices gradient;
@@ -114,8 +132,9 @@ struct PairwiseTask {
 
 // The best candidates of each query; icr_kernels/operators.py says what is best.
 struct SelectionTask {
+  PairFunction<double> function;
+  bool in_double = false;
   int64_t batches = 1;
-  PairFunction function;
   BoxSet queries, candidates;
   Column query_group, candidate_group;  // batch after batch; data == nullptr: all pairs count
   Column offset;                        // of the candidates; data == nullptr: none
@@ -131,6 +150,7 @@ struct SelectionTask {
 
 // The cost of each target with the queries of its own image.
 struct CostTask {
+  Cost<double> cost;
   bool in_double = false;
   int64_t targets = 0;
   int64_t classes = 0;
@@ -140,10 +160,6 @@ struct CostTask {
   Column log_normalizer;  // of the queries, image after image; data == nullptr: the focal cost
   Rows target_boxes;
   Column labels, image;  // of the targets
-  double class_weight = 1, l1_weight = 5, giou_weight = 2;
-  double alpha = 0.25, gamma = 2, focal_eps = 1e-8;
-  double eps = 1e-16;
-  int box_format = 0;
   void* out = nullptr;  // (targets, queries), contiguous, in float or double as in_double says
 };
 

@@ -6,11 +6,11 @@ checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=
 
 import numbers
 import os
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .calls import Formula, MatchingCost, PairFunction, Pairs, Sets
 from .variants import (
     BOX_FORMATS,
     CLASSIFICATIONS,
@@ -28,34 +28,6 @@ FLOAT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INDEX_TYPES = (torch.int64, torch.int32)
 
 _LARGEST = torch.finfo(torch.float32).max
-
-
-class Pairs(NamedTuple):
-    """The tensors of one call, checked."""
-
-    pred: Tensor
-    target: Tensor
-    anchor_objects: Tensor | None
-    anchor_index: Tensor | None
-    weight: Tensor | None
-    mask: Tensor | None
-
-
-class Formula(NamedTuple):
-    """What is computed for each pair, checked."""
-
-    loss: str
-    penalty: str
-    penalty_weight: float
-    relative: bool
-    eps: float
-    box_format: str
-
-
-def compute_dtype(*boxes: Tensor | None) -> torch.dtype:
-    """What the arithmetic runs in, and the dtype of losses: float32, or float64 if any box is float64."""
-    double = any(rows is not None and rows.dtype == torch.float64 for rows in boxes)
-    return torch.float64 if double else torch.float32
 
 
 def pairs(
@@ -113,7 +85,7 @@ def formula(
     box_format: str,
     anchor_objects: Tensor | None,
 ) -> Formula:
-    """The names and numbers that choose what is computed. Without anchor_objects there is no penalty."""
+    """The names and numbers that choose what is computed. Without anchor objects there is no penalty."""
     _name("loss", loss, LOSS_NAMES)
     _name("penalty", penalty, PENALTY_NAMES)
     number("penalty_weight", penalty_weight)
@@ -161,15 +133,6 @@ def reduction(reduction: str, normalizer: float | Tensor | None, pred: Tensor) -
         number("normalizer", normalizer, expected="a number or a 0-dim tensor")
 
 
-class Sets(NamedTuple):
-    """Two sets of boxes with the same leading dimensions, and the group of each box, checked."""
-
-    first: Tensor
-    second: Tensor
-    group1: Tensor | None
-    group2: Tensor | None
-
-
 def sets(
     boxes1: Tensor,
     boxes2: Tensor,
@@ -211,11 +174,11 @@ def sets(
     )
 
 
-def kind(kind: str, eps: float, box_format: str) -> float:
-    """The name and number of a matrix of all pairs. Returns eps, of whatever type it was, as Python's float."""
+def pair_function(kind: str, eps: float, box_format: str) -> PairFunction:
+    """The name and number of a matrix of all pairs."""
     _name("kind", kind, KIND_NAMES)
     _format(eps, box_format)
-    return float(eps)
+    return PairFunction(kind, float(eps), box_format)
 
 
 def over_second(dim: int, matrix: Sets) -> bool:
@@ -251,7 +214,7 @@ def number(
         raise ValueError(f"{argument}: expected a number{bounds}, got {value!r}")
 
 
-def matching(
+def matched(
     pred_logits: Tensor, pred_boxes: Tensor, target_labels: Tensor, target_boxes: Tensor, target_image: Tensor
 ) -> None:
     """What a matching cost is made of: B images with Q queries of C classes each, and M targets."""
@@ -285,7 +248,7 @@ def labelled(boxes: Tensor, labels: Tensor, image: Tensor | None, parent_idx: Te
         _device(argument, values, boxes.device, "boxes")
 
 
-def cost(
+def matching_cost(
     classification: str,
     class_weight: float,
     l1_weight: float,
@@ -295,16 +258,18 @@ def cost(
     focal_eps: float,
     eps: float,
     box_format: str,
-) -> None:
+) -> MatchingCost:
     """The names and numbers of a matching cost."""
     _name("classification", classification, CLASSIFICATIONS)
-    number("class_weight", class_weight)
-    number("l1_weight", l1_weight)
-    number("giou_weight", giou_weight)
+    numbers = {"class_weight": class_weight, "l1_weight": l1_weight, "giou_weight": giou_weight}
+    for argument, value in numbers.items():
+        number(argument, value)
     number("alpha", alpha, 0, 1)
     number("gamma", gamma, 0)
     number("focal_eps", focal_eps, 1e-30, 1)
     _format(eps, box_format)
+    numbers |= {"alpha": alpha, "gamma": gamma, "focal_eps": focal_eps, "eps": eps}
+    return MatchingCost(**{argument: float(value) for argument, value in numbers.items()}, box_format=box_format)
 
 
 def _name(argument: str, name: str, known: tuple[str, ...]) -> None:
@@ -367,7 +332,7 @@ def _values(
         if outside.any():
             value = int(anchor_index[outside].flatten()[0])
             raise ValueError(
-                f"anchor_index: expected -1 or a row of the {anchor_objects.shape[0]} anchor_objects, got {value}"
+                f"anchor_index: expected -1 or a row of the {anchor_objects.shape[0]} anchor objects, got {value}"
             )
 
 

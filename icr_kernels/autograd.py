@@ -1,9 +1,9 @@
-"""The autograd boundary: one Function a differentiable result, outside the operators, for every backend that has any.
+"""The autograd boundary: one Function per differentiable result, outside the operators, for every backend that has any.
 
 The loss computes its gradient in the forward pass, in the arithmetic's dtype, and the backward pass scales it out of
 place: a second backward pass works, and a half-precision gradient is rounded once, after scaling. On a CPU, where the
 arithmetic and not memory is the bound, that is faster than computing the gradient anew; on a GPU, where memory is, it
-moves 96 bytes a pair in both passes and computing anew would move 112. The terms, which have four upstream gradients,
+moves 96 bytes per pair in both passes and computing anew would move 112. The terms, which have four upstream gradients,
 do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes.
 
 The boxes are kept in any case: what a backward pass returns is a function of them, and where autograd makes a graph of
@@ -11,16 +11,18 @@ it, it has to say so.
 """
 
 import torch
+from torch import Tensor
 
-from . import transforms
+from . import calls, transforms
 from .backends import BY_NAME
-from .operators import WANTED_ANCHOR_OBJECTS, WANTED_BOXES1, WANTED_BOXES2, WANTED_PRED, WANTED_TARGET, wanted_boxes
+from .calls import ANCHOR_OBJECTS, PRED, TARGET, LossCall, PairwiseCall, TermsCall
 
 
-def needs_gradient(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor | None = None) -> bool:
-    return torch.is_grad_enabled() and (
-        first.requires_grad or second.requires_grad or (third is not None and third.requires_grad)
-    )
+def wanted(first: Tensor, second: Tensor, third: Tensor | None = None) -> int:
+    """The bits of the gradients that autograd will ask for."""
+    if not torch.is_grad_enabled():
+        return 0
+    return calls.wanted(first.requires_grad, second.requires_grad, third is not None and third.requires_grad)
 
 
 class Once(torch.autograd.Function):
@@ -65,21 +67,19 @@ def first_derivative(backward):
 
 class Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred, target, anchor_objects, anchor_index, weight, mask, normalizer, backend, options):
-        operators = BY_NAME[backend].operators
-        wanted = wanted_boxes(ctx.needs_input_grad)
-        loss, pending, grad_pred, grad_target, grad_anchor_objects = operators.loss(
-            pred, target, anchor_objects, anchor_index, weight, mask, normalizer, *options, wanted, False
-        )
+    def forward(ctx, backend, *arguments):
+        operators, call = BY_NAME[backend].operators, LossCall(*arguments)
+        loss, pending, grad_pred, grad_target, grad_anchor_objects = operators.loss(*call)
+        of_pred, of_target, of_anchor_objects = call.wanted & PRED, call.wanted & TARGET, call.wanted & ANCHOR_OBJECTS
         ctx.save_for_backward(
-            pred if wanted & WANTED_PRED else None,
-            target if wanted & WANTED_TARGET else None,
-            anchor_objects if wanted & WANTED_ANCHOR_OBJECTS else None,
-            anchor_index if wanted & WANTED_ANCHOR_OBJECTS else None,
+            call.pred if of_pred else None,
+            call.target if of_target else None,
+            call.anchor_objects if of_anchor_objects else None,
+            call.anchor_index if of_anchor_objects else None,
             pending if pending.numel() else None,
-            grad_pred if wanted & WANTED_PRED else None,
-            grad_target if wanted & WANTED_TARGET else None,
-            grad_anchor_objects if wanted & WANTED_ANCHOR_OBJECTS else None,
+            grad_pred if of_pred else None,
+            grad_target if of_target else None,
+            grad_anchor_objects if of_anchor_objects else None,
         )
         ctx.scaled = operators.scaled
         return loss
@@ -87,61 +87,49 @@ class Loss(torch.autograd.Function):
     @staticmethod
     @first_derivative
     def backward(ctx, grad_loss):
-        pred, target, anchor_objects, anchor_index, pending, grad_pred, grad_target, grad_anchor_objects = (
-            ctx.saved_tensors
-        )
+        pred, target, anchor_objects, index, pending, grad_pred, grad_target, grad_anchor_objects = ctx.saved_tensors
         if pred is not None:
             pred = ctx.scaled(grad_pred, grad_loss, pending, pred.dtype, None, None)
         if target is not None:
             target = ctx.scaled(grad_target, grad_loss, pending, target.dtype, None, None)
         if anchor_objects is not None:
-            table = None if anchor_index is None else anchor_objects
-            anchor_objects = ctx.scaled(
-                grad_anchor_objects, grad_loss, pending, anchor_objects.dtype, table, anchor_index
-            )
-        return pred, target, anchor_objects, None, None, None, None, None, None
+            table = None if index is None else anchor_objects
+            anchor_objects = ctx.scaled(grad_anchor_objects, grad_loss, pending, anchor_objects.dtype, table, index)
+        return None, pred, target, anchor_objects, *[None] * (len(LossCall._fields) - 3)
 
 
 class Terms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred, target, anchor_objects, anchor_index, mask, backend, options):
-        operators = BY_NAME[backend].operators
-        ctx.save_for_backward(pred, target, anchor_objects, anchor_index, mask)
-        ctx.terms_backward, ctx.options = operators.terms_backward, options
-        return operators.terms(pred, target, anchor_objects, anchor_index, mask, *options)
+    def forward(ctx, backend, *arguments):
+        operators, call = BY_NAME[backend].operators, TermsCall(*arguments)
+        ctx.save_for_backward(call.pred, call.target, call.anchor_objects, call.anchor_index, call.mask)
+        ctx.terms_backward, ctx.numbers = operators.terms_backward, call.numbers
+        return operators.terms(*call)
 
     @staticmethod
     @first_derivative
     def backward(ctx, *grad_terms):
-        wanted = wanted_boxes(ctx.needs_input_grad)
-        pred, target, anchor_objects = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, *ctx.options, wanted)
-        return (
-            pred if wanted & WANTED_PRED else None,
-            target if wanted & WANTED_TARGET else None,
-            anchor_objects if wanted & WANTED_ANCHOR_OBJECTS else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        is_wanted = ctx.needs_input_grad[1:4]
+        rows = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, ctx.numbers, calls.wanted(*is_wanted))
+        return None, *_wanted_alone(rows, is_wanted), *[None] * (len(TermsCall._fields) - 3)
 
 
 class Pairwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, boxes1, boxes2, backend, options):
-        operators = BY_NAME[backend].operators
-        ctx.save_for_backward(boxes1, boxes2)
-        ctx.pairwise_backward, ctx.options = operators.pairwise_backward, options
-        return operators.pairwise(boxes1, boxes2, *options)
+    def forward(ctx, backend, *arguments):
+        operators, call = BY_NAME[backend].operators, PairwiseCall(*arguments)
+        ctx.save_for_backward(call.boxes1, call.boxes2)
+        ctx.pairwise_backward, ctx.numbers = operators.pairwise_backward, call.numbers
+        return operators.pairwise(*call)
 
     @staticmethod
     @first_derivative
     def backward(ctx, gradient):
-        wanted = (WANTED_BOXES1 if ctx.needs_input_grad[0] else 0) | (WANTED_BOXES2 if ctx.needs_input_grad[1] else 0)
-        first, second = ctx.pairwise_backward(gradient, *ctx.saved_tensors, *ctx.options, wanted)
-        return (
-            first if wanted & WANTED_BOXES1 else None,
-            second if wanted & WANTED_BOXES2 else None,
-            None,
-            None,
-        )
+        is_wanted = ctx.needs_input_grad[1:3]
+        rows = ctx.pairwise_backward(gradient, *ctx.saved_tensors, ctx.numbers, calls.wanted(*is_wanted))
+        return None, *_wanted_alone(rows, is_wanted), *[None] * (len(PairwiseCall._fields) - 2)
+
+
+def _wanted_alone(gradients, is_wanted):
+    """The gradients that are wanted; None for the others, which have no elements."""
+    return (each if is_one else None for each, is_one in zip(gradients, is_wanted, strict=True))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import operators
+from . import builds, operators
 from .operators import Operators
 
 logger = logging.getLogger("icr_kernels")
@@ -33,16 +33,16 @@ def _wrong_device(name: str, runs: str, device: str) -> str | None:
 
 
 def _cuda_obstacle(device: str) -> str | None:
-    return _wrong_device("cuda", "cuda", device) or operators.CUDA_ERROR
+    return _wrong_device("cuda", "cuda", device) or builds.CUDA_ERROR
 
 
 def _triton_obstacle(device: str) -> str | None:
-    runs = "cpu" if operators.triton_interpreted() else "cuda"
-    return _wrong_device("triton", runs, device) or operators.TRITON_ERROR
+    runs = "cpu" if builds.triton_interpreted() else "cuda"
+    return _wrong_device("triton", runs, device) or builds.TRITON_ERROR
 
 
 def _cpu_obstacle(device: str) -> str | None:
-    return _wrong_device("cpu", "cpu", device) or operators.CPU_ERROR
+    return _wrong_device("cpu", "cpu", device) or builds.CPU_ERROR
 
 
 def _reference_obstacle(device: str) -> str | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import arguments, autograd, reference, transforms
 from .backends import choose, device_type
-from .operators import WANTED_PRED, numbers
+from .calls import PRED, Formula, LossCall, Pairs, TermsCall
 from .reference import ICRTerms
 from .variants import REDUCTION_IDS
 
@@ -17,10 +17,10 @@ _ARGUMENTS = """
         target: their ground truth, of the same shape."""
 
 _ANCHOR_OBJECTS = """
-        anchor_objects: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``; or None:
-            no penalty. A plate's anchor object is its car.
-        anchor_index: (...) int64 or int32, the row of ``anchor_objects`` that belongs to each pair. -1 (and any number outside
-            the table): no anchor object, penalty 0."""
+        anchor_objects: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``; or
+            None: no penalty. A plate's anchor object is its car.
+        anchor_index: (...) int64 or int32, the row of ``anchor_objects`` that belongs to each pair. -1 (and any number
+            outside the table): no anchor object, penalty 0."""
 
 _LOSS = """
         loss: "iou", "giou", "diou", "ciou", "eiou" or "siou"."""
@@ -36,7 +36,7 @@ _REDUCTION = """
         mask: (...) bool. A pair whose mask is False contributes exactly 0 to loss and gradient, whatever it holds.
         normalizer: what "mean" divides the sum by, a number or a 0-dim tensor that stays on its device; None: the
             number of unmasked pairs. A normalizer below eps counts as eps.
-        reduction: "none" (one loss a pair), "sum" or "mean". The mean of no pair is 0, with a gradient of zeros."""
+        reduction: "none" (one loss per pair), "sum" or "mean". The mean of no pair is 0, with a gradient of zeros."""
 
 _MASK = """
         mask: (...) bool. A pair whose mask is False has 0 in every term and in every gradient, whatever it holds."""
@@ -53,8 +53,8 @@ _REST = """
 
 _GRADIENT = """
 
-    Gradients reach ``pred``, ``target`` and ``anchor_objects``, as far as they require grad, in their own dtypes. Transforms
-    of `torch.func` and forward mode differentiate them too; a second derivative is a RuntimeError, but with
+    Gradients reach ``pred``, ``target`` and ``anchor_objects``, as far as they require grad, in their own dtypes.
+    Transforms of `torch.func` and forward mode differentiate them too; a second derivative is a RuntimeError, but with
     backend="reference"."""
 
 RAISES = """
@@ -99,7 +99,7 @@ def icr_loss(
 
     The penalty is 0 while the prediction lies inside its anchor object (after the idea of Ning and Han 2025,
     arXiv 2508.14343; the losses' papers are in `icr_kernels.variants`). The result is float32, or float64 for float64
-    boxes: a 0-dim tensor, or one loss a pair with reduction="none".
+    boxes: a 0-dim tensor, or one loss per pair with reduction="none".
     """
     pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
     formula = arguments.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchor_objects)
@@ -108,7 +108,9 @@ def icr_loss(
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
         return reference.icr_loss(
-            *pairs[:3],
+            pred,
+            target,
+            anchor_objects,
             anchor_index=anchor_index,
             weight=weight,
             mask=mask,
@@ -118,10 +120,10 @@ def icr_loss(
         )
     if is_transformed:
         return transforms.icr_loss(pairs, formula, normalizer, reduction, chosen.name)
-    call = _loss_arguments(pairs, formula, normalizer, reduction)
-    if autograd.needs_gradient(pred, target, anchor_objects):
-        return autograd.Loss.apply(*call[:7], chosen.name, call[7:])
-    return chosen.operators.loss(*call, 0, False)[0]
+    call = _loss_call(pairs, formula, normalizer, reduction, autograd.wanted(pred, target, anchor_objects))
+    if call.wanted:
+        return autograd.Loss.apply(chosen.name, *call)
+    return chosen.operators.loss(*call)[0]
 
 
 @documented(_ARGUMENTS, _LOSS, _REDUCTION, _REST, _GRADIENT, RAISES)
@@ -140,7 +142,7 @@ def box_iou_loss(
 ) -> Tensor:
     """Aligned box-regression loss of each (prediction, target) pair, without anchor objects.
 
-    The result is float32, or float64 for float64 boxes: a 0-dim tensor, or one loss a pair with reduction="none".
+    The result is float32, or float64 for float64 boxes: a 0-dim tensor, or one loss per pair with reduction="none".
     """
     return icr_loss(
         pred,
@@ -184,13 +186,15 @@ def icr_terms(
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
-        return reference.icr_terms(*pairs[:3], anchor_index=anchor_index, mask=mask, **formula._asdict())
+        return reference.icr_terms(
+            pred, target, anchor_objects, anchor_index=anchor_index, mask=mask, **formula._asdict()
+        )
     if is_transformed:
         return transforms.icr_terms(pairs, formula, chosen.name)
-    tensors, options = (*pairs[:4], mask), numbers(formula)
-    if autograd.needs_gradient(pred, target, anchor_objects):
-        return ICRTerms(*autograd.Terms.apply(*tensors, chosen.name, options))
-    return ICRTerms(*chosen.operators.terms(*tensors, *options))
+    call = TermsCall(pred, target, anchor_objects, anchor_index, mask, formula.packed())
+    if autograd.wanted(pred, target, anchor_objects):
+        return ICRTerms(*autograd.Terms.apply(chosen.name, *call))
+    return ICRTerms(*chosen.operators.terms(*call))
 
 
 @documented(_ARGUMENTS, _ANCHOR_OBJECTS, _LOSS, _PENALTY, _REDUCTION, _REST, RAISES)
@@ -225,10 +229,10 @@ def icr_loss_and_grad(
         chosen = choose(backend, device_type(pred))
         is_transformed = transforms.active()
         if chosen.operators is not None and not is_transformed:
-            call = _loss_arguments(pairs, formula, normalizer, reduction)
+            call = _loss_call(pairs, formula, normalizer, reduction, PRED)
             # The gradient is rounded once: by the loss, or by the scaling that is left to do.
-            pending = chosen.operators.is_pending(pred, mask, call[6], call[8])
-            value, factor, gradient, *_ = chosen.operators.loss(*call, WANTED_PRED, not pending)
+            pending = chosen.operators.is_pending(call)
+            value, factor, gradient, *_ = chosen.operators.loss(*call._replace(in_box_dtype=not pending))
             if pending:
                 gradient = chosen.operators.scaled(gradient, factor, None, pred.dtype, None, None)
             return value, gradient
@@ -258,11 +262,11 @@ def _outside_inference(value: Any) -> Any:
     return value.clone() if value.is_inference() else value.detach()
 
 
-def _loss_arguments(
-    pairs: arguments.Pairs, formula: arguments.Formula, normalizer: float | Tensor | None, reduction: str
-) -> tuple:
-    """The arguments of the loss operators: six tensors, normalizer, scale, reduction, formula."""
+def _loss_call(
+    pairs: Pairs, formula: Formula, normalizer: float | Tensor | None, reduction: str, wanted: int
+) -> LossCall:
+    """A normalizer that is a number is part of the scale."""
     scale = 1.0
     if normalizer is not None and not isinstance(normalizer, Tensor):
         scale, normalizer, reduction = 1.0 / max(float(normalizer), formula.eps), None, "sum"
-    return (*pairs, normalizer, scale, REDUCTION_IDS[reduction], *numbers(formula))
+    return LossCall(*pairs, normalizer, scale, REDUCTION_IDS[reduction], formula.packed(), wanted, False)

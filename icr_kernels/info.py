@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, operators
+from . import __version__, builds
 from .backends import BACKENDS
 
 
@@ -50,17 +50,17 @@ def cpu_name() -> str:
 
 
 def _extensions() -> Iterator[tuple[str, str]]:
-    build = operators.cpu_build
+    build = builds.cpu_build
     if build is None:
-        yield "C++ extension", f"none: {operators.CPU_ERROR}"
+        yield "C++ extension", f"none: {builds.CPU_ERROR}"
     else:
         yield "C++ extension", f"compiled with {build.compiler()}"
         yield "  instruction sets", f"{', '.join(build.instruction_sets())}; in use here: {build.instruction_set()}"
         yield "  losses", ", ".join(build.losses())
         yield "  penalties", ", ".join(build.penalties())
-    build = operators.cuda_build
+    build = builds.cuda_build
     if build is None:
-        yield "CUDA extension", f"none: {operators.CUDA_ERROR}"
+        yield "CUDA extension", f"none: {builds.CUDA_ERROR}"
     else:
         yield "CUDA extension", f"compiled with nvcc {build.compiler()}"
         yield "  architectures", ", ".join(build.architectures())

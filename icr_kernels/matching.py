@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import arguments, reference
 from .backends import choose, device_type
+from .calls import CostCall, compute_dtype
 from .pairwise import select
-from .variants import BOX_FORMAT_IDS
 
 # Containments that differ by less are equal: a plate inside two overlapping cars lies wholly in both, but for rounding.
 TIE = 1e-6
@@ -64,7 +64,7 @@ def match_anchor_objects(
     names = ("parts", "wholes", "part_group", "whole_group")
     matrix = arguments.sets(parts, wholes, part_group, whole_group, names=names)
     arguments.number("min_containment", min_containment, 0, 1)
-    options = "containment", -1, eps, box_format, backend
+    options = arguments.pair_function("containment", eps, box_format), -1, backend
     best, index = select(matrix, *options, larger=larger)
     found = (index >= 0) & (best >= min_containment)
     index = select(matrix, *options, larger=larger, at_least=best - TIE).indices
@@ -103,11 +103,10 @@ class Matcher:
             raise ValueError(
                 f"low_threshold: expected at most high_threshold, {high_threshold!r}, got {low_threshold!r}"
             )
-        arguments.kind(kind, eps, box_format)
         self.high_threshold = high_threshold
         self.low_threshold = low_threshold
         self.allow_low_quality_matches = allow_low_quality_matches
-        self._options = kind, eps, box_format, backend
+        self._function, self._backend = arguments.pair_function(kind, eps, box_format), backend
 
     def __call__(
         self,
@@ -122,15 +121,14 @@ class Matcher:
         of `pairwise_max`; a box in an image without ground truth is -1."""
         names = ("ground_truth", "boxes", "ground_truth_group", "group")
         matrix = arguments.sets(ground_truth, boxes, ground_truth_group, group, names=names)
-        kind, eps, box_format, backend = self._options
-        of_boxes = partial(select, matrix, kind, -2, eps, box_format, backend)
+        of_boxes = partial(select, matrix, self._function, -2, self._backend)
         values, best = of_boxes()
         matches = torch.where(values < self.high_threshold, self.BETWEEN_THRESHOLDS, best)
         matches = torch.where(values < self.low_threshold, self.BELOW_LOW_THRESHOLD, matches)
         matches = torch.where(best < 0, self.BELOW_LOW_THRESHOLD, matches)
         if not self.allow_low_quality_matches:
             return matches
-        most = select(matrix, kind, -1, eps, box_format, backend).values
+        most = select(matrix, self._function, -1, self._backend).values
         # A box reaches the most of a ground truth where the difference from it is 0.
         reaches = of_boxes(offset=most).values == 0
         return torch.where(reaches, best, matches)
@@ -190,17 +188,18 @@ def detr_matching_cost(
         ValueError: a wrong shape, device, name or number.
         RuntimeError: the backend that was asked for cannot run here.
     """
-    arguments.matching(pred_logits, pred_boxes, target_labels, target_boxes, target_image)
-    arguments.cost(classification, class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps, box_format)
+    arguments.matched(pred_logits, pred_boxes, target_labels, target_boxes, target_image)
+    cost = arguments.matching_cost(
+        classification, class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps, box_format
+    )
     chosen = choose(backend, device_type(pred_boxes))
     with torch.no_grad():
         log_normalizer = None
         if classification == "softmax":
-            dtype = arguments.compute_dtype(pred_logits, pred_boxes, target_boxes)
+            dtype = compute_dtype(pred_logits, pred_boxes, target_boxes)
             log_normalizer = pred_logits.to(dtype).logsumexp(-1)
         tensors = pred_boxes, pred_logits, log_normalizer, target_boxes, target_labels, target_image
-        weights = float(class_weight), float(l1_weight), float(giou_weight)
-        numbers = *weights, float(alpha), float(gamma), float(focal_eps), float(eps)
+        call = CostCall(*tensors, cost.packed())
         if chosen.operators is None:
-            return reference.matching_cost(*tensors, *numbers, box_format)
-        return chosen.operators.matching_cost(*tensors, *numbers, BOX_FORMAT_IDS[box_format])
+            return reference.matching_cost(call, cost)
+        return chosen.operators.matching_cost(*call)

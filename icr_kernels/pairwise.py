@@ -4,9 +4,9 @@ from torch import Tensor
 
 from . import arguments, autograd, reference, transforms
 from .backends import choose, device_type
+from .calls import PairFunction, PairwiseCall, SelectionCall, Sets
 from .functional import RAISES, documented
 from .reference import Selection
-from .variants import BOX_FORMAT_IDS, KIND_IDS
 
 _KIND = """
         kind: "iou", "giou", "diou", "ciou", "eiou", "siou": the similarity 1 - loss; "containment", the share of the
@@ -59,17 +59,17 @@ def pairwise_iou(
     backend="reference". NaN stays NaN.
     """
     matrix = arguments.sets(boxes1, boxes2)
-    eps = arguments.kind(kind, eps, box_format)
+    function = arguments.pair_function(kind, eps, box_format)
     chosen = choose(backend, device_type(boxes1))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
-        return reference.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format)
+        return reference.pairwise_iou(matrix.first, matrix.second, function)
     if is_transformed:
-        return transforms.pairwise_iou(matrix.first, matrix.second, kind, eps, box_format, chosen.name)
-    options = KIND_IDS[kind], eps, BOX_FORMAT_IDS[box_format]
-    if autograd.needs_gradient(boxes1, boxes2):
-        return autograd.Pairwise.apply(matrix.first, matrix.second, chosen.name, options)
-    return chosen.operators.pairwise(matrix.first, matrix.second, *options)
+        return transforms.pairwise_iou(matrix.first, matrix.second, function, chosen.name)
+    call = PairwiseCall(matrix.first, matrix.second, function.packed())
+    if autograd.wanted(boxes1, boxes2):
+        return autograd.Pairwise.apply(chosen.name, *call)
+    return chosen.operators.pairwise(*call)
 
 
 @documented(
@@ -96,7 +96,8 @@ def pairwise_max(
     backend: str | None = None,
 ) -> Selection:
     """`pairwise_iou(...).max(dim)` without the matrix: `Selection` (values, indices), each (..., N), or (..., M)."""
-    return select(arguments.sets(boxes1, boxes2, group1, group2), kind, dim, eps, box_format, backend)
+    function = arguments.pair_function(kind, eps, box_format)
+    return select(arguments.sets(boxes1, boxes2, group1, group2), function, dim, backend)
 
 
 @documented(
@@ -126,15 +127,14 @@ def pairwise_topk(
 ) -> Selection:
     """The k best of each row, best first: `Selection` (values, indices), each (..., N, k), or (..., M, k)."""
     arguments.selected_count(k)
-    return select(arguments.sets(boxes1, boxes2, group1, group2), kind, dim, eps, box_format, backend, k=k)
+    function = arguments.pair_function(kind, eps, box_format)
+    return select(arguments.sets(boxes1, boxes2, group1, group2), function, dim, backend, k=k)
 
 
 def select(
-    matrix: arguments.Sets,
-    kind: str,
+    matrix: Sets,
+    function: PairFunction,
     dim: int,
-    eps: float,
-    box_format: str,
     backend: str | None,
     *,
     offset: Tensor | None = None,
@@ -143,14 +143,13 @@ def select(
     larger: bool = False,
 ) -> Selection:
     """The operator `selected` on checked sets: the best in each row of their matrix, or in each column."""
-    eps = arguments.kind(kind, eps, box_format)
     queries, candidates, query_group, candidate_group = matrix
     swapped = not arguments.over_second(dim, matrix)
     if swapped:
         queries, candidates, query_group, candidate_group = candidates, queries, candidate_group, query_group
     tensors = queries.detach(), candidates.detach(), query_group, candidate_group, offset, at_least
+    call = SelectionCall(*tensors, swapped, k, larger, function.packed())
     chosen = choose(backend, device_type(queries))
     if chosen.operators is None:
-        return reference.selected(*tensors, kind, swapped, k, larger, eps, box_format)
-    numbers = KIND_IDS[kind], swapped, k, larger, eps, BOX_FORMAT_IDS[box_format]
-    return Selection(*chosen.operators.selected(*tensors, *numbers))
+        return reference.selected(call, function)
+    return Selection(*chosen.operators.selected(*call))

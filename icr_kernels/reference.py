@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import compute_dtype
+from .calls import CostCall, MatchingCost, PairFunction, SelectionCall, compute_dtype
 from .variants import (
     COORDINATE_LIMIT,
     KIND_NAMES,
@@ -318,49 +318,37 @@ class Selection(NamedTuple):
     indices: Tensor
 
 
-def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float, box_format: str) -> Tensor:
+def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction) -> Tensor:
     """`icr_kernels.pairwise_iou` in plain PyTorch, without its checks."""
     dtype = compute_dtype(boxes1, boxes2)
-    first = corners(boxes1.to(dtype).unsqueeze(-2), box_format)
-    second = corners(boxes2.to(dtype).unsqueeze(-3), box_format)
-    return KINDS[kind](first, second, eps)
+    first = corners(boxes1.to(dtype).unsqueeze(-2), function.box_format)
+    second = corners(boxes2.to(dtype).unsqueeze(-3), function.box_format)
+    return KINDS[function.kind](first, second, function.eps)
 
 
 # Pairs that are looked at together where no matrix is to be kept.
 _PAIRS_AT_ONCE = 1 << 22
 
 
-def selected(
-    queries: Tensor,
-    candidates: Tensor,
-    query_group: Tensor | None,
-    candidate_group: Tensor | None,
-    offset: Tensor | None,
-    at_least: Tensor | None,
-    kind: str,
-    candidate_first: bool,
-    k: int,
-    larger: bool,
-    eps: float,
-    box_format: str,
-) -> Selection:
+def selected(call: SelectionCall, function: PairFunction) -> Selection:
     """The operator of that name in plain PyTorch: for each query (..., N, 4) the best k of the candidates (..., M, 4),
     k = 0: the best, without a dimension of its own. What is best, and which pairs count, `operators.py` says."""
+    queries, candidates, k = call.queries, call.candidates, call.k
     dtype = compute_dtype(queries, candidates)
-    areas = area(corners(candidates.to(dtype), box_format)).unsqueeze(-2)
+    areas = area(corners(candidates.to(dtype), function.box_format)).unsqueeze(-2)
 
     def scores(rows: Tensor, group: Tensor | None, least: Tensor | None) -> Tensor:
-        pair = (candidates, rows) if candidate_first else (rows, candidates)
-        value = pairwise_iou(*pair, kind, eps, box_format)
-        value = value.transpose(-1, -2) if candidate_first else value
-        if offset is not None:
-            value = value - offset.to(dtype).unsqueeze(-2)
+        pair = (candidates, rows) if call.candidate_first else (rows, candidates)
+        value = pairwise_iou(*pair, function)
+        value = value.transpose(-1, -2) if call.candidate_first else value
+        if call.offset is not None:
+            value = value - call.offset.to(dtype).unsqueeze(-2)
         counts = ~value.isnan()
-        if group is not None and candidate_group is not None:
+        if group is not None and call.candidate_group is not None:
             is_group = (group >= 0) & (group <= LARGEST_GROUP)
-            counts &= (group.unsqueeze(-1) == candidate_group.unsqueeze(-2)) & is_group.unsqueeze(-1)
-        if larger:
-            counts &= areas > area(corners(rows.to(dtype), box_format)).unsqueeze(-1)
+            counts &= (group.unsqueeze(-1) == call.candidate_group.unsqueeze(-2)) & is_group.unsqueeze(-1)
+        if call.larger:
+            counts &= areas > area(corners(rows.to(dtype), function.box_format)).unsqueeze(-1)
         if least is not None:
             counts &= value >= least.to(dtype).unsqueeze(-1)
             value = -areas.expand_as(value)
@@ -378,7 +366,7 @@ def selected(
         return values, torch.where(values == -math.inf, -1, index)
 
     count = max(_PAIRS_AT_ONCE // max(candidates.shape[:-1].numel(), 1), 1)
-    chunks = [None if part is None else part.split(count, -1) for part in (query_group, at_least)]
+    chunks = [None if part is None else part.split(count, -1) for part in (call.query_group, call.at_least)]
     parts = [
         best(scores(rows, *(None if chunk is None else chunk[number] for chunk in chunks)))
         for number, rows in enumerate(queries.split(count, -2))
@@ -387,40 +375,26 @@ def selected(
     return Selection(*(torch.cat(each, dimension) for each in zip(*parts, strict=True)))
 
 
-def matching_cost(
-    boxes: Tensor,
-    logits: Tensor,
-    log_normalizer: Tensor | None,
-    target_boxes: Tensor,
-    labels: Tensor,
-    image: Tensor,
-    class_weight: float,
-    l1_weight: float,
-    giou_weight: float,
-    alpha: float,
-    gamma: float,
-    focal_eps: float,
-    eps: float,
-    box_format: str,
-) -> Tensor:
+def matching_cost(call: CostCall, cost: MatchingCost) -> Tensor:
     """The operator of that name in plain PyTorch: the cost of each target (M) and each query (B, Q) of its own image,
     (M, Q); NaN where image or label do not exist. With a log_normalizer, the logsumexp of a query's logits, its classes
     exclude each other."""
-    dtype = compute_dtype(boxes, target_boxes, logits)
-    exists = (image >= 0) & (image < boxes.shape[0]) & (labels >= 0) & (labels < logits.shape[-1])
-    if boxes.shape[0] == 0 or logits.shape[-1] == 0:
-        return boxes.new_full((len(labels), boxes.shape[1]), math.nan, dtype=dtype)
-    image, label = torch.where(exists, image, 0), torch.where(exists, labels, 0)
-    found = boxes.to(dtype)[image]
-    logit = logits[image, :, label].to(dtype)
-    if log_normalizer is not None:
-        of_class = -torch.exp(logit - log_normalizer.to(dtype)[image])
+    dtype = compute_dtype(call.boxes, call.target_boxes, call.logits)
+    (images, queries, _), classes = call.boxes.shape, call.logits.shape[-1]
+    exists = (call.image >= 0) & (call.image < images) & (call.labels >= 0) & (call.labels < classes)
+    if images == 0 or classes == 0:
+        return call.boxes.new_full((len(call.labels), queries), math.nan, dtype=dtype)
+    image, label = torch.where(exists, call.image, 0), torch.where(exists, call.labels, 0)
+    found = call.boxes.to(dtype)[image]
+    logit = call.logits[image, :, label].to(dtype)
+    if call.log_normalizer is not None:
+        of_class = -torch.exp(logit - call.log_normalizer.to(dtype)[image])
     else:
         p, not_p = torch.sigmoid(logit), torch.sigmoid(-logit)
-        positive = alpha * not_p**gamma * -torch.log(p + focal_eps)
-        of_class = positive - (1 - alpha) * p**gamma * -torch.log(not_p + focal_eps)
-    target = target_boxes.to(dtype).unsqueeze(-2)
+        positive = cost.alpha * not_p**cost.gamma * -torch.log(p + cost.focal_eps)
+        of_class = positive - (1 - cost.alpha) * p**cost.gamma * -torch.log(not_p + cost.focal_eps)
+    target = call.target_boxes.to(dtype).unsqueeze(-2)
     l1 = (found - target).abs().sum(-1)
-    overlap = KINDS["giou"](corners(found, box_format), corners(target, box_format), eps)
-    cost = class_weight * of_class + l1_weight * l1 - giou_weight * overlap
-    return torch.where(exists.unsqueeze(-1), cost, math.nan)
+    overlap = KINDS["giou"](corners(found, cost.box_format), corners(target, cost.box_format), cost.eps)
+    total = cost.class_weight * of_class + cost.l1_weight * l1 - cost.giou_weight * overlap
+    return torch.where(exists.unsqueeze(-1), total, math.nan)

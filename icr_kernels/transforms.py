@@ -2,7 +2,7 @@
 
 Where one of these looks on, what a kernel computes is one `Term` of every pair, and all around it is plain PyTorch, as
 in the reference: the dtype of the arithmetic, the anchor objects of a table, the reduction. Pairs do not know each
-other, so a gradient is a row a pair: a backward pass and a jvp are products with it, and vmap is one dimension more.
+other, so a gradient is one row per pair: a backward pass and a jvp are products with it, and vmap is one dimension more.
 """
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
-from .arguments import Formula, Pairs, compute_dtype
 from .backends import BY_NAME
-from .operators import numbers, wanted_boxes
+from .calls import Formula, PairFunction, Pairs, TermsCall, compute_dtype, wanted
 from .reference import ICRTerms
 from .variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 
@@ -54,12 +53,13 @@ def _batched(function, info, in_dims, *arguments):
 
 
 class Term(torch.autograd.Function):
-    """One term of every pair, (...), from pred, target and anchor_objects (..., 4) and a mask (...) or None. ``term`` is its
-    place in `ICRTerms`, ``options`` the formula as the operators take it."""
+    """One term of every pair, (...), from pred, target and anchor objects (..., 4) and a mask (...) or None. ``term`` is
+    its place in `ICRTerms`, ``packed`` the formula as the operators take it."""
 
     @staticmethod
-    def forward(pred, target, anchor_objects, mask, term, backend, options):
-        return BY_NAME[backend].operators.terms(pred, target, anchor_objects, None, mask, *options)[term]
+    def forward(pred, target, anchor_objects, mask, term, backend, packed):
+        call = TermsCall(pred, target, anchor_objects, None, mask, packed)
+        return BY_NAME[backend].operators.terms(*call)[term]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -69,14 +69,14 @@ class Term(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        wanted = ctx.needs_input_grad[:3]
-        rows = iter(TermGradient.apply(*ctx.saved_tensors, *ctx.constants, wanted))
-        return (*(_times(next(rows), upstream.unsqueeze(-1)) if each else None for each in wanted), *[None] * 4)
+        is_wanted = ctx.needs_input_grad[:3]
+        rows = iter(TermGradient.apply(*ctx.saved_tensors, *ctx.constants, is_wanted))
+        return (*(_times(next(rows), upstream.unsqueeze(-1)) if each else None for each in is_wanted), *[None] * 4)
 
     @staticmethod
     def jvp(ctx, *tangents):
-        wanted = tuple(each is not None for each in tangents[:3])
-        rows = TermGradient.apply(*ctx.saved_tensors, *ctx.constants, wanted)
+        is_wanted = tuple(each is not None for each in tangents[:3])
+        rows = TermGradient.apply(*ctx.saved_tensors, *ctx.constants, is_wanted)
         given = (each for each in tangents[:3] if each is not None)
         return sum(_times(*each).sum(-1) for each in zip(rows, given, strict=True))
 
@@ -90,13 +90,12 @@ class TermGradient(torch.autograd.Function):
     derivative is an error, and not left out."""
 
     @staticmethod
-    def forward(pred, target, anchor_objects, mask, term, backend, options, wanted):
+    def forward(pred, target, anchor_objects, mask, term, backend, packed, is_wanted):
         one = torch.ones((), dtype=pred.dtype, device=pred.device).expand(pred.shape[:-1])
         upstream = [one if place == term else torch.zeros_like(one) for place in range(len(ICRTerms._fields))]
-        rows = BY_NAME[backend].operators.terms_backward(
-            *upstream, pred, target, anchor_objects, None, mask, *options, wanted_boxes(wanted)
-        )
-        return tuple(each for each, is_wanted in zip(rows, wanted, strict=True) if is_wanted)
+        call = TermsCall(pred, target, anchor_objects, None, mask, packed)
+        rows = BY_NAME[backend].operators.terms_backward(*upstream, *call, wanted(*is_wanted))
+        return tuple(each for each, is_one in zip(rows, is_wanted, strict=True) if is_one)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -116,19 +115,19 @@ class TermGradient(torch.autograd.Function):
 
 def icr_terms(pairs: Pairs, formula: Formula, backend: str) -> ICRTerms:
     """`icr_kernels.icr_terms` by the kernels of a backend."""
-    dtype = compute_dtype(*pairs[:3])
+    dtype = compute_dtype(pairs.pred, pairs.target, pairs.anchor_objects)
     pred, target, mask = pairs.pred.to(dtype), pairs.target.to(dtype), pairs.mask
-    without = numbers(formula._replace(penalty=NO_PENALTY))
+    without = formula._replace(penalty=NO_PENALTY).packed()
     loss = Term.apply(pred, target, None, mask, _LOSS, backend, without)
     iou = Term.apply(pred, target, None, mask, _IOU, backend, without)
     inside, penalty = torch.ones_like(loss), torch.zeros_like(loss)
     if pairs.anchor_objects is not None:
         anchor_objects, has_anchor = reference.gather_anchor_objects(pairs.anchor_objects.to(dtype), pairs.anchor_index)
         counts = mask if has_anchor is None else has_anchor if mask is None else mask & has_anchor
-        options = numbers(formula)
-        inside = Term.apply(pred, target, anchor_objects, counts, _CONTAINMENT, backend, options)
+        packed = formula.packed()
+        inside = Term.apply(pred, target, anchor_objects, counts, _CONTAINMENT, backend, packed)
         inside = inside if has_anchor is None else torch.where(has_anchor, inside, 1)
-        penalty = Term.apply(pred, target, anchor_objects, counts, _PENALTY, backend, options)
+        penalty = Term.apply(pred, target, anchor_objects, counts, _PENALTY, backend, packed)
         loss = loss + formula.penalty_weight * penalty
     return ICRTerms(loss, iou, inside if mask is None else torch.where(mask, inside, 0), penalty)
 
@@ -139,18 +138,19 @@ def icr_loss(pairs: Pairs, formula: Formula, normalizer: float | Tensor | None, 
     return reference.reduced(loss, pairs.weight, pairs.mask, normalizer, reduction, formula.eps)
 
 
-def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float, box_format: str, backend: str) -> Tensor:
+def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction, backend: str) -> Tensor:
     """`icr_kernels.pairwise_iou` by the kernels of aligned pairs: each box of the one set beside each of the other."""
+    kind, eps, box_format = function
     dtype = compute_dtype(boxes1, boxes2)
     first, second = torch.broadcast_tensors(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
     if kind in LOSS_NAMES:
-        options = numbers(Formula(kind, NO_PENALTY, 1.0, False, eps, box_format))
+        packed = Formula(kind, NO_PENALTY, 1.0, False, eps, box_format).packed()
         if kind == "iou":
-            return Term.apply(first, second, None, None, _IOU, backend, options)
-        return 1 - Term.apply(first, second, None, None, _LOSS, backend, options)
+            return Term.apply(first, second, None, None, _IOU, backend, packed)
+        return 1 - Term.apply(first, second, None, None, _LOSS, backend, packed)
     if kind == "containment":
         term, penalty = _CONTAINMENT, PENALTY_NAMES[0]
     else:
         term, penalty = _PENALTY, kind.removesuffix("_penalty")
-    options = numbers(Formula("iou", penalty, 1.0, False, eps, box_format))
-    return Term.apply(first, first, second, None, term, backend, options)
+    packed = Formula("iou", penalty, 1.0, False, eps, box_format).packed()
+    return Term.apply(first, first, second, None, term, backend, packed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import icr_kernels as icr
-from icr_kernels import operators
+from icr_kernels import builds
 from inputs import REFERENCE_ONLY
 
 # Where the C library can do it, memory comes poisoned: an element that a kernel forgets to write is this byte, and not
@@ -37,14 +37,14 @@ def pytest_report_header() -> list[str]:
     lines = [
         f"icr_kernels {icr.__version__}, torch {torch.__version__}, backends: {', '.join(icr.available_backends())}"
     ]
-    build = operators.cpu_build
+    build = builds.cpu_build
     if build is not None:
         lines.append(
             f"extension: {build.compiler()}; instruction sets {', '.join(build.instruction_sets())}, "
             f"in use: {build.instruction_set()}"
         )
     else:
-        lines.append(f"NO EXTENSION: {operators.CPU_ERROR}")
+        lines.append(f"NO EXTENSION: {builds.CPU_ERROR}")
         lines.append(
             "its tests are left out: ICR_KERNELS_TEST_REFERENCE_ONLY=1"
             if REFERENCE_ONLY
@@ -81,10 +81,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def extension():
     """The compiled extension `icr_kernels._C`."""
-    if operators.cpu_build is None and REFERENCE_ONLY:
-        pytest.skip(operators.CPU_ERROR)
-    assert operators.cpu_build is not None, operators.CPU_ERROR
-    return operators.cpu_build
+    if builds.cpu_build is None and REFERENCE_ONLY:
+        pytest.skip(builds.CPU_ERROR)
+    assert builds.cpu_build is not None, builds.CPU_ERROR
+    return builds.cpu_build
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
-"""The operators, over tensors: views, allocations, launches. Arguments stand as in the schemas, are checked already,
-and mean what they mean in C++. Nothing here waits for a device."""
+"""The operators, over tensors: views, allocations, launches. Each is handed the fields of its call, which are checked
+already and mean what they mean in C++. Nothing here waits for a device."""
 
 import concurrent.futures
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from icr_kernels.arguments import compute_dtype
-from icr_kernels.operators import WANTED_ANCHOR_OBJECTS, WANTED_PRED, WANTED_TARGET
+from icr_kernels.calls import ANCHOR_OBJECTS, PRED, TARGET, LossCall, ScalingCall, TermsCall, compute_dtype
 from icr_kernels.variants import BOX_FORMATS, REDUCTION_IDS
 
 from .iou_losses import LOSSES
@@ -41,7 +40,7 @@ class Rows(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One value a pair."""
+    """One value per pair."""
 
     data: Tensor | None = None
     stride: int | None = None
@@ -81,13 +80,36 @@ def anchor_objects_of(anchor_objects: Tensor | None, index: Tensor | None) -> tu
     return *rows_of(anchor_objects), *column_of(index), None if index is None else len(anchor_objects)
 
 
-def penalty_of(penalty: int, anchor_objects: Tensor | None):
-    return None if anchor_objects is None or penalty < 0 else PENALTIES[penalty]
+class Formula(NamedTuple):
+    """What is computed of each pair, as kernels take it: functions, which are compiled in, and numbers."""
+
+    loss: Any
+    penalty: Any
+    relative: bool
+    box_format: str
+    eps: float
+    penalty_weight: float
+
+    def constants(self) -> dict:
+        return {"LOSS": self.loss, "PENALTY": self.penalty, "RELATIVE": self.relative, "FORMAT": self.box_format}
+
+
+def formula_of(call: LossCall | TermsCall) -> Formula:
+    loss, penalty, relative, box_format, eps, penalty_weight = call.numbers
+    has_penalty = call.anchor_objects is not None and penalty >= 0
+    return Formula(
+        LOSSES[int(loss)],
+        PENALTIES[int(penalty)] if has_penalty else None,
+        bool(relative),
+        BOX_FORMATS[int(box_format)],
+        float(eps),
+        float(penalty_weight),
+    )
 
 
 def variable_count(wanted: int) -> int:
     """Four for each box up to the last that a gradient is wanted for."""
-    return 12 if wanted & WANTED_ANCHOR_OBJECTS else 8 if wanted & WANTED_TARGET else 4 if wanted & WANTED_PRED else 0
+    return 12 if wanted & ANCHOR_OBJECTS else 8 if wanted & TARGET else 4 if wanted & PRED else 0
 
 
 def block_for(tensor: Tensor) -> int:
@@ -137,68 +159,52 @@ def launch(kernel, programs: int, *arguments, **constants) -> None:
         kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=True)
 
 
-def loss(
-    pred,
-    target,
-    anchor_objects,
-    anchor_index,
-    weight,
-    mask,
-    normalizer,
-    scale,
-    reduction,
-    loss,
-    penalty,
-    penalty_weight,
-    relative,
-    eps,
-    box_format,
-    wanted,
-    in_box_dtype,
-):
-    """The loss, a factor that its gradients still lack (no elements: none), and the gradients that are wanted."""
-    dtype = compute_dtype(pred, target, anchor_objects)
+def gradients_of(call: LossCall | TermsCall, wanted: int, *dtypes: torch.dtype | None) -> list[Tensor | None]:
+    """Memory for those that are wanted, one row per pair, each in a dtype (None: that of its boxes)."""
+    boxes = (call.pred, PRED), (call.target, TARGET), (call.anchor_objects, ANCHOR_OBJECTS)
+    return [
+        torch.empty(call.pred.shape, dtype=dtype or rows.dtype, device=call.pred.device)
+        if rows is not None and wanted & bit
+        else None
+        for (rows, bit), dtype in zip(boxes, dtypes, strict=True)
+    ]
+
+
+def loss(*arguments):
+    call = LossCall(*arguments)
+    pred, formula = call.pred, formula_of(call)
+    dtype = compute_dtype(pred, call.target, call.anchor_objects)
     empty = functools.partial(torch.empty, dtype=dtype, device=pred.device)
     pairs, block = pred.numel() // 4, block_for(pred)
-    pending = None
-    if reduction != REDUCTION_IDS["mean"]:
+    scale, normalizer, pending = call.scale, call.normalizer, None
+    if call.reduction != REDUCTION_IDS["mean"]:
         normalizer = None
-    elif normalizer is None and mask is None:
+    elif normalizer is None and call.mask is None:
         scale /= max(pairs, 1)
     elif normalizer is None:
         pending = empty(())
-
-    def gradient(boxes: Tensor | None, bit: int) -> Tensor | None:
-        if boxes is None or not wanted & bit:
-            return None
-        return empty(pred.shape, dtype=boxes.dtype if in_box_dtype else dtype)
-
-    gradients = (
-        gradient(pred, WANTED_PRED),
-        gradient(target, WANTED_TARGET),
-        gradient(anchor_objects, WANTED_ANCHOR_OBJECTS),
-    )
+    gradients = gradients_of(call, call.wanted, *[None if call.in_box_dtype else dtype] * 3)
     with torch.cuda.device_of(pred):
         programs, ticket = programs_for(pairs, block), None
-        if reduction == REDUCTION_IDS["none"]:
+        if call.reduction == REDUCTION_IDS["none"]:
             value = empty(pred.shape[:-1])
         else:
             programs = min(max(programs, 1), most_programs(pred.device))
             if programs == 1:
                 value = empty(())
             else:
-                # The value and, aligned to 8 bytes, two sums in double precision a program. It is no view of its first
-                # element: to that autograd would let no caller add in place.
+                # The value and, aligned to 8 bytes, two sums in double precision per program. It is no view of its
+                # first element: to that autograd would let no caller add in place.
                 value = empty(2 + 4 * programs).resize_(())
                 ticket = ticket_on(pred.device)
         launch(
             loss_kernel,
             programs,
             *rows_of(pred),
-            *rows_of(target),
-            *anchor_objects_of(anchor_objects, anchor_index),
-            *column_of(weight),
-            *column_of(mask),
+            *rows_of(call.target),
+            *anchor_objects_of(call.anchor_objects, call.anchor_index),
+            *column_of(call.weight),
+            *column_of(call.mask),
             normalizer,
             value,
             pending,
@@ -206,38 +212,34 @@ def loss(
             *gradients,
             pairs,
             float(scale),
-            float(penalty_weight),
-            float(eps),
-            LOSS=LOSSES[loss],
-            PENALTY=penalty_of(penalty, anchor_objects),
-            RELATIVE=bool(relative),
-            FORMAT=BOX_FORMATS[box_format],
-            COUNT=variable_count(wanted),
-            REDUCED=reduction != REDUCTION_IDS["none"],
+            formula.penalty_weight,
+            formula.eps,
+            **formula.constants(),
+            COUNT=variable_count(call.wanted),
+            REDUCED=call.reduction != REDUCTION_IDS["none"],
             DTYPE=DTYPES[dtype],
             BLOCK=block,
         )
     return value, *(empty(0) if each is None else each for each in (pending, *gradients))
 
 
-def scaled(gradient, factor, pending, dtype, anchor_objects, anchor_index):
-    """Gradient rows times an upstream factor (None: 1) and the one they lack, rounded to a dtype; given the index of a
-    table, the gradient of that table."""
-    shape = gradient.shape if anchor_index is None else anchor_objects.shape
-    out = torch.empty(shape, dtype=dtype, device=gradient.device)
+def scaled(*arguments):
+    call = ScalingCall(*arguments)
+    gradient, is_table = call.gradient, call.anchor_index is not None
+    out = torch.empty((call.anchor_objects if is_table else gradient).shape, dtype=call.dtype, device=gradient.device)
     pairs, block = gradient.numel() // 4, block_for(gradient)
-    arguments = *rows_of(gradient), *column_of(factor), pending
+    rows = *rows_of(gradient), *column_of(call.factor), call.pending
     constants = {"DTYPE": DTYPES[gradient.dtype], "BLOCK": block}
     with torch.cuda.device_of(gradient):
-        if anchor_index is None:
-            launch(scaled_kernel, programs_for(pairs, block), *arguments, out, pairs, **constants)
+        if not is_table:
+            launch(scaled_kernel, programs_for(pairs, block), *rows, out, pairs, **constants)
         else:
             table_block = TABLE_BLOCK if gradient.is_cuda else INTERPRETED_TABLE_BLOCK
             launch(
                 table_kernel,
                 programs_for(len(out), table_block),
-                *arguments,
-                *column_of(anchor_index),
+                *rows,
+                *column_of(call.anchor_index),
                 out,
                 pairs,
                 len(out),
@@ -247,80 +249,47 @@ def scaled(gradient, factor, pending, dtype, anchor_objects, anchor_index):
     return out
 
 
-def terms(pred, target, anchor_objects, anchor_index, mask, loss, penalty, penalty_weight, relative, eps, box_format):
-    """All terms of every pair."""
-    dtype = compute_dtype(pred, target, anchor_objects)
-    results = tuple(torch.empty(pred.shape[:-1], dtype=dtype, device=pred.device) for _ in range(4))
-    formula = loss, penalty, penalty_weight, relative, eps, box_format
-    _launch_terms(pred, target, anchor_objects, anchor_index, mask, formula, 0, results, (None,) * 4, (None,) * 3)
+def terms(*arguments):
+    call = TermsCall(*arguments)
+    dtype = compute_dtype(call.pred, call.target, call.anchor_objects)
+    results = tuple(torch.empty(call.pred.shape[:-1], dtype=dtype, device=call.pred.device) for _ in range(4))
+    _launch_terms(call, 0, results, (None,) * 4, (None,) * 3)
     return results
 
 
-def terms_backward(
-    grad_loss,
-    grad_iou,
-    grad_containment,
-    grad_penalty,
-    pred,
-    target,
-    anchor_objects,
-    anchor_index,
-    mask,
-    loss,
-    penalty,
-    penalty_weight,
-    relative,
-    eps,
-    box_format,
-    wanted,
-):
-    """The gradients of the terms, computed anew, each in the dtype of its boxes."""
-    dtype = compute_dtype(pred, target, anchor_objects)
-    empty = functools.partial(torch.empty, dtype=dtype, device=pred.device)
-    scattered = anchor_index is not None and wanted & WANTED_ANCHOR_OBJECTS
-
-    def gradient(boxes: Tensor | None, bit: int) -> Tensor | None:
-        if boxes is None or not wanted & bit:
-            return None
-        return empty(pred.shape, dtype=dtype if scattered and bit == WANTED_ANCHOR_OBJECTS else boxes.dtype)
-
-    gradients = [
-        gradient(pred, WANTED_PRED),
-        gradient(target, WANTED_TARGET),
-        gradient(anchor_objects, WANTED_ANCHOR_OBJECTS),
-    ]
-    formula = loss, penalty, penalty_weight, relative, eps, box_format
+def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *arguments):
+    *arguments, wanted = arguments
+    call = TermsCall(*arguments)
+    dtype = compute_dtype(call.pred, call.target, call.anchor_objects)
+    is_table = call.anchor_index is not None and wanted & ANCHOR_OBJECTS
+    gradients = gradients_of(call, wanted, None, None, dtype if is_table else None)
     upstream = grad_loss, grad_iou, grad_containment, grad_penalty
-    _launch_terms(pred, target, anchor_objects, anchor_index, mask, formula, wanted, (None,) * 4, upstream, gradients)
-    if scattered:
-        gradients[2] = scaled(gradients[2], None, None, anchor_objects.dtype, anchor_objects, anchor_index)
-    return tuple(empty(0) if each is None else each for each in gradients)
+    _launch_terms(call, wanted, (None,) * 4, upstream, gradients)
+    if is_table:
+        table = call.anchor_objects
+        gradients[2] = scaled(gradients[2], None, None, table.dtype, table, call.anchor_index)
+    return tuple(call.pred.new_empty(0, dtype=dtype) if each is None else each for each in gradients)
 
 
-def _launch_terms(
-    pred, target, anchor_objects, anchor_index, mask, formula, wanted, results, upstream, gradients
-) -> None:
-    loss, penalty, penalty_weight, relative, eps, box_format = formula
+def _launch_terms(call: TermsCall, wanted: int, results, upstream, gradients) -> None:
+    pred, formula = call.pred, formula_of(call)
     pairs, block = pred.numel() // 4, block_for(pred)
     with torch.cuda.device_of(pred):
         launch(
             terms_kernel,
             programs_for(pairs, block),
             *rows_of(pred),
-            *rows_of(target),
-            *anchor_objects_of(anchor_objects, anchor_index),
-            *column_of(mask),
+            *rows_of(call.target),
+            *anchor_objects_of(call.anchor_objects, call.anchor_index),
+            *column_of(call.mask),
             *results,
             *(part for values in upstream for part in column_of(values)),
             *gradients,
             pairs,
-            float(penalty_weight),
-            float(eps),
-            LOSS=LOSSES[loss],
-            PENALTY=penalty_of(penalty, anchor_objects),
-            RELATIVE=bool(relative),
-            FORMAT=BOX_FORMATS[box_format],
+            formula.penalty_weight,
+            formula.eps,
+            **formula.constants(),
             COUNT=variable_count(wanted),
-            DTYPE=DTYPES[compute_dtype(pred, target, anchor_objects)],
+            DTYPE=DTYPES[compute_dtype(pred, call.target, call.anchor_objects)],
             BLOCK=block,
         )

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icr_kernels.arguments import compute_dtype
-from icr_kernels.operators import WANTED_BOXES1, WANTED_BOXES2
+from icr_kernels.calls import BOXES1, BOXES2, CostCall, PairwiseCall, SelectionCall, compute_dtype
 from icr_kernels.variants import BOX_FORMATS
 
 from .matching_cost import matching_kernel
@@ -95,31 +94,33 @@ def tile_for(blocks: Blocks, queries: int) -> Tile:
     return blocks.many if queries >= MANY_QUERIES else blocks.some if queries >= SOME_QUERIES else blocks.few
 
 
-def formula(kind: int, eps: float, box_format: int, dtype: torch.dtype) -> tuple:
-    """The last argument that all kernels share, and their constants."""
-    function, complement = KINDS[kind]
-    constants = {"FUNCTION": function, "COMPLEMENT": complement}
-    return float(eps), {**constants, "FORMAT": BOX_FORMATS[box_format], "DTYPE": DTYPES[dtype]}
+def function_of(numbers: list[float], dtype: torch.dtype) -> tuple[float, dict]:
+    """Which function of two boxes, as kernels take it: their last argument, and what is compiled in."""
+    kind, box_format, eps = numbers
+    function, complement = KINDS[int(kind)]
+    constants = {"FUNCTION": function, "COMPLEMENT": complement, "FORMAT": BOX_FORMATS[int(box_format)]}
+    return float(eps), {**constants, "DTYPE": DTYPES[dtype]}
 
 
-def pairwise(boxes1, boxes2, kind, eps, box_format):
-    """The matrix of all pairs."""
+def pairwise(*arguments):
+    boxes1, boxes2, numbers = PairwiseCall(*arguments)
     dtype, batches = compute_dtype(boxes1, boxes2), boxes1.shape[:-2].numel()
     first, second = set_of(boxes1), set_of(boxes2)
     blocks = blocks_for(boxes1, dtype)
     rows, columns = blocks.wide if second.count >= WIDE else blocks.narrow
     out = torch.empty((*boxes1.shape[:-1], second.count), dtype=dtype, device=boxes1.device)
-    eps, constants = formula(kind, eps, box_format, dtype)
+    eps, constants = function_of(numbers, dtype)
     programs = batches * programs_for(first.count, rows) * programs_for(second.count, columns)
     with torch.cuda.device_of(boxes1):
         launch(pairwise_kernel, programs, *first, *second, out, eps, **constants, ROWS=rows, COLUMNS=columns)
     return out
 
 
-def pairwise_backward(gradient, boxes1, boxes2, kind, eps, box_format, wanted):
-    """The gradients of the sum over the matrix times the one from above, each in the dtype of its boxes."""
+def pairwise_backward(gradient, *arguments):
+    *arguments, wanted = arguments
+    boxes1, boxes2, numbers = PairwiseCall(*arguments)
     dtype = compute_dtype(boxes1, boxes2)
-    blocks, (eps, constants) = blocks_for(boxes1, dtype), formula(kind, eps, box_format, dtype)
+    blocks, (eps, constants) = blocks_for(boxes1, dtype), function_of(numbers, dtype)
     gradient, of_batch = flat(gradient, 2)
     of_row, of_column = gradient.stride()[-2:]
 
@@ -148,26 +149,14 @@ def pairwise_backward(gradient, boxes1, boxes2, kind, eps, box_format, wanted):
 
     with torch.cuda.device_of(boxes1):
         return (
-            of(boxes1, boxes2, WANTED_BOXES1, (of_row, of_column), 1),
-            of(boxes2, boxes1, WANTED_BOXES2, (of_column, of_row), 0),
+            of(boxes1, boxes2, BOXES1, (of_row, of_column), 1),
+            of(boxes2, boxes1, BOXES2, (of_column, of_row), 0),
         )
 
 
-def selected(
-    queries,
-    candidates,
-    query_group,
-    candidate_group,
-    offset,
-    at_least,
-    kind,
-    candidate_first,
-    k,
-    larger,
-    eps,
-    box_format,
-):
-    """The best candidates of each query: values and indices."""
+def selected(*arguments):
+    call = SelectionCall(*arguments)
+    queries, candidates, k = call.queries, call.candidates, call.k
     dtype, batches = compute_dtype(queries, candidates), queries.shape[:-2].numel()
     first, second = set_of(queries), set_of(candidates)
     if second.count > LARGEST.value:
@@ -175,17 +164,17 @@ def selected(
     shape = queries.shape[:-1] if k == 0 else (*queries.shape[:-1], k)
     values = torch.empty(shape, dtype=dtype, device=queries.device)
     indices = torch.empty(shape, dtype=torch.int64, device=queries.device)
-    eps, constants = formula(kind, eps, box_format, dtype)
+    eps, constants = function_of(call.numbers, dtype)
     blocks = blocks_for(queries, dtype)
     tile = tile_for(blocks, batches * first.count)
     ranges = (None, None)
     with torch.cuda.device_of(queries):
-        if query_group is not None:
+        if call.query_group is not None:
             tiles = programs_for(second.count, tile.candidates)
             ranges = torch.empty((2, batches, tiles), dtype=torch.int32, device=queries.device).unbind()
             together = max(1, blocks.span // tile.candidates)
             programs = batches * programs_for(tiles, together)
-            group = columns_of(candidate_group)
+            group = columns_of(call.candidate_group)
             sizes = {"CANDIDATES": tile.candidates, "TILES": together}
             launch(range_kernel, programs, *group, second.count, *ranges, **sizes)
         launch(
@@ -193,18 +182,18 @@ def selected(
             batches * programs_for(first.count, tile.queries),
             *first,
             *second,
-            *columns_of(query_group),
-            *columns_of(candidate_group),
+            *columns_of(call.query_group),
+            *columns_of(call.candidate_group),
             *ranges,
-            *columns_of(offset),
-            *columns_of(at_least),
+            *columns_of(call.offset),
+            *columns_of(call.at_least),
             values,
             indices,
             k,
             eps,
             **constants,
-            CANDIDATE_FIRST=bool(candidate_first),
-            LARGER=bool(larger),
+            CANDIDATE_FIRST=call.candidate_first,
+            LARGER=call.larger,
             QUERIES=tile.queries,
             CANDIDATES=tile.candidates,
             AXIS=tile.axis,
@@ -214,27 +203,15 @@ def selected(
     return values, indices
 
 
-def matching_cost(
-    boxes,
-    logits,
-    log_normalizer,
-    target_boxes,
-    labels,
-    image,
-    class_weight,
-    l1_weight,
-    giou_weight,
-    alpha,
-    gamma,
-    focal_eps,
-    eps,
-    box_format,
-):
-    """The cost of each target with the queries of its own image."""
-    dtype = compute_dtype(boxes, target_boxes, logits)
-    (batches, count, _), targets = boxes.shape, len(target_boxes)
+def matching_cost(*arguments):
+    call = CostCall(*arguments)
+    box_format, *weights = call.numbers
+    boxes, logits = call.boxes, call.logits
+    dtype = compute_dtype(boxes, call.target_boxes, logits)
+    (batches, count, _), targets = boxes.shape, len(call.target_boxes)
     target_block, query_block = blocks_for(boxes, dtype).cost
     out = torch.empty((targets, count), dtype=dtype, device=boxes.device)
+    gamma = weights[4]
     with torch.cuda.device_of(boxes):
         launch(
             matching_kernel,
@@ -246,15 +223,15 @@ def matching_cost(
             logits,
             *logits.stride(),
             logits.shape[-1],
-            *columns_of(log_normalizer),
-            *rows_of(target_boxes),
-            *column_of(labels),
-            *column_of(image),
+            *columns_of(call.log_normalizer),
+            *rows_of(call.target_boxes),
+            *column_of(call.labels),
+            *column_of(call.image),
             targets,
             out,
-            *map(float, (class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps)),
+            *weights,
             SQUARE=gamma == 2,
-            FORMAT=BOX_FORMATS[box_format],
+            FORMAT=BOX_FORMATS[int(box_format)],
             DTYPE=DTYPES[dtype],
             TARGETS=target_block,
             QUERIES=query_block,

@@ -23,7 +23,7 @@ from benchmarks.results import Row, quantiles
 from benchmarks.run import DISAGREES
 from icr_kernels import arguments
 from icr_kernels.backends import BY_NAME
-from icr_kernels.operators import WANTED_PRED, numbers
+from icr_kernels.calls import PRED, LossCall
 from icr_kernels.variants import REDUCTION_IDS
 
 from . import counting
@@ -116,9 +116,22 @@ def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
     operators = BY_NAME[name].operators
     assert operators is not None
     pred, target, anchor_objects = (rows.detach() for rows in given)
-    formula = numbers(arguments.formula("ciou", "containment", 1.0, False, 1e-7, "xyxy", anchor_objects))
-    options = (1.0, REDUCTION_IDS["mean"], *formula, WANTED_PRED, False)
-    return lambda: operators.loss(pred, target, anchor_objects, None, None, None, None, *options)
+    formula = arguments.formula("ciou", "containment", 1.0, False, 1e-7, "xyxy", anchor_objects)
+    call = LossCall(
+        pred,
+        target,
+        anchor_objects,
+        anchor_index=None,
+        weight=None,
+        mask=None,
+        normalizer=None,
+        scale=1.0,
+        reduction=REDUCTION_IDS["mean"],
+        numbers=formula.packed(),
+        wanted=PRED,
+        in_box_dtype=False,
+    )
+    return lambda: operators.loss(*call)
 
 
 CALLS: dict[str, Callable[[Case, str, Inputs], Any]] = {

@@ -123,9 +123,9 @@ def ended_in_time(
 # A torch without CUDA, in a rehearsal, has no use for the second.
 EXTENSIONS = """
 import sys, torch
-from icr_kernels import operators
+from icr_kernels import builds
 print(operators.__file__)
-sys.exit(operators.CPU_ERROR or (torch.version.cuda and operators.CUDA_ERROR) or operators.TRITON_ERROR)
+sys.exit(builds.CPU_ERROR or (torch.version.cuda and builds.CUDA_ERROR) or builds.TRITON_ERROR)
 """
 MACHINE = "import json; from benchmarks import results; print(json.dumps(results.machine()))"
 

@@ -25,9 +25,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         import torch
 
         torch.cuda.is_available = lambda: True
-        from icr_kernels import operators
+        from icr_kernels import builds
 
-        operators.CUDA_ERROR = operators.TRITON_ERROR = None
+        builds.CUDA_ERROR = builds.TRITON_ERROR = None
 
 
 class Recorder:

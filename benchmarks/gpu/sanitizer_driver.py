@@ -19,7 +19,7 @@ from torch import Tensor
 
 import icr_kernels as icr
 from benchmarks import aligned
-from icr_kernels import operators
+from icr_kernels import builds
 from icr_kernels.variants import (
     BOX_FORMATS,
     CLASSIFICATIONS,
@@ -163,8 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         print(f"{len(todo)} combinations")
         return 0
-    if operators.CUDA_ERROR is not None:
-        print(operators.CUDA_ERROR)
+    if builds.CUDA_ERROR is not None:
+        print(builds.CUDA_ERROR)
         return 1
     for done, combination in enumerate(todo):
         if time.time() > options.until:

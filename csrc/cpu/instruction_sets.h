@@ -1,4 +1,4 @@
-// The loops, compiled once an instruction set.
+// The loops, compiled once per instruction set.
 #pragma once
 
 #include <stdint.h>

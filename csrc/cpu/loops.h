@@ -1,4 +1,4 @@
-// The loops: groups of N pairs in SIMD lanes, from rows in memory to losses, sums and gradient rows. Compiled once an
+// The loops: groups of N pairs in SIMD lanes, from rows in memory to losses, sums and gradient rows. Compiled once per
 // instruction set; everything in here has internal linkage, so that no copy runs on a machine that lacks its instructions.
 #pragma once
 
@@ -198,8 +198,8 @@ ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, Bo
 template <class T, int N, unsigned Want, bool AllTerms>
 double run_pairs(const Task& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
-  const Formula<P> formula{task.loss, task.penalty, task.relative, P(T(task.penalty_weight)), P(T(task.eps))};
-  const auto format = BoxFormat(task.box_format);
+  const Formula<P> formula = formula_in<P, T>(task.formula);
+  const auto format = BoxFormat(formula.box_format);
   const P zero(T(0)), scale(T(task.scale));
   const bool direct_pred = direct<T>(task.pred), direct_target = direct<T>(task.target);
   const bool direct_anchor_objects = direct<T>(task.anchor_objects);
@@ -211,7 +211,7 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
     load_rows(task.pred, direct_pred, first, count, pred);
     load_rows(task.target, direct_target, first, count, target);
     auto has_anchor = zero < zero;
-    if (task.penalty >= 0) {
+    if (formula.penalty >= 0) {
       has_anchor = load_rows(task.anchor_objects, direct_anchor_objects, first, count, anchor);
     } else {
       anchor[0] = anchor[1] = anchor[2] = anchor[3] = zero;
@@ -244,7 +244,7 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
       store_gradient(task.grad_pred, first, count, format, keep_all, keep, factor, pred, gradients.pred);
     if constexpr (Want & kTarget)
       store_gradient(task.grad_target, first, count, format, keep_all, keep, factor, target, gradients.target);
-    if constexpr (Want & kAnchor)
+    if constexpr (Want & kAnchorObject)
       store_gradient(task.grad_anchor_objects, first, count, format, keep_all, keep, factor, anchor, gradients.anchor);
     // Few enough additions in float, then double.
     if (((first / N) & 15) == 15 || first + N >= end) {
@@ -320,7 +320,7 @@ void run(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   const bool target = task.grad_target.data != nullptr, anchor = task.grad_anchor_objects.data != nullptr;
   const bool any = pred || target || anchor;
   if (task.terms) {
-    if (any) return run_chunks<T, N, kPred | kTarget | kAnchor, true>(task, chunk_sums, begin, end);
+    if (any) return run_chunks<T, N, kPred | kTarget | kAnchorObject, true>(task, chunk_sums, begin, end);
     return run_chunks<T, N, 0, true>(task, chunk_sums, begin, end);
   }
   if (!any) return run_chunks<T, N, 0, false>(task, chunk_sums, begin, end);
@@ -328,7 +328,7 @@ void run(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
     if (!anchor && !target) return run_chunks<T, N, kPred, false>(task, chunk_sums, begin, end);
     if (!anchor) return run_chunks<T, N, kPred | kTarget, false>(task, chunk_sums, begin, end);
   }
-  return run_chunks<T, N, kPred | kTarget | kAnchor, false>(task, chunk_sums, begin, end);
+  return run_chunks<T, N, kPred | kTarget | kAnchorObject, false>(task, chunk_sums, begin, end);
 }
 
 template <int Floats, int Doubles>

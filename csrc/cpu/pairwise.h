@@ -1,5 +1,5 @@
 // The loops over all pairs of two sets of boxes. The boxes of one side lie in the lanes, those of the other pass by one
-// after the other. Compiled once an instruction set, as loops.h.
+// after the other. Compiled once per instruction set, as loops.h.
 #pragma once
 
 #include "../matching_cost.h"
@@ -37,7 +37,7 @@ template <class P, int Size>
 struct Corners {
   alignas(64) NumberOf<P> c[5][Size];
 
-  void fill(const Rows& rows, const PairFunction& function, int64_t first, int count) {
+  void fill(const Rows& rows, const PairFunction<double>& function, int64_t first, int count) {
     const bool is_direct = direct<NumberOf<P>>(rows);
     for (int i = 0; i < count; i += lanes_of<P>) {
       P x[4];
@@ -124,7 +124,7 @@ ICR_INLINE void add_lanes(const Pack<T, N> (&x)[4], double (&total)[4]) {
 }
 
 template <class T>
-void store_gradient(const RowsOut& out, const Rows& boxes, const PairFunction& function, int64_t batch, int64_t count,
+void store_gradient(const RowsOut& out, const Rows& boxes, const PairFunction<double>& function, int64_t batch, int64_t count,
                     int64_t box, const double (&total)[4]) {
   T coordinates[4], gradient[4];
   for (int c = 0; c < 4; ++c) {
@@ -421,11 +421,8 @@ void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, 
 template <class T, int N>
 void cost(const CostTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
-  const auto format = BoxFormat(task.box_format);
-  const bool is_focal = task.log_normalizer.data == nullptr;
-  const Cost<P> weights{P(T(task.class_weight)), P(T(task.l1_weight)), P(T(task.giou_weight)), P(T(task.alpha)),
-                        P(T(task.gamma)),        P(T(task.focal_eps)), P(T(task.eps)),         is_focal,
-                        task.gamma == 2};
+  const Cost<P> weights = cost_in<P, T>(task.cost);
+  const auto format = BoxFormat(weights.box_format);
   for (int64_t target = begin; target < end; ++target) {
     T* const out = static_cast<T*>(task.out) + target * task.boxes.count;
     const int64_t image = element<int64_t>(task.image.data, task.image.type, target * task.image.stride);
@@ -460,19 +457,19 @@ void cost(const CostTask& task, int64_t begin, int64_t end) {
 template <int Floats, int Doubles>
 struct AllPairs {
   static void pairwise(const PairwiseTask& task, int64_t begin, int64_t end) {
-    task.function.in_double ? icr::pairwise<double, Doubles>(task, begin, end)
+    task.in_double ? icr::pairwise<double, Doubles>(task, begin, end)
                             : icr::pairwise<float, Floats>(task, begin, end);
   }
   static void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
-    task.function.in_double ? icr::first_gradient<double, Doubles>(task, begin, end)
+    task.in_double ? icr::first_gradient<double, Doubles>(task, begin, end)
                             : icr::first_gradient<float, Floats>(task, begin, end);
   }
   static void second_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
-    task.function.in_double ? icr::second_gradient<double, Doubles>(task, begin, end)
+    task.in_double ? icr::second_gradient<double, Doubles>(task, begin, end)
                             : icr::second_gradient<float, Floats>(task, begin, end);
   }
   static void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, int64_t end) {
-    task.function.in_double ? icr::select<Pack<double, Doubles>>(task, ranges, begin, end)
+    task.in_double ? icr::select<Pack<double, Doubles>>(task, ranges, begin, end)
                             : icr::select<Pack<float, Floats>>(task, ranges, begin, end);
   }
   static void cost(const CostTask& task, int64_t begin, int64_t end) {

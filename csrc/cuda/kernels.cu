@@ -93,7 +93,7 @@ __device__ void store_nothing(const Task& task, int64_t pair) {
   store_term(task.penalty_out, pair, T(0));
   if ((Want & icr::kPred) && task.grad_pred.data != nullptr) store_row(task.grad_pred, pair, zeros);
   if ((Want & icr::kTarget) && task.grad_target.data != nullptr) store_row(task.grad_target, pair, zeros);
-  if ((Want & icr::kAnchor) && task.grad_anchor_objects.data != nullptr) store_row(task.grad_anchor_objects, pair, zeros);
+  if ((Want & icr::kAnchorObject) && task.grad_anchor_objects.data != nullptr) store_row(task.grad_anchor_objects, pair, zeros);
 }
 
 // Losses or all terms of the pairs, with the gradients in Want. Loss and penalty are chosen by branches that are the
@@ -101,12 +101,12 @@ __device__ void store_nothing(const Task& task, int64_t pair) {
 template <class T, unsigned Want, bool AllTerms>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred ? kBlocksPerMultiprocessor : 1)
     pairs_kernel(const __grid_constant__ Task task, const __grid_constant__ Sum sum) {
-  const icr::Formula<T> formula{task.loss, task.penalty, task.relative, T(task.penalty_weight), T(task.eps)};
-  const auto format = icr::BoxFormat(task.box_format);
+  const icr::Formula<T> formula = icr::formula_in<T>(task.formula);
+  const auto format = icr::BoxFormat(formula.box_format);
   T scale = T(task.scale);
   if (task.normalizer.data != nullptr) {
     const T normalizer = icr::element<T>(task.normalizer.data, task.normalizer.type, 0);
-    scale = scale / icr::greater(T(task.eps), normalizer);
+    scale = scale / icr::greater(formula.eps, normalizer);
   }
   const auto* mask = static_cast<const uint8_t*>(task.mask.data);
   const int64_t step = int64_t(gridDim.x) * kThreads;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     T pred[4], target[4], anchor[4] = {T(0), T(0), T(0), T(0)};
     load_row(task.pred, pair, pred);
     load_row(task.target, pair, target);
-    const bool has_anchor = task.penalty >= 0 && load_row(task.anchor_objects, pair, anchor);
+    const bool has_anchor = formula.penalty >= 0 && load_row(task.anchor_objects, pair, anchor);
     const icr::Boxes<T> boxes{icr::corners(pred, format), icr::corners(target, format), icr::corners(anchor, format)};
     icr::Gradients<T> gradients;
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = T(0);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     }
     if constexpr (Want & icr::kPred) store_gradient(task.grad_pred, pair, format, factor, pred, gradients.pred);
     if constexpr (Want & icr::kTarget) store_gradient(task.grad_target, pair, format, factor, target, gradients.target);
-    if constexpr (Want & icr::kAnchor) store_gradient(task.grad_anchor_objects, pair, format, factor, anchor, gradients.anchor);
+    if constexpr (Want & icr::kAnchorObject) store_gradient(task.grad_anchor_objects, pair, format, factor, anchor, gradients.anchor);
   }
   if constexpr (!AllTerms) {
     total.loss += double(few);
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kTableThreads, 1)
 
 template <class T>
 cudaError_t run(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {
-  constexpr unsigned all = icr::kPred | icr::kTarget | icr::kAnchor;
+  constexpr unsigned all = icr::kPred | icr::kTarget | icr::kAnchorObject;
   const bool pred = task.grad_pred.data != nullptr;
   const bool others = task.grad_target.data != nullptr || task.grad_anchor_objects.data != nullptr;
   const auto kernel = task.terms ? (pred || others ? pairs_kernel<T, all, true> : pairs_kernel<T, 0, true>)

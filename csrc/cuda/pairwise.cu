@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 ? 4 : 1)
 template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
     cost_kernel(const __grid_constant__ CostTask task, const __grid_constant__ icr::Cost<T> cost) {
-  const auto format = icr::BoxFormat(task.box_format);
+  const auto format = icr::BoxFormat(cost.box_format);
   const int64_t queries = task.boxes.count, pieces = (queries + kThreads - 1) / kThreads;
   for (int64_t piece = blockIdx.x; piece < task.targets * pieces; piece += gridDim.x) {
     const int64_t target = piece / pieces, query = piece % pieces * kThreads + threadIdx.x;
@@ -384,7 +384,7 @@ cudaError_t launch_boxes(const PairwiseTask& task, int multiprocessors, cudaStre
 }
 
 int selection_threads(const SelectionTask& task) {
-  return task.function.in_double ? kSelectionThreads<double> : kSelectionThreads<float>;
+  return task.in_double ? kSelectionThreads<double> : kSelectionThreads<float>;
 }
 
 // As many queries a block as it has threads, or fewer, so that there are enough blocks. Where there are groups no more
@@ -405,10 +405,7 @@ cudaError_t launch_selection(const SelectionTask& task, const GroupRange* ranges
 
 template <class T>
 cudaError_t launch_cost(const CostTask& task, int multiprocessors, cudaStream_t stream) {
-  const bool is_focal = task.log_normalizer.data == nullptr;
-  const icr::Cost<T> cost{T(task.class_weight), T(task.l1_weight), T(task.giou_weight), T(task.alpha),
-                          T(task.gamma),        T(task.focal_eps), T(task.eps),         is_focal,
-                          task.gamma == 2};
+  const icr::Cost<T> cost = icr::cost_in<T>(task.cost);
   const int64_t pieces = task.targets * ceil_divide(task.boxes.count, kThreads);
   return launch(cost_kernel<T>, blocks_of(pieces, multiprocessors), kThreads, stream, task, cost);
 }
@@ -416,12 +413,12 @@ cudaError_t launch_cost(const CostTask& task, int multiprocessors, cudaStream_t 
 }  // namespace
 
 cudaError_t all_pairs(const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
-  const auto run = task.function.in_double ? launch_matrix<double> : launch_matrix<float>;
+  const auto run = task.in_double ? launch_matrix<double> : launch_matrix<float>;
   return run(task, multiprocessors, stream);
 }
 
 cudaError_t gradient_of_boxes(const PairwiseTask& task, bool of_second, int multiprocessors, cudaStream_t stream) {
-  const auto run = task.function.in_double ? (of_second ? launch_boxes<double, true> : launch_boxes<double, false>)
+  const auto run = task.in_double ? (of_second ? launch_boxes<double, true> : launch_boxes<double, false>)
                                            : (of_second ? launch_boxes<float, true> : launch_boxes<float, false>);
   return run(task, multiprocessors, stream);
 }
@@ -439,7 +436,7 @@ cudaError_t find_group_ranges(const SelectionTask& task, GroupRange* ranges, int
 
 cudaError_t select_candidates(const SelectionTask& task, const GroupRange* ranges, int multiprocessors,
                               cudaStream_t stream) {
-  const auto run = task.function.in_double
+  const auto run = task.in_double
                        ? (task.k > 1 ? launch_selection<double, kMostSelected> : launch_selection<double, 1>)
                        : (task.k > 1 ? launch_selection<float, kMostSelected> : launch_selection<float, 1>);
   return run(task, ranges, multiprocessors, stream);

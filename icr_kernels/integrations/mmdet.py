@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .. import arguments
+from ..calls import compute_dtype
 from ..functional import icr_loss, icr_terms
 from ..pairwise import pairwise_max
 from ..relations import Relations
@@ -135,7 +136,7 @@ def _one_number(avg_factor: Any, pred: Tensor) -> float | Tensor:
         return float(avg_factor)
     if avg_factor.numel() != 1:
         raise ValueError(f"avg_factor: expected a number or a tensor of one, got shape {tuple(avg_factor.shape)}")
-    dtype = arguments.compute_dtype(pred)
+    dtype = compute_dtype(pred)
     return avg_factor.detach().reshape(()).to(pred.device, dtype, non_blocking=True)
 
 

@@ -18,7 +18,7 @@ from benchmarks import readme, results
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import parts
 from benchmarks.gpu.parts import ROOT, Outcome
-from icr_kernels import operators
+from icr_kernels import builds
 from imaginary_gpu import MACHINE, row
 
 
@@ -178,7 +178,7 @@ def test_nothing_to_collect(gpu, capsys, tmp_path):
 
 
 @pytest.mark.skipif(
-    torch.version.cuda is not None and operators.CUDA_ERROR is not None, reason=f"no run: {operators.CUDA_ERROR}"
+    torch.version.cuda is not None and builds.CUDA_ERROR is not None, reason=f"no run: {builds.CUDA_ERROR}"
 )
 def test_rehearsal(tmp_path):
     """Every program, file, option and import of every part, but for what takes a GPU."""

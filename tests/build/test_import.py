@@ -53,7 +53,7 @@ assert torch.get_default_dtype() == torch.float32
 
 def test_driver_that_is_too_old_is_told():
     """Within a major version of CUDA any driver will do, and without a driver there is no GPU to speak of."""
-    from icr_kernels.operators import _driver_error
+    from icr_kernels.builds import _driver_error
 
     for driver, runtime in ((13000, 13000), (13020, 12080), (12040, 12080), (0, 13000)):
         assert _driver_error(driver, runtime) is None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from icr_kernels import operators
+from icr_kernels import builds
 
 RECORD = Path(__file__).parent / "instructions.csv"
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -32,9 +32,9 @@ def obstacle() -> str | None:
         return "valgrind is not installed"
     if shutil.which("gcc") is None:
         return "no gcc to compile the requests to callgrind"
-    if operators.cpu_build is None:
-        return operators.CPU_ERROR
-    if INSTRUCTION_SET not in operators.cpu_build.instruction_sets():
+    if builds.cpu_build is None:
+        return builds.CPU_ERROR
+    if INSTRUCTION_SET not in builds.cpu_build.instruction_sets():
         return f"this build has no {INSTRUCTION_SET}"
     return None
 
@@ -88,7 +88,7 @@ def test_kernels_execute_as_many_instructions_as_recorded(tmp_path):
     if reason := obstacle():
         pytest.skip(reason)
     rows = recorded()
-    compiler = operators.cpu_build.compiler()
+    compiler = builds.cpu_build.compiler()
     if compiler not in {row["compiler"] for row in rows.values()}:
         pytest.skip(f"the record is of another compiler than {compiler}")
     counts = counted(tmp_path)
@@ -141,7 +141,5 @@ if __name__ == "__main__":
     with RECORD.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["call", "thousandths", "instruction_set", "compiler"])
-        writer.writerows(
-            [call, count, INSTRUCTION_SET, operators.cpu_build.compiler()] for call, count in found.items()
-        )
+        writer.writerows([call, count, INSTRUCTION_SET, builds.cpu_build.compiler()] for call, count in found.items())
     print(f"written: {RECORD}")

@@ -28,7 +28,7 @@ loss.backward()
 assert abs(loss.item() - (2 / 3 + 1 / 2)) < 1e-6, loss
 print(icr.__file__)
 print(icr.available_backends())
-print(icr.operators.CPU_ERROR)
+print(icr.builds.CPU_ERROR)
 """
 
 
@@ -179,7 +179,7 @@ def test_source_tree_that_is_not_installed_says_what_it_is(wheel, tree, tmp_path
     output = run(python, "-m", "icr_kernels", "info", cwd=tree, env=environment)
     (of_cpu,) = re.findall(r"^backend cpu +no: (.*)", output, re.MULTILINE)
     assert f"{tree} is the source tree: start Python in another folder" in of_cpu
-    script = "from icr_kernels import operators; print(operators.TRITON_ERROR)"
+    script = "from icr_kernels import builds; print(builds.TRITON_ERROR)"
     assert "is the source tree" in run(python, "-c", script, cwd=tree, env=environment) or not has_triton()
 
 

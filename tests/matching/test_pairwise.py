@@ -631,4 +631,14 @@ def test_the_operator_itself_keeps_to_its_lists(k, backend):
     """Those of Triton are as long as k says."""
     boxes = BOXES.to(device_of(backend))
     with pytest.raises(RuntimeError, match="at most 16"):
-        BY_NAME[backend].operators.selected(boxes, boxes, None, None, None, None, 0, False, k, False, 1e-7, 0)
+        BY_NAME[backend].operators.selected(boxes, boxes, *[None] * 4, False, k, False, [0, 0, 1e-7])
+
+
+@pytest.mark.parametrize("backend", [name for name in COMPILED_BACKENDS if name != "triton"])
+@pytest.mark.parametrize("numbers", [[], [0.0, 0.0], [0.0] * 7])
+def test_the_operators_read_no_formula_of_another_length(numbers, backend):
+    boxes, operators = BOXES.to(device_of(backend)), BY_NAME[backend].operators
+    with pytest.raises(RuntimeError, match=f"expected a formula of 3 numbers, got {len(numbers)}"):
+        operators.pairwise(boxes, boxes, numbers)
+    with pytest.raises(RuntimeError, match=f"expected a formula of 6 numbers, got {len(numbers)}"):
+        operators.terms(boxes, boxes, None, None, None, numbers)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import icr_kernels as icr
-from icr_kernels import operators
+from icr_kernels import builds
 from icr_kernels.variants import BOX_FORMATS, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
 from inputs import device_of, every_backend, pairs, pairs_of_a_table
 from oracle import evaluate
@@ -329,20 +329,20 @@ def test_backend_of_a_call_without_one():
 )
 def test_backend_for_a_gpu_is_the_first_that_is_there(cuda, triton, chosen, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(operators, "CUDA_ERROR", None if cuda else "no nvcc")
-    monkeypatch.setattr(operators, "TRITON_ERROR", None if triton else "no Triton")
+    monkeypatch.setattr(builds, "CUDA_ERROR", None if cuda else "no nvcc")
+    monkeypatch.setattr(builds, "TRITON_ERROR", None if triton else "no Triton")
     assert icr.backend_for("cuda") == chosen
 
 
 def test_triton_that_is_missing_or_too_old_is_told(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.3.1")
-    assert operators._triton_error() == "Triton 3.3.1 is too old; the kernels need at least 3.4"
+    assert builds._triton_error() == "Triton 3.3.1 is too old; the kernels need at least 3.4"
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert operators._triton_error() == "Triton is not installed; `pip install triton` (at least 3.4)"
+    assert builds._triton_error() == "Triton is not installed; `pip install triton` (at least 3.4)"
 
 
 def test_backend_that_cannot_run_these_tensors_says_why(extension):
@@ -376,7 +376,7 @@ def test_values_of_an_index_outside_the_table(value, backend, checked_values):
     arguments = good(backend)
     assert call(arguments, backend=backend).isfinite(), "-1 is in order"
     arguments["anchor_index"][2] = value
-    with pytest.raises(ValueError, match=rf"^anchor_index: expected -1 or a row of the 4 anchor_objects, got {value}$"):
+    with pytest.raises(ValueError, match=rf"^anchor_index: expected -1 or a row of the 4 anchor objects, got {value}$"):
         call(arguments, backend=backend)
 
 

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 import icr_kernels as icr
 from benchmarks.gpu.counting import launches, memory, synchronisations
-from icr_kernels import operators, reference
+from icr_kernels import builds, reference
 from inputs import device_of, dtype_id, every_reduction, pairs, pairs_of_a_table
 from oracle import BOXES, evaluate
 from tolerances import assert_close, assert_result, same_bits
@@ -76,7 +76,7 @@ def truth(*boxes: Tensor, wanted: tuple[str, ...] = BOXES, **options):
 
 
 def test_the_kernels_are_built():
-    assert operators.CUDA_ERROR is None, operators.CUDA_ERROR
+    assert builds.CUDA_ERROR is None, builds.CUDA_ERROR
     assert icr.backend_for("cuda") == "cuda"
 
 

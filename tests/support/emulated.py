@@ -21,7 +21,7 @@ def register():
 
     build = ROOT / "build" / "emulated"
     build.mkdir(parents=True, exist_ok=True)
-    family = operators.define(f"{NAME}_", defers_count=("cpu",))
+    family = operators.Operators(f"{NAME}_", defers_count=("cpu",))
     module = load(
         name="_emulated",
         sources=[str(FOLDER / "operators.cpp"), str(FOLDER / "emulation.cpp")],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import emulated
 import icr_kernels as icr
-from icr_kernels import operators
+from icr_kernels import builds
 from icr_kernels.backends import BY_NAME
 from icr_kernels.variants import BOX_FORMATS, KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
 
@@ -66,7 +66,7 @@ full_precision = pytest.mark.parametrize("dtype", (torch.float64, torch.float32)
 half_precision = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_id)
 
 # The instruction sets this build holds; "generic" stands for them where there is no build, and fails.
-INSTRUCTION_SETS = ["generic"] if operators.cpu_build is None else operators.cpu_build.instruction_sets()
+INSTRUCTION_SETS = ["generic"] if builds.cpu_build is None else builds.cpu_build.instruction_sets()
 
 
 def value_range(variants, name: str) -> tuple[float, float]:

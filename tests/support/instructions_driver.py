@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import icr_kernels as icr
 from benchmarks.aligned import boxes
 from benchmarks.matching import some_boxes
-from icr_kernels import operators
+from icr_kernels import builds
 from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
 
 PAIRS = 4_096
@@ -58,8 +58,8 @@ def calls() -> Iterator[tuple[str, int, Callable[[], object]]]:
 def main() -> None:
     requests = ctypes.CDLL(sys.argv[1])
     torch.set_num_threads(1)
-    assert operators.cpu_build is not None
-    operators.cpu_build.set_instruction_set(INSTRUCTION_SET)
+    assert builds.cpu_build is not None
+    builds.cpu_build.set_instruction_set(INSTRUCTION_SET)
     for name, pairs, call in calls():
         call()
         requests.start()

@@ -4,6 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from icr_kernels.backends import BY_NAME
+from icr_kernels.operators import OPERATORS
 
 
 class OperatorCalls(TorchDispatchMode):
@@ -23,7 +24,7 @@ class OperatorCalls(TorchDispatchMode):
 
 def operator_names(backend: str) -> set[str]:
     """The operators of a backend."""
-    return {each.name() for each in BY_NAME[backend].operators if isinstance(each, torch._ops.OpOverload)}
+    return {getattr(BY_NAME[backend].operators, name).name() for name in OPERATORS}
 
 
 # The operators over all pairs of two sets of boxes; the others are over aligned pairs.

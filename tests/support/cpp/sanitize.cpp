@@ -89,10 +89,7 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
   if (weighted) task.weight = {weight.data, compute, 1};
   const int64_t normalizer = 3;
   if (!masked) task.normalizer = {&normalizer, Type::kInt64, 0};
-  task.loss = runs % 6;
-  task.penalty = runs % 5;
-  task.relative = runs % 2;
-  task.box_format = runs % 3;
+  task.formula = {runs % 6, runs % 5, runs % 2 == 1, runs % 3, 1e-7, 1};
   task.terms = terms;
   task.loss_out = losses.data;
   if (terms) {
@@ -152,11 +149,12 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
   Block first(rows == 0 ? 0 : (rows - 1) * row_stride + 4, skip, type), second(4 * other_rows, skip, other_type);
   fill_boxes(first, rows, row_stride, type);
   fill_boxes(second, other_rows, 4, other_type);
-  const PairFunction function{in_double, runs % 3, 1e-7, runs % 3};
+  const PairFunction<double> function{runs % 3, runs % 3, 1e-7};
 
   Block matrix(rows * m, skip, compute), gradient(rows * m, skip, compute);
   Block grad_first(4 * rows, 0, type), grad_second(4 * batches * m, 0, other_type);
   PairwiseTask task;
+  task.in_double = in_double;
   task.batches = batches;
   task.function = function;
   task.first = box_set(first, n, row_stride, skip, type, false);
@@ -178,6 +176,7 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
   fill_numbers(query_group, rows, 5, !transposed);
   fill_numbers(candidate_group, batches * m, 5, !transposed);
   SelectionTask selection;
+  selection.in_double = in_double;
   selection.batches = batches;
   selection.function = function;
   selection.queries = task.first;
@@ -210,8 +209,7 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
   costs.target_boxes = task.second.rows;
   costs.labels = {labels.data, Type::kInt64, 1};
   costs.image = {images.data, Type::kInt64, 1};
-  costs.gamma = by_area ? 2 : 1.5;
-  costs.box_format = function.box_format;
+  costs.cost = {function.box_format, !grouped, by_area, 1, 5, 2, 0.25, by_area ? 2 : 1.5, 1e-8, 1e-16};
   costs.out = cost.data;
   processor.matching_cost(costs);
   ++runs;

@@ -1,0 +1,179 @@
+"""What a call asks for, checked and by name: the description that every backend is handed.
+
+Names become numbers once, here: ``packed()`` turns the description of a formula into one list of numbers, in the order
+in which csrc/operators.h and triton_kernels/operators.py read them. An operator's call is a record too: its fields are
+the operator's schema, from here to C++ and Triton.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .variants import BOX_FORMAT_IDS, KIND_IDS, LOSS_IDS, PENALTY_IDS, REDUCTION_IDS
+
+# Which gradients are wanted: bit n is of the n-th boxes of a call.
+PRED, TARGET, ANCHOR_OBJECTS = 1, 2, 4
+BOXES1, BOXES2 = 1, 2
+
+
+def wanted(first: bool, second: bool, third: bool = False) -> int:
+    """The bits of the boxes whose gradient is wanted."""
+    return (1 if first else 0) | (2 if second else 0) | (4 if third else 0)
+
+
+def compute_dtype(*boxes: Tensor | None) -> torch.dtype:
+    """What the arithmetic runs in, and the dtype of losses: float32, or float64 if any box is float64."""
+    double = any(rows is not None and rows.dtype == torch.float64 for rows in boxes)
+    return torch.float64 if double else torch.float32
+
+
+class Pairs(NamedTuple):
+    """The tensors of aligned pairs."""
+
+    pred: Tensor
+    target: Tensor
+    anchor_objects: Tensor | None
+    anchor_index: Tensor | None
+    weight: Tensor | None
+    mask: Tensor | None
+
+
+class Sets(NamedTuple):
+    """Two sets of boxes with the same leading dimensions, and the group of each box."""
+
+    first: Tensor
+    second: Tensor
+    group1: Tensor | None
+    group2: Tensor | None
+
+
+class Formula(NamedTuple):
+    """What is computed of each pair."""
+
+    loss: str
+    penalty: str
+    penalty_weight: float
+    relative: bool
+    eps: float
+    box_format: str
+
+    def packed(self) -> list[float]:
+        return [
+            LOSS_IDS[self.loss],
+            PENALTY_IDS[self.penalty],
+            self.relative,
+            BOX_FORMAT_IDS[self.box_format],
+            self.eps,
+            self.penalty_weight,
+        ]
+
+
+class PairFunction(NamedTuple):
+    """Which function of two boxes a matrix of all pairs holds."""
+
+    kind: str
+    eps: float
+    box_format: str
+
+    def packed(self) -> list[float]:
+        return [KIND_IDS[self.kind], BOX_FORMAT_IDS[self.box_format], self.eps]
+
+
+class MatchingCost(NamedTuple):
+    """What the cost of matching a query to a target is made of."""
+
+    class_weight: float
+    l1_weight: float
+    giou_weight: float
+    alpha: float
+    gamma: float
+    focal_eps: float
+    eps: float
+    box_format: str
+
+    def packed(self) -> list[float]:
+        *numbers, box_format = self
+        return [BOX_FORMAT_IDS[box_format], *numbers]
+
+
+class LossCall(NamedTuple):
+    pred: Tensor
+    target: Tensor
+    anchor_objects: Tensor | None
+    anchor_index: Tensor | None
+    weight: Tensor | None
+    mask: Tensor | None
+    normalizer: Tensor | None
+    scale: float
+    reduction: int
+    numbers: list[float]
+    wanted: int
+    in_box_dtype: bool
+
+    @property
+    def is_mean_of_unmasked(self) -> bool:
+        return self.mask is not None and self.normalizer is None and self.reduction == REDUCTION_IDS["mean"]
+
+
+class ScalingCall(NamedTuple):
+    gradient: Tensor
+    factor: Tensor | None
+    pending: Tensor | None
+    dtype: torch.dtype
+    anchor_objects: Tensor | None
+    anchor_index: Tensor | None
+
+
+class TermsCall(NamedTuple):
+    pred: Tensor
+    target: Tensor
+    anchor_objects: Tensor | None
+    anchor_index: Tensor | None
+    mask: Tensor | None
+    numbers: list[float]
+
+
+class PairwiseCall(NamedTuple):
+    boxes1: Tensor
+    boxes2: Tensor
+    numbers: list[float]
+
+
+class SelectionCall(NamedTuple):
+    queries: Tensor
+    candidates: Tensor
+    query_group: Tensor | None
+    candidate_group: Tensor | None
+    offset: Tensor | None
+    at_least: Tensor | None
+    candidate_first: bool
+    k: int
+    larger: bool
+    numbers: list[float]
+
+
+class CostCall(NamedTuple):
+    boxes: Tensor
+    logits: Tensor
+    log_normalizer: Tensor | None
+    target_boxes: Tensor
+    labels: Tensor
+    image: Tensor
+    numbers: list[float]
+
+
+_SCHEMA_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    torch.dtype: "ScalarType",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    list[float]: "float[]",
+}
+
+
+def schema_of(call: Any) -> list[str]:
+    """The fields of a call as the parameters of an operator's schema."""
+    return [f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in call.__annotations__.items()]

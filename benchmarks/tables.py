@@ -187,7 +187,7 @@ def memory(machine: Machine) -> str:
 
 
 def floor(machine: Machine) -> str:
-    """Nanoseconds a pair, and how that compares with moving the bytes."""
+    """Nanoseconds per pair, and how that compares with moving the bytes."""
     table, rows = machine.table(aligned.MAIN), []
     for pairs in table.sizes(WALL):
         row, copy = table.row(WALL, "cpu", BOTH, pairs), table.row(WALL, COPY, BOTH, pairs)

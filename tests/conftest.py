@@ -60,7 +60,7 @@ LONGEST = (
     "test_triton_ahead_of_time",
     "test_parity",
     "test_ultralytics",
-    "test_triton_math",
+    "test_triton_blocks",
     "test_compile",
     "test_pairwise",
     "test_train_study",

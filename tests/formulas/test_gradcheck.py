@@ -1,7 +1,8 @@
 """The gradients are the derivatives of the values: finite differences in double precision, for each input.
 
 Where a formula holds a value constant (alpha of CIoU, the sides of the pull penalty) its gradient is not the derivative
-of its value, but of the formula with those values frozen. `icr_kernels.selfcheck.frozen` freezes them in the reference, and
+of its value, but of the formula with those values frozen. `icr_kernels.selfcheck.frozen` freezes them in the reference,
+and
     F(x) = kernel(x) + (frozen_reference(x) - reference(x)).detach()
 has the kernel's gradient, and the frozen formula's value as long as kernel and reference agree.
 """

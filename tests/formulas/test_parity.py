@@ -199,6 +199,9 @@ def test_half_precision_is_float32_arithmetic_rounded_once(dtype, backend):
     assert same_bits(actual.value, full.value)
     for name in BOXES:
         assert same_bits(getattr(actual, name), getattr(full, name).to(dtype)), name
+    value, gradient = icr.icr_loss_and_grad(*half, **options)
+    full = icr.icr_loss_and_grad(*(rows.float() for rows in half), **options)
+    assert same_bits(value, full[0]) and same_bits(gradient, full[1].to(dtype))
 
 
 @every_backend

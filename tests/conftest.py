@@ -1,8 +1,5 @@
 """Fixtures and settings of every test."""
 
-import ctypes
-import platform
-
 import hypothesis
 import pytest
 import torch
@@ -10,17 +7,9 @@ import torch
 import icr_kernels as icr
 from icr_kernels import builds
 from inputs import REFERENCE_ONLY
+from poisoned import poison_memory
 
-# Where the C library can do it, memory comes poisoned: an element that a kernel forgets to write is this byte, and not
-# the 0 or the right result of an earlier call that it might be by chance. test_determinism.py holds that this reaches
-# torch.
-POISON = 0x7F
-M_PERTURB, M_MMAP_THRESHOLD = -6, -3
-if platform.libc_ver()[0] == "glibc":
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_PERTURB, POISON ^ 0xFF)
-    # Large blocks would come from the kernel as zeros otherwise.
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+poison_memory()
 
 # The same examples in every run: a failure is a change of the code, never of the dice.
 hypothesis.settings.register_profile("icr_kernels", derandomize=True, deadline=None, max_examples=60)
@@ -60,7 +49,7 @@ LONGEST = (
     "test_triton_ahead_of_time",
     "test_parity",
     "test_ultralytics",
-    "test_triton_math",
+    "test_triton_blocks",
     "test_compile",
     "test_pairwise",
     "test_detection",

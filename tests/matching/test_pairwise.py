@@ -1,10 +1,6 @@
-"""All pairs of two sets of boxes: the matrix against the reference, the aligned losses and torchvision; what is best in
-its rows and columns against the matrix, whatever the groups, ties and gaps."""
+"""The matrix of all pairs of two sets of boxes: against the reference, the aligned losses and torchvision."""
 
 import math
-import resource
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,16 +20,14 @@ from inputs import (
     every_dtype,
     every_format,
     every_kind,
-    every_quick_backend,
     every_quick_compiled_backend,
     full_precision,
     grid_boxes,
     to_format,
 )
 from operator_calls import OperatorCalls, operators_over_sets
+from selections import SIZES, assert_is_max_of_matrix
 from tolerances import assert_close, same_bits
-
-SIZES = [(0, 5), (5, 0), (0, 0), (1, 1), (1, 300), (300, 1), (17, 257), (255, 16), (65, 513)]
 
 
 def evaluate(boxes1: Tensor, boxes2: Tensor, upstream: Tensor | None = None, **options) -> list[Tensor]:
@@ -280,197 +274,6 @@ def test_masked_autocast_and_inference(backend):
         assert same_bits(icr.pairwise_iou(*boxes, kind="giou", backend=backend), expected)
 
 
-# The best of a row or column
-
-
-def ranked(matrix: Tensor, group1: Tensor | None = None, group2: Tensor | None = None) -> list[list[tuple]]:
-    """For each row its (value, index), best first: the largest, of equals the first; no NaN, no other group."""
-    one, other = (
-        [0] * count if group is None else group.tolist()
-        for count, group in zip(matrix.shape, (group1, group2), strict=True)
-    )
-    rows = []
-    for i, row in enumerate(matrix.tolist()):
-        counted = [
-            (value, j)
-            for j, value in enumerate(row)
-            if not math.isnan(value) and one[i] == other[j] and 0 <= one[i] < 2**31
-        ]
-        rows.append(sorted(counted, key=lambda each: (-each[0], each[1])))
-    return rows
-
-
-def assert_selects(found: icr.Selection, rows: list[list[tuple]], k: int) -> None:
-    missing = (-math.inf, -1)
-    expected = [(row + [missing] * k)[: max(k, 1)] for row in (row or [missing] for row in rows)]
-    values, indices = (part.cpu() if k else part.cpu().unsqueeze(-1) for part in found)
-    assert indices.dtype == torch.int64
-    assert indices.tolist() == [[index for _, index in row] for row in expected]
-    assert values.tolist() == [[value for value, _ in row] for row in expected]
-
-
-def assert_is_max_of_matrix(
-    boxes1: Tensor, boxes2: Tensor, backend: str, dim: int, group1=None, group2=None, **options
-):
-    matrix = icr.pairwise_iou(boxes1, boxes2, backend=backend, **options).cpu()
-    rows = ranked(matrix, group1, group2) if dim == -1 else ranked(matrix.t(), group2, group1)
-    options |= {"dim": dim, "backend": backend, "group1": group1, "group2": group2}
-    options |= {
-        name: None if options[name] is None else options[name].to(boxes1.device) for name in ("group1", "group2")
-    }
-    assert_selects(icr.pairwise_max(boxes1, boxes2, **options), rows, 0)
-    for k in (1, 10, 16):
-        assert_selects(icr.pairwise_topk(boxes1, boxes2, k, **options), rows, k)
-
-
-both_dimensions = pytest.mark.parametrize("dim", [-1, -2])
-
-
-@every_backend
-@full_precision
-@both_dimensions
-@every_kind
-def test_max_is_that_of_the_matrix(kind, dim, dtype, backend):
-    device = device_of(backend)
-    assert_is_max_of_matrix(crowd(40, 0, dtype, device), crowd(71, 1, dtype, device), backend, dim, kind=kind)
-
-
-@every_backend
-@both_dimensions
-@pytest.mark.parametrize("kind", ["iou", "containment", "giou"])
-def test_of_equals_the_first_is_best(kind, dim, backend):
-    """Boxes of small integers are full of ties."""
-    device = device_of(backend)
-    boxes = grid_boxes(90, 3, 0, torch.float32).to(device), grid_boxes(310, 3, 1, torch.float32).to(device)
-    assert_is_max_of_matrix(*boxes, backend, dim, kind=kind)
-
-
-@every_backend
-@both_dimensions
-@pytest.mark.parametrize(("n", "m"), SIZES)
-def test_max_of_sizes(n, m, dim, backend):
-    device = device_of(backend)
-    assert_is_max_of_matrix(crowd(n, 0, device=device), crowd(m, 1, device=device), backend, dim)
-
-
-@every_backend
-@both_dimensions
-def test_nan_is_never_chosen(dim, backend):
-    boxes1, boxes2 = crowd(20, 0), crowd(300, 1)
-    boxes1[3], boxes2[::3], boxes2[7, 2] = math.nan, math.nan, math.nan
-    device = device_of(backend)
-    assert_is_max_of_matrix(boxes1.to(device), boxes2.to(device), backend, dim)
-    found = icr.pairwise_max(boxes1.to(device), boxes2.to(device), backend=backend)
-    assert (found.values[3].item(), found.indices[3].item()) == (-math.inf, -1)
-
-
-def groups_of(order: str, n: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    groups = torch.randint(0, 6, (n,), generator=generator)
-    groups[groups == 2 + seed] = 4  # 2 or 3 is empty on one side
-    if order == "some invalid":
-        groups[::5], groups[1::7] = -1, -3
-        groups[2::11], groups[3::13] = 2**31, 2**40
-        return groups
-    if order == "int32":
-        return groups.sort().values.int()
-    return (
-        groups if order == "unsorted" else groups.sort().values if order == "sorted" else 10**9 + groups.sort().values
-    )
-
-
-@every_backend
-@both_dimensions
-@pytest.mark.parametrize("order", ["sorted", "unsorted", "some invalid", "int32", "large"])
-def test_groups(order, dim, backend):
-    device = device_of(backend)
-    boxes = crowd(170, 0, device=device), crowd(700, 1, device=device)
-    groups = groups_of(order, 170, 0), groups_of(order, 700, 1)
-    assert_is_max_of_matrix(*boxes, backend, dim, *groups, kind="containment")
-
-
-@every_backend
-def test_groups_of_batches_and_strides(backend):
-    device = device_of(backend)
-    boxes1, boxes2 = crowd(3 * 20, 0, device=device).view(3, 20, 4), crowd(33, 1, device=device)
-    group1 = (torch.arange(3 * 20 * 2).view(3, 40) % 4)[:, ::2].to(device)
-    group2 = torch.arange(33, device=device) % 4
-    found = icr.pairwise_max(boxes1, boxes2, group1=group1, group2=group2, backend=backend)
-    for batch in range(3):
-        alone = icr.pairwise_max(boxes1[batch], boxes2, group1=group1[batch], group2=group2, backend=backend)
-        assert same_bits(found.values[batch], alone.values) and same_bits(found.indices[batch], alone.indices)
-    found = icr.pairwise_topk(boxes1, boxes2, 3, dim=1, group1=group1, group2=group2, backend=backend)
-    assert found.values.shape == (3, 33, 3)
-
-
-@every_backend
-def test_groups_are_a_batch_without_padding(backend):
-    """The images of a batch in one call, and one by one."""
-    device = device_of(backend)
-    counts1, counts2 = (5, 0, 40, 1), (30, 12, 0, 3)
-    boxes1, boxes2 = crowd(sum(counts1), 0, device=device), crowd(sum(counts2), 1, device=device)
-    group1, group2 = (
-        torch.arange(4).repeat_interleave(torch.tensor(counts)).to(device) for counts in (counts1, counts2)
-    )
-    found = icr.pairwise_max(boxes1, boxes2, group1=group1, group2=group2, backend=backend)
-    start = 0
-    for first, second in zip(boxes1.split(counts1), boxes2.split(counts2), strict=True):
-        alone = icr.pairwise_max(first, second, backend=backend)
-        rows = found.indices[: len(first)]
-        found = icr.Selection(found.values[len(first) :], found.indices[len(first) :])
-        assert torch.equal(torch.where(alone.indices < 0, -1, alone.indices + start), rows)
-        start += len(second)
-
-
-@every_quick_backend
-def test_a_million_boxes_against_thousands(backend):
-    """Against a matrix of a sample of the rows. The kernels of a GPU, emulated, take a hundredth."""
-    n, m = (1_000_000, 2_000) if backend in ("cpu", "cuda") else (10_000, 200)
-    device = device_of(backend)
-    boxes1, boxes2 = crowd(n, 0, device=device), crowd(m, 1, device=device)
-    found = icr.pairwise_max(boxes1, boxes2, backend=backend)
-    sample = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:2_000].to(device)
-    matrix = icr.pairwise_iou(boxes1[sample], boxes2, backend=backend)
-    assert same_bits(found.values[sample], matrix.amax(1))
-    assert torch.equal(found.indices[sample], matrix.argmax(1))
-
-
-@every_backend
-def test_no_gradient_flows_through_a_selection(backend):
-    boxes = crowd(4, 0, device=device_of(backend)).requires_grad_()
-    assert not icr.pairwise_max(boxes, boxes, backend=backend).values.requires_grad
-    assert not icr.pairwise_topk(boxes, boxes, 2, backend=backend).values.requires_grad
-
-
-# Memory
-
-PEAK = """
-import resource, sys, torch, icr_kernels as icr
-n, m, groups = map(int, sys.argv[1:])
-boxes1, boxes2 = torch.rand(n, 4), torch.rand(m, 4)
-boxes1[:, 2:] += boxes1[:, :2]
-boxes2[:, 2:] += boxes2[:, :2]
-group1, group2 = (torch.arange(count) * groups // count for count in (n, m))
-icr.pairwise_max(boxes1[:1000], boxes2[:1000])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-icr.pairwise_max(boxes1, boxes2, **({"group1": group1, "group2": group2} if groups else {}))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-"""
-
-
-def added_memory(n: int, m: int, groups: int = 0) -> int:
-    """The bytes by which the peak of a process grows in a call on the CPU."""
-    command = [sys.executable, "-c", PEAK, str(n), str(m), str(groups)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-@pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF") or sys.platform != "linux", reason="measured as Linux does")
-@pytest.mark.parametrize(("n", "m", "groups"), [(1_000_000, 2_000, 0), (1_000_000, 200_000, 128)])
-def test_memory_of_the_maximum(n, m, groups, extension):
-    """A matrix would take 8 and 800 GB. The results are 12 bytes a row."""
-    assert added_memory(n, m, groups) <= 12 * n + (64 << 20)
-
-
 # Operators under torch.compile
 
 
@@ -526,103 +329,6 @@ def test_one_graph_for_all_sizes(backend):
 # Errors
 
 BOXES = torch.tensor([[0.0, 0, 1, 1]] * 3)
-GROUP = torch.zeros(3, dtype=torch.int64)
-ERRORS = [
-    (
-        icr.pairwise_iou,
-        (BOXES[0], BOXES),
-        {},
-        ValueError,
-        r"boxes1: expected boxes of shape \(\.\.\., N, 4\), got \(4,\)",
-    ),
-    (icr.pairwise_iou, (BOXES, torch.ones(3, 5)), {}, ValueError, r"boxes2: expected boxes of shape \(\.\.\., 4\)"),
-    (icr.pairwise_iou, (BOXES, [1]), {}, TypeError, "boxes2: expected a tensor, got list"),
-    (icr.pairwise_iou, (BOXES.int(), BOXES), {}, TypeError, "boxes1: expected dtype float32.*, got int32"),
-    (
-        icr.pairwise_iou,
-        (BOXES, BOXES.to("meta")),
-        {},
-        ValueError,
-        "boxes2: expected a tensor on cpu, where boxes1 is, got",
-    ),
-    (
-        icr.pairwise_iou,
-        (BOXES.expand(2, 3, 4), BOXES.expand(5, 3, 4)),
-        {},
-        ValueError,
-        r"boxes2: expected leading dimensions that go with those of boxes1, \(2,\), got \(5,\)",
-    ),
-    (
-        icr.pairwise_iou,
-        (BOXES, BOXES),
-        {"kind": "iof"},
-        ValueError,
-        "kind: expected one of iou, .*containment, .*, got 'iof'",
-    ),
-    (icr.pairwise_iou, (BOXES, BOXES), {"box_format": "yxyx"}, ValueError, "box_format: expected one of xyxy"),
-    (icr.pairwise_iou, (BOXES, BOXES), {"eps": 0.0}, ValueError, "eps: expected a number of at least 1e-30 that is"),
-    (
-        icr.pairwise_max,
-        (BOXES, BOXES),
-        {"dim": 2},
-        ValueError,
-        r"dim: expected one of the last two .* of 2 dimensions, got 2",
-    ),
-    (icr.pairwise_max, (BOXES, BOXES), {"dim": None}, ValueError, "dim: expected one of the last two dimensions"),
-    (icr.pairwise_max, (BOXES[None], BOXES), {"dim": 0}, ValueError, "dim: expected one of the last two dimensions"),
-    (
-        icr.pairwise_max,
-        (BOXES, BOXES),
-        {"group1": GROUP},
-        ValueError,
-        "group2: expected a tensor, because group1 is one",
-    ),
-    (
-        icr.pairwise_max,
-        (BOXES, BOXES),
-        {"group2": GROUP},
-        ValueError,
-        "group1: expected a tensor, because group2 is one",
-    ),
-    (
-        icr.pairwise_max,
-        (BOXES, BOXES),
-        {"group1": GROUP, "group2": GROUP[:2]},
-        ValueError,
-        r"group2: expected one number for each box of boxes2, \(3,\), got \(2,\)",
-    ),
-    (
-        icr.pairwise_max,
-        (BOXES, BOXES),
-        {"group1": GROUP.float(), "group2": GROUP},
-        TypeError,
-        "group1: expected dtype int64, int32, got float32",
-    ),
-    (
-        icr.pairwise_max,
-        (BOXES, BOXES),
-        {"group1": GROUP.to("meta"), "group2": GROUP},
-        ValueError,
-        "group1: expected a tensor on cpu, where boxes1 is, got one on meta",
-    ),
-    (icr.pairwise_topk, (BOXES, BOXES, 0), {}, ValueError, "k: expected 1 to 16, got 0"),
-    (icr.pairwise_topk, (BOXES, BOXES, 17), {}, ValueError, "k: expected 1 to 16, got 17; for more, take torch.topk"),
-    (icr.pairwise_topk, (BOXES, BOXES, 2.0), {}, TypeError, "k: expected a whole number, got float"),
-]
-
-
-@pytest.mark.parametrize(("function", "arguments", "options", "error", "message"), ERRORS)
-def test_errors(function, arguments, options, error, message):
-    with pytest.raises(error, match=message):
-        function(*arguments, **options)
-
-
-def test_values_are_checked_on_request(monkeypatch):
-    monkeypatch.setattr("icr_kernels.arguments.CHECK_VALUES", True)
-    boxes = BOXES.clone()
-    boxes[1, 1] = math.nan
-    with pytest.raises(ValueError, match="boxes2: expected finite boxes, got 1 that are not"):
-        icr.pairwise_iou(BOXES, boxes)
 
 
 @pytest.mark.parametrize("backend", [name for name in COMPILED_BACKENDS if name != "triton"])

@@ -267,6 +267,19 @@ def test_change_in_place_between_forward_and_backward(what, argument, backend):
 
 
 @every_backend
+def test_a_loss_can_be_added_to_in_place(backend):
+    """Autograd allows it of no view, such as the first element of a kernel's workspace."""
+    for n in (33, 5003):
+        boxes = leaves(backend, n=n)
+        loss = icr.icr_loss(*boxes, reduction="sum", backend=backend)
+        before = loss.item()
+        loss += 1
+        assert loss.item() == pytest.approx(before + 1) and not loss._is_view()
+        loss.backward()
+        assert all(rows.grad.any() for rows in boxes)
+
+
+@every_backend
 def test_inputs_are_left_as_they_were(backend):
     device = device_of(backend)
     pred, target, table, index = pairs_of_a_table(33, 5, device=device)

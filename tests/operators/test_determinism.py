@@ -8,7 +8,6 @@ import torch
 
 import emulated
 import icr_kernels as icr
-from conftest import POISON
 from inputs import (
     device_of,
     dtype_id,
@@ -20,6 +19,7 @@ from inputs import (
     pairs_of_a_table,
 )
 from oracle import evaluate
+from poisoned import POISON
 from tolerances import same_bits
 
 # Small, around powers of two where work is cut into chunks, and primes that no chunk divides.
@@ -103,7 +103,7 @@ def test_calls_from_several_python_threads(backend):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is poisoned through glibc only")
 @pytest.mark.parametrize("size", [64, 1000, 2**12, 2**18, 2**22], ids="{}_bytes".format)
 def test_memory_comes_poisoned(size):
-    """What `conftest.py` sets up: no test sees zeros, or an earlier result, where a kernel has not written."""
+    """What `poisoned.py` sets up: no test sees zeros, or an earlier result, where a kernel has not written."""
     values = torch.empty(size, dtype=torch.uint8)
     # The first bytes of a block are the allocator's own.
     assert (values[64:] == POISON).all() if size > 64 else values[-1] == POISON

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from oracle import BOXES, Result
+import icr_kernels as icr
+from oracle import BOXES, Result, evaluate, expected
 
 # Relative L2 error of a result of this dtype. Half precision: the arithmetic is float32, so all that is lost is one
 # rounding, of at most half a unit in the last place.
@@ -43,14 +44,25 @@ def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
         )
 
 
-def assert_result(actual: Result, expected: Result) -> None:
+def assert_result(actual: Result, truth: Result) -> None:
     """Value and gradients, and None in the same places."""
-    assert_close(actual.value, expected.value, "value")
+    assert_close(actual.value, truth.value, "value")
     for name in BOXES:
-        gradient, truth = getattr(actual, name), getattr(expected, name)
-        assert (gradient is None) == (truth is None), f"gradient of {name}: got {gradient}, expected {truth}"
-        if truth is not None:
-            assert_close(gradient, truth, f"gradient of {name}")
+        gradient, wanted = getattr(actual, name), getattr(truth, name)
+        assert (gradient is None) == (wanted is None), f"gradient of {name}: got {gradient}, expected {wanted}"
+        if wanted is not None:
+            assert_close(gradient, wanted, f"gradient of {name}")
+
+
+def assert_matches_reference(*boxes: Tensor | None, backend: str, wanted: tuple[str, ...] = BOXES, **options) -> None:
+    """`icr_loss` of a backend and its gradients are those of the reference, in the dtypes that they have to have."""
+    actual = evaluate(icr.icr_loss, *boxes, wanted=wanted, backend=backend, **options)
+    assert_result(actual, expected(*boxes, wanted=wanted, **options))
+    compute = torch.float64 if any(b is not None and b.dtype == torch.float64 for b in boxes) else torch.float32
+    assert actual.value.dtype == compute
+    for name, rows in zip(BOXES, boxes, strict=False):
+        if name in wanted and rows is not None:
+            assert getattr(actual, name).dtype == rows.dtype
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """The CUDA extension compiles, against a torch without CUDA too, and its kernels keep everything in registers.
 
 The registers of each kernel are recorded in cuda_registers.csv, so that a change of theirs is seen when it is made.
-Written anew by `python tests/build/test_cuda_build.py`.
+Written anew by `python tests/builds/test_cuda_build.py`.
 """
 
 import csv

@@ -2,7 +2,7 @@
 
 Counted by callgrind, in the extension alone: neither the interpreter nor torch are part of it. The counts are those of
 one compiler and of one instruction set, which valgrind can run; they are recorded in instructions.csv, written anew by
-`python tests/build/test_instructions.py`.
+`python tests/builds/test_instructions.py`.
 """
 
 import csv
@@ -98,7 +98,7 @@ def test_kernels_execute_as_many_instructions_as_recorded(tmp_path):
         for call, count in counts.items()
         if abs(count - int(rows[call]["thousandths"])) > TOLERANCE * int(rows[call]["thousandths"])
     }
-    assert wrong == {}, "slower, or faster: then record it with `python tests/build/test_instructions.py`"
+    assert wrong == {}, "slower, or faster: then record it with `python tests/builds/test_instructions.py`"
 
 
 def test_only_the_extension_counts():

@@ -1,0 +1,39 @@
+"""The registry names what the kernels, the reference and the documentation have, in the same order."""
+
+import re
+
+import icr_kernels as icr
+from icr_kernels import reference
+from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
+
+
+def test_compiled_losses_are_those_of_the_registry(extension):
+    _assert_same_rows(extension.losses(), LOSS_NAMES, "csrc/iou_losses.h")
+
+
+def test_compiled_penalties_are_those_of_the_registry(extension):
+    _assert_same_rows(extension.penalties(), PENALTY_NAMES, "csrc/penalties.h")
+
+
+def test_reference_losses_are_those_of_the_registry():
+    _assert_same_rows(reference.LOSSES, LOSS_NAMES, "icr_kernels/reference.py")
+
+
+def test_reference_penalties_are_those_of_the_registry():
+    _assert_same_rows(reference.PENALTIES, PENALTY_NAMES, "icr_kernels/reference.py")
+
+
+def _assert_same_rows(names, registered: tuple[str, ...], place: str) -> None:
+    """The position of a row is the number the kernels know it by, so the order counts."""
+    names = list(names)
+    missing = [name for name in registered if name not in names]
+    unknown = [name for name in names if name not in registered]
+    assert not missing, f"{place} lacks {missing}, which icr_kernels/variants.py lists"
+    assert not unknown, f"icr_kernels/variants.py lacks {unknown}, which {place} has"
+    assert names == list(registered), f"{place} and icr_kernels/variants.py list them in different orders"
+
+
+def test_documentation_names_every_loss_and_penalty():
+    for function in (icr.icr_loss, icr.icr_terms, icr.icr_loss_and_grad):
+        listed = set(re.findall(r'"([a-z+]+)"', function.__doc__))
+        assert set(LOSS_NAMES) <= listed and set(PENALTY_NAMES) <= listed, f"docstring of {function.__name__}"

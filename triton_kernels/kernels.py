@@ -1,8 +1,9 @@
 """The kernels: blocks of pairs from rows in memory to losses, sums and gradient rows.
 
-An optional tensor that is not there is None. Rows whose strides are None lie one after the other, and a row of them is
-one access of 16 bytes (8 in half precision). Offsets are 64-bit.
+An optional tensor that is not there is None. Offsets are 64-bit.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -11,24 +12,29 @@ from .box import Box, corners, pull_back, variables
 from .number import add, greater, scale
 from .pair import gradient, pair_loss, pair_terms
 
-# Arguments that no kernel is compiled anew for.
-STRIDES = [
-    "pred_row",
-    "pred_column",
-    "target_row",
-    "target_column",
-    "anchor_row",
-    "anchor_column",
-    "index_stride",
-    "table_rows",
-    "weight_stride",
-    "mask_stride",
-    "grad_loss_stride",
-    "grad_iou_stride",
-    "grad_containment_stride",
-    "grad_penalty_stride",
-    "pairs",
-]
+
+class Rows(NamedTuple):
+    """Rows of four coordinates. Without strides they lie one after the other, and a row is one access of 16 bytes (8 in
+    half precision). A kernel is compiled per kind of stride: 1, a multiple of 16, any other."""
+
+    data: Any = None
+    row_stride: Any = None
+    column_stride: Any = None
+
+
+class Column(NamedTuple):
+    """One value per pair."""
+
+    data: Any = None
+    stride: Any = None
+
+
+class Gradients(NamedTuple):
+    """Rows one after the other, as far as they are wanted."""
+
+    pred: Any
+    target: Any
+    anchor_objects: Any
 
 
 @triton.jit
@@ -42,43 +48,42 @@ def load_tile(data, rows, keep):
 
 
 @triton.jit
-def load_columns(data, row_stride, column_stride, rows, keep):
-    first = data + rows * row_stride
+def load_columns(boxes, rows, keep):
+    first = boxes.data + rows * boxes.row_stride
     return Box(
         tl.load(first, keep, 0.0),
-        tl.load(first + column_stride, keep, 0.0),
-        tl.load(first + 2 * column_stride, keep, 0.0),
-        tl.load(first + 3 * column_stride, keep, 0.0),
+        tl.load(first + boxes.column_stride, keep, 0.0),
+        tl.load(first + 2 * boxes.column_stride, keep, 0.0),
+        tl.load(first + 3 * boxes.column_stride, keep, 0.0),
     )
 
 
 @triton.jit
-def load_rows(data, row_stride, column_stride, rows, keep, DTYPE: tl.constexpr):
-    """The coordinates of rows, a column each; zeros where they are not kept."""
-    c = load_tile(data, rows, keep) if row_stride is None else load_columns(data, row_stride, column_stride, rows, keep)
+def load_rows(boxes, rows, keep, DTYPE: tl.constexpr):
+    """The coordinates of rows, one column each; zeros where they are not kept."""
+    c = load_tile(boxes.data, rows, keep) if boxes.row_stride is None else load_columns(boxes, rows, keep)
     return Box(c.x1.to(DTYPE), c.y1.to(DTYPE), c.x2.to(DTYPE), c.y2.to(DTYPE))
 
 
 @triton.jit
-def load_value(data, stride, rows, keep):
-    """One value a pair."""
-    return tl.load(data + rows * stride, keep, 0)
+def load_value(column, rows, keep):
+    return tl.load(column.data + rows * column.stride, keep, 0)
 
 
 @triton.jit
-def anchor_rows(index, index_stride, table_rows, rows, keep):
+def anchor_rows(index, table_rows, rows, keep):
     """The rows of the anchor objects, and which pairs have one: those whose index lies in the table."""
-    if index is None:
+    if index.data is None:
         return rows, keep
     else:
-        found = load_value(index, index_stride, rows, keep).to(tl.int64)
+        found = load_value(index, rows, keep).to(tl.int64)
         return found, keep & (found >= 0) & (found < table_rows)
 
 
 @triton.jit
-def kept(mask, mask_stride, rows, inside):
+def kept(mask, rows, inside):
     """Which pairs count."""
-    return inside if mask is None else inside & load_value(mask, mask_stride, rows, inside)
+    return inside if mask.data is None else inside & load_value(mask, rows, inside)
 
 
 @triton.jit
@@ -150,31 +155,20 @@ def reduce_programs(value, pending, ticket, total, count, factor, BLOCK: tl.cons
         tl.store(ticket, 0)
 
 
-@triton.jit(do_not_specialize=STRIDES)
+@triton.jit(do_not_specialize=["table_rows", "pairs"])
 def loss_kernel(
     pred,
-    pred_row,
-    pred_column,
     target,
-    target_row,
-    target_column,
     anchor_objects,
-    anchor_row,
-    anchor_column,
     index,
-    index_stride,
     table_rows,
     weight,
-    weight_stride,
     mask,
-    mask_stride,
     normalizer,
     value,
     pending,
     ticket,
-    grad_pred,
-    grad_target,
-    grad_anchor_objects,
+    gradients,
     pairs: tl.int64,
     scale: tl.float64,
     penalty_weight: tl.float64,
@@ -201,17 +195,17 @@ def loss_kernel(
     while first < pairs:
         rows = first + tl.arange(0, BLOCK)
         inside = rows < pairs
-        keep = kept(mask, mask_stride, rows, inside)
-        p = load_rows(pred, pred_row, pred_column, rows, inside, DTYPE)
-        g = load_rows(target, target_row, target_column, rows, inside, DTYPE)
+        keep = kept(mask, rows, inside)
+        p = load_rows(pred, rows, inside, DTYPE)
+        g = load_rows(target, rows, inside, DTYPE)
         a, has_anchor = p, inside
         if PENALTY is not None:
-            anchor, has_anchor = anchor_rows(index, index_stride, table_rows, rows, inside)
-            a = load_rows(anchor_objects, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
+            anchor, has_anchor = anchor_rows(index, table_rows, rows, inside)
+            a = load_rows(anchor_objects, anchor, has_anchor, DTYPE)
         y = pair_loss(
-            variables(corners(p, FORMAT), COUNT if grad_pred is None else 0, COUNT),
-            variables(corners(g, FORMAT), COUNT if grad_target is None else 4, COUNT),
-            variables(corners(a, FORMAT), COUNT if grad_anchor_objects is None else 8, COUNT),
+            variables(corners(p, FORMAT), COUNT if gradients.pred is None else 0, COUNT),
+            variables(corners(g, FORMAT), COUNT if gradients.target is None else 4, COUNT),
+            variables(corners(a, FORMAT), COUNT if gradients.anchor_objects is None else 8, COUNT),
             has_anchor,
             penalty_weight,
             eps,
@@ -220,8 +214,8 @@ def loss_kernel(
             RELATIVE,
         )
         loss, slope = y.value, factor.to(DTYPE)
-        if weight is not None:
-            pair_weight = load_value(weight, weight_stride, rows, inside).to(DTYPE)
+        if weight.data is not None:
+            pair_weight = load_value(weight, rows, inside).to(DTYPE)
             loss, slope = loss * pair_weight, slope * pair_weight
         loss = tl.where(keep, loss, 0.0)
         if REDUCED:
@@ -229,9 +223,9 @@ def loss_kernel(
             counts += keep.to(tl.int64)
         else:
             tl.store(value + rows, loss * factor.to(DTYPE), inside)
-        store_gradient(grad_pred, rows, inside, keep, y, 0, slope, p, FORMAT)
-        store_gradient(grad_target, rows, inside, keep, y, 4, slope, g, FORMAT)
-        store_gradient(grad_anchor_objects, rows, inside, keep, y, 8, slope, a, FORMAT)
+        store_gradient(gradients.pred, rows, inside, keep, y, 0, slope, p, FORMAT)
+        store_gradient(gradients.target, rows, inside, keep, y, 4, slope, g, FORMAT)
+        store_gradient(gradients.anchor_objects, rows, inside, keep, y, 8, slope, a, FORMAT)
         first += step
     if REDUCED:
         total = tl.sum(sums, 0)
@@ -242,37 +236,17 @@ def loss_kernel(
             reduce_programs(value, pending, ticket, total, count, factor, BLOCK)
 
 
-@triton.jit(do_not_specialize=STRIDES)
+@triton.jit(do_not_specialize=["table_rows", "pairs"])
 def terms_kernel(
     pred,
-    pred_row,
-    pred_column,
     target,
-    target_row,
-    target_column,
     anchor_objects,
-    anchor_row,
-    anchor_column,
     index,
-    index_stride,
     table_rows,
     mask,
-    mask_stride,
-    loss,
-    iou,
-    containment,
-    penalty,
-    grad_loss,
-    grad_loss_stride,
-    grad_iou,
-    grad_iou_stride,
-    grad_containment,
-    grad_containment_stride,
-    grad_penalty,
-    grad_penalty_stride,
-    grad_pred,
-    grad_target,
-    grad_anchor_objects,
+    terms,
+    upstream,
+    gradients,
     pairs: tl.int64,
     penalty_weight: tl.float64,
     eps: tl.float64,
@@ -289,17 +263,17 @@ def terms_kernel(
     penalty_weight = tl.full((), penalty_weight, DTYPE)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < pairs
-    keep = kept(mask, mask_stride, rows, inside)
-    p = load_rows(pred, pred_row, pred_column, rows, inside, DTYPE)
-    g = load_rows(target, target_row, target_column, rows, inside, DTYPE)
+    keep = kept(mask, rows, inside)
+    p = load_rows(pred, rows, inside, DTYPE)
+    g = load_rows(target, rows, inside, DTYPE)
     a, has_anchor = p, inside
     if PENALTY is not None:
-        anchor, has_anchor = anchor_rows(index, index_stride, table_rows, rows, inside)
-        a = load_rows(anchor_objects, anchor_row, anchor_column, anchor, has_anchor, DTYPE)
-    terms = pair_terms(
-        variables(corners(p, FORMAT), COUNT if grad_pred is None else 0, COUNT),
-        variables(corners(g, FORMAT), COUNT if grad_target is None else 4, COUNT),
-        variables(corners(a, FORMAT), COUNT if grad_anchor_objects is None else 8, COUNT),
+        anchor, has_anchor = anchor_rows(index, table_rows, rows, inside)
+        a = load_rows(anchor_objects, anchor, has_anchor, DTYPE)
+    found = pair_terms(
+        variables(corners(p, FORMAT), COUNT if gradients.pred is None else 0, COUNT),
+        variables(corners(g, FORMAT), COUNT if gradients.target is None else 4, COUNT),
+        variables(corners(a, FORMAT), COUNT if gradients.anchor_objects is None else 8, COUNT),
         has_anchor,
         penalty_weight,
         eps,
@@ -307,20 +281,19 @@ def terms_kernel(
         PENALTY,
         RELATIVE,
     )
-    if loss is not None:
-        tl.store(loss + rows, tl.where(keep, terms.loss.value, 0.0), inside)
-        tl.store(iou + rows, tl.where(keep, terms.iou.value, 0.0), inside)
-        tl.store(containment + rows, tl.where(keep, terms.containment.value, 0.0), inside)
-        tl.store(penalty + rows, tl.where(keep, terms.penalty.value, 0.0), inside)
+    if terms.loss is not None:
+        tl.store(terms.loss + rows, tl.where(keep, found.loss.value, 0.0), inside)
+        tl.store(terms.iou + rows, tl.where(keep, found.iou.value, 0.0), inside)
+        tl.store(terms.containment + rows, tl.where(keep, found.containment.value, 0.0), inside)
+        tl.store(terms.penalty + rows, tl.where(keep, found.penalty.value, 0.0), inside)
     else:
-        y = scale(terms.loss, load_value(grad_loss, grad_loss_stride, rows, inside).to(DTYPE))
-        y = add(y, scale(terms.iou, load_value(grad_iou, grad_iou_stride, rows, inside).to(DTYPE)))
-        k = load_value(grad_containment, grad_containment_stride, rows, inside).to(DTYPE)
-        y = add(y, scale(terms.containment, k))
-        y = add(y, scale(terms.penalty, load_value(grad_penalty, grad_penalty_stride, rows, inside).to(DTYPE)))
-        store_gradient(grad_pred, rows, inside, keep, y, 0, 1.0, p, FORMAT)
-        store_gradient(grad_target, rows, inside, keep, y, 4, 1.0, g, FORMAT)
-        store_gradient(grad_anchor_objects, rows, inside, keep, y, 8, 1.0, a, FORMAT)
+        y = scale(found.loss, load_value(upstream.loss, rows, inside).to(DTYPE))
+        y = add(y, scale(found.iou, load_value(upstream.iou, rows, inside).to(DTYPE)))
+        y = add(y, scale(found.containment, load_value(upstream.containment, rows, inside).to(DTYPE)))
+        y = add(y, scale(found.penalty, load_value(upstream.penalty, rows, inside).to(DTYPE)))
+        store_gradient(gradients.pred, rows, inside, keep, y, 0, 1.0, p, FORMAT)
+        store_gradient(gradients.target, rows, inside, keep, y, 4, 1.0, g, FORMAT)
+        store_gradient(gradients.anchor_objects, rows, inside, keep, y, 8, 1.0, a, FORMAT)
 
 
 @triton.jit
@@ -330,24 +303,21 @@ def times_upstream(x, factor):
 
 
 @triton.jit
-def load_scaled(data, row_stride, column_stride, factor, factor_stride, pending, rows, inside, DTYPE: tl.constexpr):
+def load_scaled(gradient, factor, pending, rows, inside, DTYPE: tl.constexpr):
     """Gradient rows times the upstream factor."""
-    g = load_rows(data, row_stride, column_stride, rows, inside, DTYPE)
+    g = load_rows(gradient, rows, inside, DTYPE)
     k = tl.full((), 1.0, DTYPE)
-    if factor is not None:
-        k = load_value(factor, factor_stride, rows, inside).to(DTYPE)
+    if factor.data is not None:
+        k = load_value(factor, rows, inside).to(DTYPE)
     if pending is not None:
         k = k * tl.load(pending)
     return Box(times_upstream(g.x1, k), times_upstream(g.y1, k), times_upstream(g.x2, k), times_upstream(g.y2, k))
 
 
-@triton.jit(do_not_specialize=["row_stride", "column_stride", "factor_stride", "pairs"])
+@triton.jit(do_not_specialize=["pairs"])
 def scaled_kernel(
-    data,
-    row_stride,
-    column_stride,
+    gradient_rows,
     factor,
-    factor_stride,
     pending,
     out,
     pairs: tl.int64,
@@ -356,20 +326,16 @@ def scaled_kernel(
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < pairs
-    g = load_scaled(data, row_stride, column_stride, factor, factor_stride, pending, rows, inside, DTYPE)
+    g = load_scaled(gradient_rows, factor, pending, rows, inside, DTYPE)
     store_rows(out, rows, inside, g)
 
 
-@triton.jit(do_not_specialize=["row_stride", "column_stride", "factor_stride", "index_stride", "pairs", "table_rows"])
+@triton.jit(do_not_specialize=["pairs", "table_rows"])
 def table_kernel(
-    data,
-    row_stride,
-    column_stride,
+    gradient_rows,
     factor,
-    factor_stride,
     pending,
     index,
-    index_stride,
     out,
     pairs: tl.int64,
     table_rows: tl.int64,
@@ -386,9 +352,9 @@ def table_kernel(
     while first < pairs:
         rows = first + tl.arange(0, BLOCK)
         inside = rows < pairs
-        found = load_value(index, index_stride, rows, inside).to(tl.int64)
+        found = load_value(index, rows, inside).to(tl.int64)
         match = (mine[:, None] == found[None, :]) & inside[None, :]
-        g = load_scaled(data, row_stride, column_stride, factor, factor_stride, pending, rows, inside, DTYPE)
+        g = load_scaled(gradient_rows, factor, pending, rows, inside, DTYPE)
         x1 += tl.where(match, g.x1[None, :], 0.0)
         y1 += tl.where(match, g.y1[None, :], 0.0)
         x2 += tl.where(match, g.x2[None, :], 0.0)

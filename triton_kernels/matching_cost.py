@@ -5,9 +5,10 @@ import triton.language as tl
 
 from .box import Box, corners, spread, variables
 from .iou_losses import giou
-from .kernels import load_columns, load_rows, load_value
+from .kernels import Column, Rows, load_columns, load_rows, load_value
 from .number import greater
 from .pair_functions import of_kind
+from .pairwise import load_of_batch
 
 
 @triton.jit
@@ -33,34 +34,17 @@ def distance(a, b):
     return tl.abs(a.x1 - b.x1) + tl.abs(a.y1 - b.y1) + tl.abs(a.x2 - b.x2) + tl.abs(a.y2 - b.y2)
 
 
-STRIDES = ["boxes_batch", "boxes_row", "boxes_column", "batches", "count"]
-STRIDES += ["logits_batch", "logits_row", "logits_column", "classes", "normalizer_batch", "normalizer_row"]
-STRIDES += ["target_row", "target_column", "label_stride", "image_stride", "targets"]
-
-
-@triton.jit(do_not_specialize=STRIDES)
+@triton.jit(do_not_specialize=["batches", "count", "classes", "targets"])
 def matching_kernel(
     boxes,
-    boxes_batch,
-    boxes_row,
-    boxes_column,
     batches: tl.int64,
     count: tl.int64,
     logits,
-    logits_batch,
-    logits_row,
-    logits_column,
     classes: tl.int64,
-    normalizer,
-    normalizer_batch,
-    normalizer_row,
+    log_normalizer,
     target_boxes,
-    target_row,
-    target_column,
     labels,
-    label_stride,
     image,
-    image_stride,
     targets: tl.int64,
     out,
     class_weight: tl.float64,
@@ -82,25 +66,27 @@ def matching_kernel(
     target = (tl.program_id(0) // across).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)
     query = ((tl.program_id(0) % across).to(tl.int64) * QUERIES + tl.arange(0, QUERIES))[None, :]
     there = target < targets
-    batch = load_value(image, image_stride, target, there).to(tl.int64)
-    label = load_value(labels, label_stride, target, there).to(tl.int64)
+    batch = load_value(image, target, there).to(tl.int64)
+    label = load_value(labels, target, there).to(tl.int64)
     exists = (there & (batch >= 0) & (batch < batches) & (label >= 0) & (label < classes))[:, None]
-    t = spread(load_rows(target_boxes, target_row, target_column, target, there, DTYPE), 1)
+    t = spread(load_rows(target_boxes, target, there, DTYPE), 1)
     batch, label, inside = batch[:, None], label[:, None], query < count
     keep = exists & inside
-    b = load_columns(boxes + batch * boxes_batch, boxes_row, boxes_column, query, keep)
+    of_image = Rows(boxes.data + batch * boxes.batch_stride, boxes.row_stride, boxes.column_stride)
+    b = load_columns(of_image, query, keep)
     b = Box(b.x1.to(DTYPE), b.y1.to(DTYPE), b.x2.to(DTYPE), b.y2.to(DTYPE))
-    logit = load_value(logits + batch * logits_batch + label * logits_column, logits_row, query, keep).to(DTYPE)
-    if normalizer is None:
+    of_class = Column(logits.data + batch * logits.batch_stride + label * logits.column_stride, logits.row_stride)
+    logit = load_value(of_class, query, keep).to(DTYPE)
+    if log_normalizer.data is None:
         of_positive, exponent = tl.full((), alpha, DTYPE), tl.full((), gamma, DTYPE)
-        of_class = focal_cost(logit, of_positive, exponent, tl.full((), focal_eps, DTYPE), SQUARE)
+        class_cost = focal_cost(logit, of_positive, exponent, tl.full((), focal_eps, DTYPE), SQUARE)
     else:
         # Carion et al. 2020, DETR: minus the probability of the class among all.
-        log_sum = load_value(normalizer + batch * normalizer_batch, normalizer_row, query, keep).to(DTYPE)
-        of_class = -tl.exp(logit - log_sum)
+        log_sum = load_of_batch(log_normalizer, count, batch, query, keep).to(DTYPE)
+        class_cost = -tl.exp(logit - log_sum)
     p, g = variables(corners(b, FORMAT), 0, 0), variables(corners(t, FORMAT), 0, 0)
     overlap = of_kind(p, g, tl.full((), eps, DTYPE), giou, True).value
-    cost = tl.full((), class_weight, DTYPE) * of_class + tl.full((), l1_weight, DTYPE) * distance(b, t)
+    cost = tl.full((), class_weight, DTYPE) * class_cost + tl.full((), l1_weight, DTYPE) * distance(b, t)
     cost -= tl.full((), giou_weight, DTYPE) * overlap
     at = target[:, None] * count + query
     tl.store(out + at, tl.where(exists, cost, float("nan")), there[:, None] & inside)

@@ -13,7 +13,8 @@ from icr_kernels.calls import ANCHOR_OBJECTS, PRED, TARGET, LossCall, ScalingCal
 from icr_kernels.variants import BOX_FORMATS, REDUCTION_IDS
 
 from .iou_losses import LOSSES
-from .kernels import loss_kernel, scaled_kernel, table_kernel, terms_kernel
+from .kernels import Column, Gradients, Rows, loss_kernel, scaled_kernel, table_kernel, terms_kernel
+from .pair import Terms
 from .penalties import PENALTIES
 
 # Pairs that a program takes at a time: one a thread, so that a row is one access of its own.
@@ -29,21 +30,6 @@ INTERPRETED_BLOCK, INTERPRETED_PROGRAMS, INTERPRETED_TABLE_BLOCK = 2048, 8, 64
 ALIGNMENT = 16
 
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-
-class Rows(NamedTuple):
-    """Rows of four coordinates as kernels take them. Without strides they lie one after the other, and aligned."""
-
-    data: Tensor | None = None
-    row_stride: int | None = None
-    column_stride: int | None = None
-
-
-class Column(NamedTuple):
-    """One value per pair."""
-
-    data: Tensor | None = None
-    stride: int | None = None
 
 
 def flat(tensor: Tensor, trailing: int) -> tuple[Tensor, int]:
@@ -73,11 +59,6 @@ def rows_of(boxes: Tensor | None) -> Rows:
 
 def column_of(values: Tensor | None) -> Column:
     return Column() if values is None else Column(*flat(values, 0))
-
-
-def anchor_objects_of(anchor_objects: Tensor | None, index: Tensor | None) -> tuple:
-    """Rows, the index that chooses one for each pair, and how many there are."""
-    return *rows_of(anchor_objects), *column_of(index), None if index is None else len(anchor_objects)
 
 
 class Formula(NamedTuple):
@@ -159,15 +140,17 @@ def launch(kernel, programs: int, *arguments, **constants) -> None:
         kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=True)
 
 
-def gradients_of(call: LossCall | TermsCall, wanted: int, *dtypes: torch.dtype | None) -> list[Tensor | None]:
+def gradients_of(call: LossCall | TermsCall, wanted: int, *dtypes: torch.dtype | None) -> Gradients:
     """Memory for those that are wanted, one row per pair, each in a dtype (None: that of its boxes)."""
     boxes = (call.pred, PRED), (call.target, TARGET), (call.anchor_objects, ANCHOR_OBJECTS)
-    return [
-        torch.empty(call.pred.shape, dtype=dtype or rows.dtype, device=call.pred.device)
-        if rows is not None and wanted & bit
-        else None
-        for (rows, bit), dtype in zip(boxes, dtypes, strict=True)
-    ]
+    return Gradients(
+        *(
+            torch.empty(call.pred.shape, dtype=dtype or rows.dtype, device=call.pred.device)
+            if rows is not None and wanted & bit
+            else None
+            for (rows, bit), dtype in zip(boxes, dtypes, strict=True)
+        )
+    )
 
 
 def loss(*arguments):
@@ -200,16 +183,18 @@ def loss(*arguments):
         launch(
             loss_kernel,
             programs,
-            *rows_of(pred),
-            *rows_of(call.target),
-            *anchor_objects_of(call.anchor_objects, call.anchor_index),
-            *column_of(call.weight),
-            *column_of(call.mask),
+            rows_of(pred),
+            rows_of(call.target),
+            rows_of(call.anchor_objects),
+            column_of(call.anchor_index),
+            None if call.anchor_index is None else len(call.anchor_objects),
+            column_of(call.weight),
+            column_of(call.mask),
             normalizer,
             value,
             pending,
             ticket,
-            *gradients,
+            gradients,
             pairs,
             float(scale),
             formula.penalty_weight,
@@ -228,7 +213,7 @@ def scaled(*arguments):
     gradient, is_table = call.gradient, call.anchor_index is not None
     out = torch.empty((call.anchor_objects if is_table else gradient).shape, dtype=call.dtype, device=gradient.device)
     pairs, block = gradient.numel() // 4, block_for(gradient)
-    rows = *rows_of(gradient), *column_of(call.factor), call.pending
+    rows = rows_of(gradient), column_of(call.factor), call.pending
     constants = {"DTYPE": DTYPES[gradient.dtype], "BLOCK": block}
     with torch.cuda.device_of(gradient):
         if not is_table:
@@ -239,7 +224,7 @@ def scaled(*arguments):
                 table_kernel,
                 programs_for(len(out), table_block),
                 *rows,
-                *column_of(call.anchor_index),
+                column_of(call.anchor_index),
                 out,
                 pairs,
                 len(out),
@@ -252,9 +237,9 @@ def scaled(*arguments):
 def terms(*arguments):
     call = TermsCall(*arguments)
     dtype = compute_dtype(call.pred, call.target, call.anchor_objects)
-    results = tuple(torch.empty(call.pred.shape[:-1], dtype=dtype, device=call.pred.device) for _ in range(4))
-    _launch_terms(call, 0, results, (None,) * 4, (None,) * 3)
-    return results
+    results = Terms(*(torch.empty(call.pred.shape[:-1], dtype=dtype, device=call.pred.device) for _ in Terms._fields))
+    _launch_terms(call, 0, results, Terms(*[Column()] * 4), Gradients(None, None, None))
+    return tuple(results)
 
 
 def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *arguments):
@@ -263,28 +248,31 @@ def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *argumen
     dtype = compute_dtype(call.pred, call.target, call.anchor_objects)
     is_table = call.anchor_index is not None and wanted & ANCHOR_OBJECTS
     gradients = gradients_of(call, wanted, None, None, dtype if is_table else None)
-    upstream = grad_loss, grad_iou, grad_containment, grad_penalty
-    _launch_terms(call, wanted, (None,) * 4, upstream, gradients)
+    upstream = Terms(*map(column_of, (grad_loss, grad_iou, grad_containment, grad_penalty)))
+    _launch_terms(call, wanted, Terms(None, None, None, None), upstream, gradients)
     if is_table:
         table = call.anchor_objects
-        gradients[2] = scaled(gradients[2], None, None, table.dtype, table, call.anchor_index)
+        of_table = scaled(gradients.anchor_objects, None, None, table.dtype, table, call.anchor_index)
+        gradients = gradients._replace(anchor_objects=of_table)
     return tuple(call.pred.new_empty(0, dtype=dtype) if each is None else each for each in gradients)
 
 
-def _launch_terms(call: TermsCall, wanted: int, results, upstream, gradients) -> None:
+def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms, gradients: Gradients) -> None:
     pred, formula = call.pred, formula_of(call)
     pairs, block = pred.numel() // 4, block_for(pred)
     with torch.cuda.device_of(pred):
         launch(
             terms_kernel,
             programs_for(pairs, block),
-            *rows_of(pred),
-            *rows_of(call.target),
-            *anchor_objects_of(call.anchor_objects, call.anchor_index),
-            *column_of(call.mask),
-            *results,
-            *(part for values in upstream for part in column_of(values)),
-            *gradients,
+            rows_of(pred),
+            rows_of(call.target),
+            rows_of(call.anchor_objects),
+            column_of(call.anchor_index),
+            None if call.anchor_index is None else len(call.anchor_objects),
+            column_of(call.mask),
+            results,
+            upstream,
+            gradients,
             pairs,
             formula.penalty_weight,
             formula.eps,

@@ -4,11 +4,13 @@ A set is batches of boxes. In a tile of pairs the boxes of one set lie along one
 other: what depends on one box alone is computed once for many pairs.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from .box import Box, area, corners, pull_back, spread, variables
-from .kernels import load_rows, store_rows
+from .kernels import Rows, load_rows, store_rows
 from .number import rounded_product
 from .pair import gradient
 from .pair_functions import of_kind
@@ -17,19 +19,38 @@ from .pair_functions import of_kind
 LARGEST = tl.constexpr(2147483647)
 
 
+class Set(NamedTuple):
+    """Batches of boxes. Without strides all rows lie one after the other; without those of rows and columns the rows of
+    each batch do, and it begins at a whole one."""
+
+    data: Any
+    batch_stride: Any = None
+    row_stride: Any = None
+    column_stride: Any = None
+
+
+class Columns(NamedTuple):
+    """One value per box. Without a stride of batches all lie one after the other."""
+
+    data: Any = None
+    batch_stride: Any = None
+    stride: Any = None
+
+
 @triton.jit
-def load_set(data, batch_stride, row_stride, column_stride, batch, rows, inside, DTYPE: tl.constexpr):
-    """Boxes of a batch. Where their rows lie one after the other, each batch begins with a whole one."""
-    first = batch * batch_stride
-    if row_stride is None:
+def load_set(boxes, count, batch, rows, inside, DTYPE: tl.constexpr):
+    """Boxes of a batch of ``count``."""
+    first = 4 * (batch * count) if boxes.batch_stride is None else batch * boxes.batch_stride
+    if boxes.row_stride is None:
         first = tl.multiple_of(first, 4)
-    return load_rows(data + first, row_stride, column_stride, rows, inside, DTYPE)
+    return load_rows(Rows(boxes.data + first, boxes.row_stride, boxes.column_stride), rows, inside, DTYPE)
 
 
 @triton.jit
-def load_of_batch(data, batch_stride, stride, batch, rows, inside):
-    """One value a box of a batch."""
-    return tl.load(data + batch * batch_stride + rows * stride, inside, 0)
+def load_of_batch(values, count, batch, rows, inside):
+    """One value per box of a batch of ``count``."""
+    first = batch * count if values.batch_stride is None else batch * values.batch_stride
+    return tl.load(values.data + first + rows * values.stride, inside, 0)
 
 
 @triton.jit
@@ -39,21 +60,14 @@ def block_of(number, count, BLOCK: tl.constexpr):
     return (number // blocks).to(tl.int64), (number % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
 
 
-STRIDES = ["batch_stride1", "row_stride1", "column_stride1", "count1"]
-STRIDES += ["batch_stride2", "row_stride2", "column_stride2", "count2"]
+COUNTS = ["count1", "count2"]
 
 
-@triton.jit(do_not_specialize=STRIDES)
+@triton.jit(do_not_specialize=COUNTS)
 def pairwise_kernel(
     boxes1,
-    batch_stride1,
-    row_stride1,
-    column_stride1,
     count1: tl.int64,
     boxes2,
-    batch_stride2,
-    row_stride2,
-    column_stride2,
     count2: tl.int64,
     out,
     eps: tl.float64,
@@ -69,8 +83,8 @@ def pairwise_kernel(
     across = tl.cdiv(count2, COLUMNS).to(tl.int32)
     batch, row = block_of(tl.program_id(0) // across, count1, ROWS)
     column = (tl.program_id(0) % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    c1 = load_set(boxes1, batch_stride1, row_stride1, column_stride1, batch, row, row < count1, DTYPE)
-    c2 = load_set(boxes2, batch_stride2, row_stride2, column_stride2, batch, column, column < count2, DTYPE)
+    c1 = load_set(boxes1, count1, batch, row, row < count1, DTYPE)
+    c2 = load_set(boxes2, count2, batch, column, column < count2, DTYPE)
     p = variables(spread(corners(c1, FORMAT), 1), 0, 0)
     q = variables(spread(corners(c2, FORMAT), 0), 0, 0)
     value = of_kind(p, q, eps, FUNCTION, COMPLEMENT).value
@@ -78,17 +92,11 @@ def pairwise_kernel(
     tl.store(out + at, value, (row < count1)[:, None] & (column < count2)[None, :])
 
 
-@triton.jit(do_not_specialize=[*STRIDES, "upstream_batch", "upstream_mine", "upstream_other"])
+@triton.jit(do_not_specialize=[*COUNTS, "upstream_batch", "upstream_mine", "upstream_other"])
 def pairwise_backward_kernel(
     boxes1,
-    batch_stride1,
-    row_stride1,
-    column_stride1,
     count1: tl.int64,
     boxes2,
-    batch_stride2,
-    row_stride2,
-    column_stride2,
     count2: tl.int64,
     upstream,
     upstream_batch,
@@ -110,7 +118,7 @@ def pairwise_backward_kernel(
     eps = tl.full((), eps, DTYPE)
     batch, mine = block_of(tl.program_id(0), count1, MINE)
     inside = mine < count1
-    coordinates = load_set(boxes1, batch_stride1, row_stride1, column_stride1, batch, mine, inside, DTYPE)
+    coordinates = load_set(boxes1, count1, batch, mine, inside, DTYPE)
     p = variables(spread(corners(coordinates, FORMAT), AXIS), 0, 4)
     x1 = tl.zeros((MINE, OTHERS) if AXIS == 1 else (OTHERS, MINE), DTYPE)
     y1, x2, y2 = x1, x1, x1
@@ -118,7 +126,7 @@ def pairwise_backward_kernel(
     while first < count2:
         other = first + tl.arange(0, OTHERS)
         there = other < count2
-        c = load_set(boxes2, batch_stride2, row_stride2, column_stride2, batch, other, there, DTYPE)
+        c = load_set(boxes2, count2, batch, other, there, DTYPE)
         q = variables(spread(corners(c, FORMAT), 1 - AXIS), 4, 4)
         y = of_kind(p, q, eps, FUNCTION, COMPLEMENT) if AXIS == 1 else of_kind(q, p, eps, FUNCTION, COMPLEMENT)
         g = gradient(y, 0)
@@ -138,8 +146,8 @@ def pairwise_backward_kernel(
 
 
 @triton.jit
-def load_group(group, batch_stride, stride, batch, rows, inside, NONE: tl.constexpr):
-    g = load_of_batch(group, batch_stride, stride, batch, rows, inside)
+def load_group(group, count, batch, rows, inside, NONE: tl.constexpr):
+    g = load_of_batch(group, count, batch, rows, inside)
     return tl.where(inside & (g >= 0) & (g <= LARGEST), g, NONE).to(tl.int32)
 
 
@@ -149,11 +157,9 @@ def smallest_group(group, axis: tl.constexpr):
     return tl.min(tl.where(group < 0, LARGEST, group), axis)
 
 
-@triton.jit(do_not_specialize=["batch_stride", "stride", "count"])
+@triton.jit(do_not_specialize=["count"])
 def range_kernel(
     group,
-    batch_stride,
-    stride,
     count: tl.int64,
     smallest,
     largest,
@@ -164,7 +170,7 @@ def range_kernel(
     tiles = tl.cdiv(count, CANDIDATES)
     batch, tile = block_of(tl.program_id(0), tiles, TILES)
     candidate = tile[:, None] * CANDIDATES + tl.arange(0, CANDIDATES)[None, :]
-    g = load_group(group, batch_stride, stride, batch, candidate, candidate < count, -1)
+    g = load_group(group, count, batch, candidate, candidate < count, -1)
     tl.store(smallest + batch * tiles + tile, smallest_group(g, 1), tile < tiles)
     tl.store(largest + batch * tiles + tile, tl.max(g, 1), tile < tiles)
 
@@ -218,36 +224,18 @@ def store_selected(values, indices, at, inside, best, number):
     tl.store(indices + at, tl.where(best == -float("inf"), -1, number).to(tl.int64), inside)
 
 
-SELECTION_STRIDES = [*STRIDES, "k", "group1_batch", "group1_stride", "group2_batch", "group2_stride"]
-SELECTION_STRIDES += ["offset_batch", "offset_stride", "at_least_batch", "at_least_stride"]
-
-
-@triton.jit(do_not_specialize=SELECTION_STRIDES)
+@triton.jit(do_not_specialize=[*COUNTS, "k"])
 def selected_kernel(
     boxes1,
-    batch_stride1,
-    row_stride1,
-    column_stride1,
     count1: tl.int64,
     boxes2,
-    batch_stride2,
-    row_stride2,
-    column_stride2,
     count2: tl.int64,
     group1,
-    group1_batch,
-    group1_stride,
     group2,
-    group2_batch,
-    group2_stride,
     smallest,
     largest,
     offset,
-    offset_batch,
-    offset_stride,
     at_least,
-    at_least_batch,
-    at_least_stride,
     values,
     indices,
     k,
@@ -270,15 +258,15 @@ def selected_kernel(
     eps = tl.full((), eps, DTYPE)
     batch, query = block_of(tl.program_id(0), count1, QUERIES)
     inside = query < count1
-    c1 = load_set(boxes1, batch_stride1, row_stride1, column_stride1, batch, query, inside, DTYPE)
+    c1 = load_set(boxes1, count1, batch, query, inside, DTYPE)
     q = variables(spread(corners(c1, FORMAT), AXIS), 0, 0)
-    if at_least is not None:
-        least = load_of_batch(at_least, at_least_batch, at_least_stride, batch, query, inside).to(DTYPE)
+    if at_least.data is not None:
+        least = load_of_batch(at_least, count1, batch, query, inside).to(DTYPE)
         least = tl.expand_dims(least, AXIS)
     tiles = tl.cdiv(count2, CANDIDATES).to(tl.int32)
     tile, last = tl.zeros((), tl.int32), tiles - 1
-    if group1 is not None:
-        mine = load_group(group1, group1_batch, group1_stride, batch, query, inside, -2)
+    if group1.data is not None:
+        mine = load_group(group1, count1, batch, query, inside, -2)
         low, high = smallest_group(mine, 0), tl.max(mine, 0)
         mine = tl.expand_dims(mine, AXIS)
         smallest += batch * tiles
@@ -292,10 +280,10 @@ def selected_kernel(
         best = tl.full((QUERIES, KEPT) if AXIS == 1 else (KEPT, QUERIES), -float("inf"), DTYPE)
         number = tl.expand_dims(-1 - tl.arange(0, KEPT), 1 - AXIS) + tl.zeros_like(best).to(tl.int32)
     while tile <= last:
-        if group1 is None or meets(smallest, largest, tile, True, low, high):
+        if group1.data is None or meets(smallest, largest, tile, True, low, high):
             row = tile.to(tl.int64) * CANDIDATES + tl.arange(0, CANDIDATES)
             there = row < count2
-            c2 = load_set(boxes2, batch_stride2, row_stride2, column_stride2, batch, row, there, DTYPE)
+            c2 = load_set(boxes2, count2, batch, row, there, DTYPE)
             g = variables(spread(corners(c2, FORMAT), 1 - AXIS), 0, 0)
             y = (
                 of_kind(g, q, eps, FUNCTION, COMPLEMENT)
@@ -303,19 +291,19 @@ def selected_kernel(
                 else of_kind(q, g, eps, FUNCTION, COMPLEMENT)
             )
             score = y.value
-            if offset is not None:
-                by = load_of_batch(offset, offset_batch, offset_stride, batch, row, there).to(DTYPE)
+            if offset.data is not None:
+                by = load_of_batch(offset, count2, batch, row, there).to(DTYPE)
                 # Rounded first: two equal numbers differ by 0.
                 score = rounded_product(score, tl.full((), 1.0, DTYPE)) - tl.expand_dims(by, 1 - AXIS)
             counts = score == score
-            if group1 is None:
+            if group1.data is None:
                 counts &= tl.expand_dims(there, 1 - AXIS)
             else:
-                its = load_group(group2, group2_batch, group2_stride, batch, row, there, -1)
+                its = load_group(group2, count2, batch, row, there, -1)
                 counts &= mine == tl.expand_dims(its, 1 - AXIS)
             if LARGER:
                 counts &= area(g).value > area(q).value
-            if at_least is not None:
+            if at_least.data is not None:
                 counts &= score >= least
                 score = -area(g).value
             score = tl.where(counts, score, -float("inf"))

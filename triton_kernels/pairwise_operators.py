@@ -11,7 +11,7 @@ from icr_kernels.variants import BOX_FORMATS
 from .matching_cost import matching_kernel
 from .operators import ALIGNMENT, DTYPES, column_of, flat, launch, programs_for, rows_of
 from .pair_functions import KINDS
-from .pairwise import LARGEST, pairwise_backward_kernel, pairwise_kernel, range_kernel, selected_kernel
+from .pairwise import LARGEST, Columns, Set, pairwise_backward_kernel, pairwise_kernel, range_kernel, selected_kernel
 
 
 class Tile(NamedTuple):
@@ -52,38 +52,20 @@ INTERPRETED_BLOCKS = dict.fromkeys(
 )
 
 
-class Set(NamedTuple):
-    """Batches of boxes as kernels take them. Without strides rows lie one after the other, and each batch aligned."""
-
-    data: Tensor
-    batch_stride: int
-    row_stride: int | None
-    column_stride: int | None
-    count: int
-
-
-class Columns(NamedTuple):
-    """One value a box."""
-
-    data: Tensor | None = None
-    batch_stride: int | None = None
-    stride: int | None = None
-
-
 def set_of(boxes: Tensor) -> Set:
     boxes, batch_stride = flat(boxes, 2)
     count = boxes.shape[-2]
     follow = boxes.stride(-1) == 1 and (boxes.stride(-2) == 4 or count == 1)
-    if follow and batch_stride % 4 == 0 and boxes.data_ptr() % ALIGNMENT == 0:
-        return Set(boxes, batch_stride, None, None, count)
-    return Set(boxes, batch_stride, boxes.stride(-2), boxes.stride(-1), count)
+    if not follow or batch_stride % 4 != 0 or boxes.data_ptr() % ALIGNMENT != 0:
+        return Set(boxes, batch_stride, boxes.stride(-2), boxes.stride(-1))
+    return Set(boxes, None if batch_stride == 4 * count else batch_stride)
 
 
 def columns_of(values: Tensor | None) -> Columns:
     if values is None:
         return Columns()
     values, batch_stride = flat(values, 1)
-    return Columns(values, batch_stride, values.stride(-1))
+    return Columns(values, None if batch_stride == values.shape[-1] else batch_stride, values.stride(-1))
 
 
 def blocks_for(tensor: Tensor, dtype: torch.dtype) -> Blocks:
@@ -105,14 +87,15 @@ def function_of(numbers: list[float], dtype: torch.dtype) -> tuple[float, dict]:
 def pairwise(*arguments):
     boxes1, boxes2, numbers = PairwiseCall(*arguments)
     dtype, batches = compute_dtype(boxes1, boxes2), boxes1.shape[:-2].numel()
-    first, second = set_of(boxes1), set_of(boxes2)
+    count1, count2 = boxes1.shape[-2], boxes2.shape[-2]
     blocks = blocks_for(boxes1, dtype)
-    rows, columns = blocks.wide if second.count >= WIDE else blocks.narrow
-    out = torch.empty((*boxes1.shape[:-1], second.count), dtype=dtype, device=boxes1.device)
+    rows, columns = blocks.wide if count2 >= WIDE else blocks.narrow
+    out = torch.empty((*boxes1.shape[:-1], count2), dtype=dtype, device=boxes1.device)
     eps, constants = function_of(numbers, dtype)
-    programs = batches * programs_for(first.count, rows) * programs_for(second.count, columns)
+    programs = batches * programs_for(count1, rows) * programs_for(count2, columns)
+    sets = set_of(boxes1), count1, set_of(boxes2), count2
     with torch.cuda.device_of(boxes1):
-        launch(pairwise_kernel, programs, *first, *second, out, eps, **constants, ROWS=rows, COLUMNS=columns)
+        launch(pairwise_kernel, programs, *sets, out, eps, **constants, ROWS=rows, COLUMNS=columns)
     return out
 
 
@@ -133,8 +116,10 @@ def pairwise_backward(gradient, *arguments):
         launch(
             pairwise_backward_kernel,
             batches * programs_for(rows, block),
-            *set_of(mine),
-            *set_of(others),
+            set_of(mine),
+            rows,
+            set_of(others),
+            others.shape[-2],
             gradient,
             of_batch,
             *strides,
@@ -158,35 +143,37 @@ def selected(*arguments):
     call = SelectionCall(*arguments)
     queries, candidates, k = call.queries, call.candidates, call.k
     dtype, batches = compute_dtype(queries, candidates), queries.shape[:-2].numel()
-    first, second = set_of(queries), set_of(candidates)
-    if second.count > LARGEST.value:
-        raise RuntimeError(f"icr_kernels: a selection looks at up to {LARGEST.value} candidates, got {second.count}")
+    count1, count2 = queries.shape[-2], candidates.shape[-2]
+    if count2 > LARGEST.value:
+        raise RuntimeError(f"icr_kernels: a selection looks at up to {LARGEST.value} candidates, got {count2}")
     shape = queries.shape[:-1] if k == 0 else (*queries.shape[:-1], k)
     values = torch.empty(shape, dtype=dtype, device=queries.device)
     indices = torch.empty(shape, dtype=torch.int64, device=queries.device)
     eps, constants = function_of(call.numbers, dtype)
     blocks = blocks_for(queries, dtype)
-    tile = tile_for(blocks, batches * first.count)
+    tile = tile_for(blocks, batches * count1)
     ranges = (None, None)
     with torch.cuda.device_of(queries):
         if call.query_group is not None:
-            tiles = programs_for(second.count, tile.candidates)
+            tiles = programs_for(count2, tile.candidates)
             ranges = torch.empty((2, batches, tiles), dtype=torch.int32, device=queries.device).unbind()
             together = max(1, blocks.span // tile.candidates)
             programs = batches * programs_for(tiles, together)
             group = columns_of(call.candidate_group)
             sizes = {"CANDIDATES": tile.candidates, "TILES": together}
-            launch(range_kernel, programs, *group, second.count, *ranges, **sizes)
+            launch(range_kernel, programs, group, count2, *ranges, **sizes)
         launch(
             selected_kernel,
-            batches * programs_for(first.count, tile.queries),
-            *first,
-            *second,
-            *columns_of(call.query_group),
-            *columns_of(call.candidate_group),
+            batches * programs_for(count1, tile.queries),
+            set_of(queries),
+            count1,
+            set_of(candidates),
+            count2,
+            columns_of(call.query_group),
+            columns_of(call.candidate_group),
             *ranges,
-            *columns_of(call.offset),
-            *columns_of(call.at_least),
+            columns_of(call.offset),
+            columns_of(call.at_least),
             values,
             indices,
             k,
@@ -216,17 +203,15 @@ def matching_cost(*arguments):
         launch(
             matching_kernel,
             programs_for(targets, target_block) * programs_for(count, query_block),
-            boxes,
-            *boxes.stride(),
+            Set(boxes, *boxes.stride()),
             batches,
             count,
-            logits,
-            *logits.stride(),
+            Set(logits, *logits.stride()),
             logits.shape[-1],
-            *columns_of(call.log_normalizer),
-            *rows_of(call.target_boxes),
-            *column_of(call.labels),
-            *column_of(call.image),
+            columns_of(call.log_normalizer),
+            rows_of(call.target_boxes),
+            column_of(call.labels),
+            column_of(call.image),
             targets,
             out,
             *weights,

@@ -17,8 +17,8 @@ _ARGUMENTS = """
         target: their ground truth, of the same shape."""
 
 _ANCHOR_OBJECTS = """
-        anchor_objects: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``; or
-            None: no penalty. A plate's anchor object is its car.
+        anchor_objects: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``;
+            or None: no penalty. A plate's anchor object is its car.
         anchor_index: (...) int64 or int32, the row of ``anchor_objects`` that belongs to each pair. -1 (and any number
             outside the table): no anchor object, penalty 0."""
 

@@ -1,8 +1,8 @@
 """The kernels under the transforms of `torch.func` and under forward-mode differentiation.
 
 Where one of these looks on, what a kernel computes is one `Term` of every pair, and all around it is plain PyTorch, as
-in the reference: the dtype of the arithmetic, the anchor objects of a table, the reduction. Pairs do not know each
-other, so a gradient is one row per pair: a backward pass and a jvp are products with it, and vmap is one dimension more.
+in the reference: the dtype of the arithmetic, the anchor objects of a table, the reduction. No pair depends on another,
+so a gradient is one row per pair: a backward pass and a jvp are products with it, and vmap is one dimension more.
 """
 
 import torch
@@ -53,8 +53,8 @@ def _batched(function, info, in_dims, *arguments):
 
 
 class Term(torch.autograd.Function):
-    """One term of every pair, (...), from pred, target and anchor objects (..., 4) and a mask (...) or None. ``term`` is
-    its place in `ICRTerms`, ``packed`` the formula as the operators take it."""
+    """One term of every pair, (...), from pred, target and anchor objects (..., 4) and a mask (...) or None. ``term``
+    is its place in `ICRTerms`, ``packed`` the formula as the operators take it."""
 
     @staticmethod
     def forward(pred, target, anchor_objects, mask, term, backend, packed):

@@ -10,17 +10,8 @@ from torch import Tensor
 
 import inputs
 from icr_kernels import reference
-from icr_kernels.variants import (
-    BOX_FORMAT_IDS,
-    KIND_IDS,
-    KIND_NAMES,
-    LOSS_IDS,
-    LOSS_NAMES,
-    PENALTY_IDS,
-    PENALTY_NAMES,
-    REDUCTION_IDS,
-    REDUCTIONS,
-)
+from icr_kernels.calls import CostCall, Formula, MatchingCost, PairFunction
+from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTION_IDS, REDUCTIONS
 
 if "triton" not in inputs.BACKENDS:
     pytest.skip("Triton is not there", allow_module_level=True)
@@ -65,9 +56,9 @@ def call(
     reduction: str = "none",
     penalty: str = "containment",
 ) -> tuple[Tensor, ...]:
-    formula = LOSS_IDS["ciou"], PENALTY_IDS[penalty], 1.0, False, 1e-7, BOX_FORMAT_IDS["xyxy"]
+    formula = Formula("ciou", penalty, 1.0, False, 1e-7, "xyxy")
     tensors = (*boxes, index, weight, mask, None)
-    return triton_kernels.loss(*tensors, 1.0, REDUCTION_IDS[reduction], *formula, 7, False)
+    return triton_kernels.loss(*tensors, 1.0, REDUCTION_IDS[reduction], formula.packed(), 7, False)
 
 
 def expected(*boxes: Tensor | None, **options) -> list[Tensor]:
@@ -145,15 +136,15 @@ def test_terms_and_their_gradients(with_anchor_objects, dtype, several_programs)
     boxes = [ordinary(60, seed, dtype) for seed in range(3)]
     boxes[2] = boxes[2] if with_anchor_objects else None
     mask = torch.arange(60, device=DEVICE) % 4 != 1
-    formula = LOSS_IDS["giou"], PENALTY_IDS["log"], 0.5, False, 1e-7, 0
+    formula = Formula("giou", "log", 0.5, False, 1e-7, "xyxy").packed()
     upstream = [torch.linspace(1, 2 + i, 120, dtype=dtype, device=DEVICE)[::2] for i in range(4)]
-    terms = triton_kernels.terms(*boxes, None, mask, *formula)
+    terms = triton_kernels.terms(*boxes, None, mask, formula)
     leaves = [rows if rows is None else rows.double().requires_grad_() for rows in boxes]
     truth = reference.icr_terms(*leaves, mask=mask, loss="giou", penalty="log", penalty_weight=0.5)
     for actual, true in zip(terms, truth, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, true.detach(), TOLERANCE[dtype])
-    gradients = triton_kernels.terms_backward(*upstream, *boxes, None, mask, *formula, 7)
+    gradients = triton_kernels.terms_backward(*upstream, *boxes, None, mask, formula, 7)
     leaves = [leaf for leaf in leaves if leaf is not None]
     wide = [rows.double() for rows, term in zip(upstream, truth, strict=True) if term.requires_grad]
     truth = torch.autograd.grad([term for term in truth if term.requires_grad], leaves, wide)
@@ -181,17 +172,21 @@ def small_tiles(request, monkeypatch):
         monkeypatch.setattr(pairwise, "SOME_QUERIES", 0)
 
 
+def function_of(kind: str) -> PairFunction:
+    return PairFunction(kind, 0.5, "xyxy")
+
+
 def matrix(first: Tensor, second: Tensor, kind: str = "iou") -> Tensor:
-    return triton_kernels.pairwise(first, second, KIND_IDS[kind], 0.5, 0)
+    return triton_kernels.pairwise(first, second, function_of(kind).packed())
 
 
 def matrix_gradients(upstream: Tensor, first: Tensor, second: Tensor, kind: str) -> tuple[Tensor, ...]:
-    return triton_kernels.pairwise_backward(upstream, first, second, KIND_IDS[kind], 0.5, 0, 3)
+    return triton_kernels.pairwise_backward(upstream, first, second, function_of(kind).packed(), 3)
 
 
 def expected_matrix(upstream: Tensor, first: Tensor, second: Tensor, kind: str) -> list[Tensor]:
     leaves = [boxes.detach().double().requires_grad_() for boxes in (first, second)]
-    value = reference.pairwise_iou(*leaves, kind, 0.5, "xyxy")
+    value = reference.pairwise_iou(*leaves, function_of(kind))
     return [value.detach(), *torch.autograd.grad(value, leaves, upstream.double())]
 
 
@@ -202,7 +197,7 @@ def assert_selected(
     tensors = [options.get(name) for name in ("query_group", "candidate_group", "offset", "at_least")]
     larger = options.get("larger", False)
     result = triton_kernels.selected(
-        queries, candidates, *tensors, KIND_IDS[kind], candidate_first, k, larger, 0.5, BOX_FORMAT_IDS["xyxy"]
+        queries, candidates, *tensors, candidate_first, k, larger, function_of(kind).packed()
     )
     pair = (candidates, queries) if candidate_first else (queries, candidates)
     score = matrix(*pair, kind).transpose(-1, -2) if candidate_first else matrix(*pair, kind)
@@ -278,11 +273,11 @@ def test_selection_by_other_scores(candidate_first, dtype, small_tiles):
 def test_largest_value_less_itself_is_zero(kind):
     """Which the matching of low quality is made of."""
     first, second = ordinary(40, 0), ordinary(30, 1)
-    numbers = 0, False, 0.5, 0
-    most, index = triton_kernels.selected(first, second, None, None, None, None, KIND_IDS[kind], False, *numbers)
+    options = 0, False, function_of(kind).packed()
+    most, index = triton_kernels.selected(first, second, None, None, None, None, False, *options)
     value = matrix(first, second, kind)
     assert torch.equal(most, value.gather(1, index.unsqueeze(1)).squeeze(1))
-    left, _ = triton_kernels.selected(second, first, None, None, most, None, KIND_IDS[kind], True, *numbers)
+    left, _ = triton_kernels.selected(second, first, None, None, most, None, True, *options)
     assert torch.equal(left == 0, (value == most.unsqueeze(1)).any(0))
 
 
@@ -296,10 +291,10 @@ def test_matching_cost(gamma, dtype, small_tiles):
     image, labels = torch.tensor([0, 1, 2, 2, -1, 3, 1, 0, 2**31 - 1]).int(), torch.tensor([0, 4, 2, -1, 1, 1, 5, 3, 2])
     tensors = targets, labels.to(DEVICE), image.to(DEVICE)
     for normalizer in (None, logits.logsumexp(-1)):
-        numbers = 2.0, 5.0, 1.5, 0.25, gamma, 1e-12, 1e-16
-        cost = triton_kernels.matching_cost(boxes, logits, normalizer, *tensors, *numbers, 1)
+        of_pair = MatchingCost(2.0, 5.0, 1.5, 0.25, gamma, 1e-12, 1e-16, "cxcywh")
+        cost = triton_kernels.matching_cost(boxes, logits, normalizer, *tensors, of_pair.packed())
         wide = [None if rows is None else rows.double() for rows in (boxes, logits, normalizer, targets)]
-        truth = reference.matching_cost(*wide, *tensors[1:], *numbers, "cxcywh")
+        truth = reference.matching_cost(CostCall(*wide, *tensors[1:], of_pair.packed()), of_pair)
         assert cost.dtype == dtype and cost.isnan().any(1).tolist() == [False, False, False] + [True] * 4 + [
             False,
             True,

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from icr_kernels import reference, triton_kernels
+from icr_kernels.calls import CostCall, Formula, MatchingCost, PairFunction, SelectionCall
 from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES
 from triton_intermediate import Program, in_memory
 
@@ -47,17 +49,25 @@ class Launch(NamedTuple):
 
     def compiled(self, capability: int):
         """For a GPU of that capability, as the launch would do it."""
-        signature, constants, attributes = {}, {}, {}
-        for place, parameter in enumerate(self.kernel.params):
-            value = self.arguments[parameter.name]
-            if parameter.is_constexpr or value is None:
-                signature[parameter.name], constants[parameter.name] = "constexpr", value
-            elif isinstance(value, torch.Tensor):
-                signature[parameter.name] = POINTERS[value.dtype]
-                if value.data_ptr() % 16 == 0:
-                    attributes[(place,)] = [["tt.divisibility", 16]]
-            else:
-                signature[parameter.name] = parameter.annotation_type or "i32"
+        constants, attributes = {}, {}
+
+        def described(value, *path: int):
+            """The type of an argument; what is in a tuple is specialised by its value, as what lies in memory is."""
+            parameter = self.kernel.params[path[0]]
+            if parameter.is_constexpr or value is None or (len(path) > 1 and type(value) is int and value == 1):
+                constants[path] = value
+                return "constexpr"
+            if isinstance(value, tuple):
+                return type(value)(*(described(each, *path, place) for place, each in enumerate(value)))
+            number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+            if number % 16 == 0 and (isinstance(value, torch.Tensor) or len(path) > 1):
+                attributes[path] = [["tt.divisibility", 16]]
+            return POINTERS[value.dtype] if isinstance(value, torch.Tensor) else parameter.annotation_type or "i32"
+
+        signature = {
+            parameter.name: described(self.arguments[parameter.name], place)
+            for place, parameter in enumerate(self.kernel.params)
+        }
         return triton.compile(
             ASTSource(self.kernel, signature, constants, attributes),
             target=GPUTarget("cuda", capability, 32),
@@ -101,12 +111,17 @@ def resources(compiled) -> dict[str, int]:
 
 def run(launch: Launch, compiled) -> None:
     """Runs all programs of a launch, one after the other."""
-    constants = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
-    arguments = [
-        in_memory(launch.arguments[name])
-        for name in launch.kernel.arg_names
-        if name not in constants and launch.arguments[name] is not None
-    ]
+
+    def passed(value, depth: int = 0) -> Iterator:
+        """Those that are not compiled in."""
+        if isinstance(value, tuple):
+            for each in value:
+                yield from passed(each, depth + 1)
+        elif value is not None and not (depth and type(value) is int and value == 1):
+            yield in_memory(value)
+
+    given = [parameter.name for parameter in launch.kernel.params if not parameter.is_constexpr]
+    arguments = [each for name in given for each in passed(launch.arguments[name])]
     program = Program(compiled.asm["ttir"], arguments, launch.programs)
     for number in range(launch.programs):
         program.run(number)
@@ -146,7 +161,7 @@ class Given(NamedTuple):
     boxes: list[torch.Tensor]
     leaves: list[torch.Tensor]
     asked: list[torch.Tensor]
-    formula: tuple
+    formula: Formula
     options: dict[str, Any]
 
 
@@ -154,9 +169,8 @@ def given(case: Case) -> Given:
     boxes = [boxes_of(seed).to(case.dtype) for seed in range(3)]
     leaves = [rows.double().requires_grad_() for rows in boxes]
     asked = [rows for bit, rows in enumerate(leaves) if case.wanted >> bit & 1]
-    formula = LOSS_NAMES.index(case.loss), PENALTY_NAMES.index(case.penalty), 0.75, True, 0.5, 0
-    options = {"loss": case.loss, "penalty": case.penalty, "penalty_weight": 0.75, "relative": True, "eps": 0.5}
-    return Given(boxes, leaves, asked, formula, options)
+    formula = Formula(case.loss, case.penalty, 0.75, True, 0.5, "xyxy")
+    return Given(boxes, leaves, asked, formula, formula._asdict())
 
 
 def gradients(value, asked: list[torch.Tensor], upstream=None) -> list[torch.Tensor]:
@@ -168,7 +182,9 @@ def gradients(value, asked: list[torch.Tensor], upstream=None) -> list[torch.Ten
 
 def loss(case: Case):
     of = given(case)
-    launches, results = recorded(operators.loss, *of.boxes, *(None,) * 4, 1.0, 1, *of.formula, case.wanted, False)
+    launches, results = recorded(
+        operators.loss, *of.boxes, *(None,) * 4, 1.0, 1, of.formula.packed(), case.wanted, False
+    )
     value = reference.icr_loss(*of.leaves, reduction="sum", **of.options)
     return launches, results, [value, None, *gradients(value, of.asked)]
 
@@ -179,7 +195,7 @@ def masked(case: Case):
     count = len(of.boxes[0])
     mask, weight = torch.arange(count) % 5 != 2, torch.linspace(0.5, 1.5, count)
     launches, results = recorded(
-        operators.loss, *of.boxes, None, weight, mask, None, 1.0, 2, *of.formula, case.wanted, False
+        operators.loss, *of.boxes, None, weight, mask, None, 1.0, 2, of.formula.packed(), case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, weight=weight, mask=mask, reduction="mean", **of.options)
     lacking = 1 / mask.sum().double()
@@ -192,25 +208,28 @@ def table(case: Case):
     count = len(of.boxes[0])
     pred = torch.cat((of.boxes[0], of.boxes[0]), 1)[:, 2:6]
     index, cars = (torch.arange(count) * 7 % 20 - 2).int(), of.boxes[2][:16].half()
-    arguments = (pred, of.boxes[1], cars, index, None, None, torch.tensor(3.0), 2.0, 0, *of.formula[:5], 1)
+    formula = of.formula._replace(box_format="cxcywh")
+    arguments = (pred, of.boxes[1], cars, index, None, None, torch.tensor(3.0), 2.0, 0, formula.packed())
     launches, results = recorded(operators.loss, *arguments, case.wanted, True)
     leaf = pred.double().requires_grad_()
     value = reference.icr_loss(
-        leaf, of.leaves[1], cars.double(), anchor_index=index, reduction="none", box_format="cxcywh", **of.options
+        leaf, of.leaves[1], cars.double(), anchor_index=index, reduction="none", **formula._asdict()
     )
     return launches, results, [2 * value, None, 2 * gradients(value.sum(), [leaf])[0]]
 
 
 def terms(case: Case):
     of = given(case)
-    launches, results = recorded(operators.terms, *of.boxes, None, None, *of.formula)
+    launches, results = recorded(operators.terms, *of.boxes, None, None, of.formula.packed())
     return launches, results, list(reference.icr_terms(*of.leaves, **of.options))
 
 
 def terms_backward(case: Case):
     of = given(case)
     upstream = [torch.linspace(0.5, 1 + number, len(of.boxes[0])) for number in range(4)]
-    launches, results = recorded(operators.terms_backward, *upstream, *of.boxes, None, None, *of.formula, case.wanted)
+    launches, results = recorded(
+        operators.terms_backward, *upstream, *of.boxes, None, None, of.formula.packed(), case.wanted
+    )
     value = reference.icr_terms(*of.leaves, **of.options)
     return launches, results, gradients(value, of.asked, [rows.double() for rows in upstream])
 
@@ -233,9 +252,10 @@ def scaled_table(case: Case):
 
 def pairwise(case: Case):
     first, second = (boxes_of(seed).to(case.dtype) for seed in range(2))
+    function = PairFunction(case.kind, 0.5, "xyxy")
     first, second = (first[7::29], second) if case.tile != "narrow" else (first[::4], second[7::29])
-    launches, result = recorded(triton_kernels.pairwise, first, second, KIND_NAMES.index(case.kind), 0.5, 0)
-    return launches, [result], [reference.pairwise_iou(first.double(), second.double(), case.kind, 0.5, "xyxy")]
+    launches, result = recorded(triton_kernels.pairwise, first, second, function.packed())
+    return launches, [result], [reference.pairwise_iou(first.double(), second.double(), function)]
 
 
 def pairwise_backward(case: Case):
@@ -244,10 +264,11 @@ def pairwise_backward(case: Case):
     mine = boxes_of(0)[5::41].to(torch.float16 if case.tile == "few" else case.dtype)
     sides = [mine, boxes_of(1).to(case.dtype)][:: 1 if case.wanted == 1 else -1]
     upstream = torch.linspace(-1, 2, len(sides[0]) * len(sides[1]) * 2).view(len(sides[1]), -1)[:, ::2].t()
-    arguments = upstream, *sides, KIND_NAMES.index(case.kind), 0.5, 1, case.wanted
+    function = PairFunction(case.kind, 0.5, "cxcywh")
+    arguments = upstream, *sides, function.packed(), case.wanted
     launches, results = recorded(triton_kernels.pairwise_backward, *arguments)
     leaves = [rows.double().requires_grad_() for rows in sides]
-    value = reference.pairwise_iou(*leaves, case.kind, 0.5, "cxcywh")
+    value = reference.pairwise_iou(*leaves, function)
     truth = gradients(value, [leaves[case.wanted - 1]], upstream.double())
     return launches, results, truth
 
@@ -259,12 +280,11 @@ def of_selection(case: Case, group=None, offset=None, at_least=None, candidate_f
     every = {"many": 4, "some": 30, "few": 100}[case.tile]
     groups = (None, None) if group is None else (group[::every], group)
     least = None if at_least is None else at_least[::every]
-    tensors, options = (*groups, offset, least), (candidate_first, case.k, larger, 0.5)
+    function = PairFunction(case.kind, 0.5, "xyxy")
+    call = (*groups, offset, least, candidate_first, case.k, larger, function.packed())
     queries = queries[::every].clone()
-    launches, results = recorded(
-        triton_kernels.selected, queries, candidates, *tensors, KIND_NAMES.index(case.kind), *options, 0
-    )
-    truth = reference.selected(queries.double(), candidates.double(), *tensors, case.kind, *options, "xyxy")
+    launches, results = recorded(triton_kernels.selected, queries, candidates, *call)
+    truth = reference.selected(SelectionCall(queries.double(), candidates.double(), *call), function)
     return launches, results, truth
 
 
@@ -290,10 +310,10 @@ def matching_cost(case: Case):
     logits = torch.linspace(-9, 9, 600 * 6, dtype=case.dtype).view(6, 150, 4).permute(2, 1, 0)
     image, labels = torch.arange(10) % 6 - 1, torch.arange(10).int() % 8 - 1
     tensors = boxes, logits, logits.logsumexp(-1) if case.k else None, targets.to(case.dtype), labels, image
-    numbers = 2.0, 5.0, 1.5, 0.25, 1.5 if case.tile == "few" else 2.0, 1e-8, 0.5
-    launches, result = recorded(triton_kernels.matching_cost, *tensors, *numbers, 1)
+    cost = MatchingCost(2.0, 5.0, 1.5, 0.25, 1.5 if case.tile == "few" else 2.0, 1e-8, 0.5, "cxcywh")
+    launches, result = recorded(triton_kernels.matching_cost, *tensors, cost.packed())
     doubles = [rows if rows is None or not rows.is_floating_point() else rows.double() for rows in tensors]
-    return launches, [result], [reference.matching_cost(*doubles, *numbers, "cxcywh")]
+    return launches, [result], [reference.matching_cost(CostCall(*doubles, cost.packed()), cost)]
 
 
 def error(found: torch.Tensor, truth: torch.Tensor) -> float:

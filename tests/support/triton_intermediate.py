@@ -70,7 +70,7 @@ class Program:
         text = re.sub(r" loc\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", "", ttir)
         self.lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
         start = next(i for i, line in enumerate(self.lines) if "tt.func" in line)
-        self.body, names = start + 1, re.findall(r"(%\w+): ", self.lines[start])
+        self.body, names = start + 1, re.findall(r"(%[\w.]+): ", self.lines[start])
         self.arguments, self.programs = dict(zip(names, arguments, strict=True)), programs
 
     def run(self, number: int) -> None:
@@ -93,7 +93,7 @@ class Program:
             at = self.statement(at, line)
 
     def values(self, text: str) -> list[Any]:
-        return [self.env[name] for name in re.findall(r"%[\w#-]+", text)]
+        return [self.env[name] for name in re.findall(r"%[\w.#-]+", text)]
 
     def assign(self, names: str, values: list[Any]) -> None:
         if not names:
@@ -122,13 +122,13 @@ class Program:
             end = otherwise = self.end_of(at)
             if "else" in self.lines[end]:
                 end = self.end_of(otherwise)
-            if self.env[re.search(r"%[\w#-]+", code).group()]:
+            if self.env[re.search(r"%[\w.#-]+", code).group()]:
                 self.assign(names, self.block(at + 1)[1])
             elif otherwise < end:
                 self.assign(names, self.block(otherwise + 1)[1])
             return end + 1
         if code.startswith('"tt.reduce"'):
-            operand = self.env[re.search(r"%[\w#-]+", code).group()]
+            operand = self.env[re.search(r"%[\w.#-]+", code).group()]
             axis = int(re.search(r"axis = (\d+)", code).group(1))
             end = next(i for i in range(at, len(self.lines)) if self.lines[i].startswith("})"))
             (combine,) = (of for of in REDUCTIONS if any(of in inner for inner in self.lines[at:end]))
@@ -140,7 +140,7 @@ class Program:
         return at + 1
 
     def loop(self, at: int, names: str, code: str) -> int:
-        initial = re.findall(r"(%[\w-]+) = (%[\w#-]+)", code.split(" : ")[0])
+        initial = re.findall(r"(%[\w-]+) = (%[\w.#-]+)", code.split(" : ")[0])
         values = [self.env[value] for _, value in initial]
         while True:
             self.env.update(zip((name for name, _ in initial), values, strict=True))

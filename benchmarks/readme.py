@@ -1,5 +1,5 @@
-"""The tables in the documents, from the CSVs in benchmarks/results: each stands between two comments that name it, and
-the folder if it is to be of one machine only."""
+"""The tables and numbers in the documents, from the CSVs in benchmarks/results: each stands between two comments that
+name it, and the folder if it is to be of one machine only. A table has lines of its own; a number stands in a line."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +11,8 @@ from .case import BOTH, COPY
 from .report import OURS, cpu_targets, label, markdown, size_of, threads_of, time_of
 from .results import ROOT, Row, Table, is_busy
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-BLOCK = re.compile(r"(<!-- measured: (\w+)(?: of ([\w-]+))? -->\n).*?(<!-- end of measured -->)", re.DOTALL)
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md")
+BLOCK = re.compile(r"(<!-- measured: (\w+)(?: of ([\w-]+))? -->(\n?)).*?(<!-- end of measured -->)", re.DOTALL)
 WALL = "end to end"
 
 
@@ -48,22 +48,24 @@ def machines(folder: Path = results.RESULTS) -> list[Machine]:
     return [machine for machine in found if machine.rows]
 
 
-def filled(text: str, measured: Sequence[Machine]) -> str:
-    """The document with its blocks written anew."""
+def filled(text: str, measured: Sequence[Machine], folder: Path = ROOT) -> str:
+    """The document, which lies in the folder, with its blocks written anew."""
+    # Blocks link from the top of the repository.
+    up = "../" * len(folder.relative_to(ROOT).parts)
 
     def block(match: re.Match[str]) -> str:
-        head, name, only, end = match.groups()
+        head, name, only, line, end = match.groups()
         chosen = [machine for machine in measured if only in (None, machine.folder.name)]
         if only and not chosen:
             raise ValueError(f"{head.strip()}: there is no such folder of results")
-        return f"{head}{BLOCKS[name](chosen)}\n{end}"
+        return f"{head}{BLOCKS[name](chosen).replace('](', f']({up}')}{line}{end}"
 
     return BLOCK.sub(block, text)
 
 
 def write() -> None:
     for path in DOCUMENTS:
-        path.write_text(filled(path.read_text(), machines()))
+        path.write_text(filled(path.read_text(), machines(), path.parent))
         print(f"written: {path.relative_to(ROOT)}")
 
 
@@ -218,7 +220,7 @@ def memory(machine: Machine) -> str:
 
 
 def floor(machine: Machine) -> str:
-    """Nanoseconds a pair, and how that compares with moving the bytes."""
+    """Nanoseconds per pair, and how that compares with moving the bytes."""
     table, rows = machine.table(aligned.MAIN), []
     for pairs in table.sizes(WALL):
         row, copy = table.row(WALL, "cpu", BOTH, pairs), table.row(WALL, COPY, BOTH, pairs)
@@ -226,7 +228,7 @@ def floor(machine: Machine) -> str:
             spread = f"{time_of(float(row['p20']))} to {time_of(float(row['p80']))}"
             share = f"{float(row['fraction_of_copy']):.0%}"
             rows.append([f"{pairs:,}", spread, f"{float(row['ns_per_pair']):,.2f}", copy["ns_per_pair"], share])
-    return markdown(["pairs", "20 % to 80 %", "ns a pair", "the copy's ns a pair", "of the copy's speed"], rows)
+    return markdown(["pairs", "20 % to 80 %", "ns per pair", "the copy's ns per pair", "of the copy's speed"], rows)
 
 
 def threads(machine: Machine) -> str:
@@ -280,6 +282,52 @@ def gpus(measured: Iterable[Machine]) -> str:
     return "\n\n".join(parts) or "**No GPU figure has been measured yet.**"
 
 
+# What stands in a line.
+
+
+SHOWN = 100_000  # pairs of the main case, in the README
+MATCHED = 8_400 * 4_967  # boxes by ground truth of an image, likewise
+
+
+def processor(machine: Machine) -> str:
+    first = next(row for row in machine.rows if row["implementation"] == "cpu")
+    return f"{first['instruction_set']}, {threads_of(machine.threads)}"
+
+
+def on_each_processor(cell: Callable[[Machine], str]) -> Callable[[Sequence[Machine]], str]:
+    def block(measured: Sequence[Machine]) -> str:
+        parts = [f"{cell(machine)} ({processor(machine)})" for machine in measured if machine.has_cpu]
+        return "; ".join(parts) or "not measured yet"
+
+    return block
+
+
+def beside_peers(machine: Machine, case: str, pairs: int) -> tuple[Line, Fastest, Fastest]:
+    """A case in one size, with the fastest eager and the fastest compiled code of others."""
+    shape = next((row["shape"] for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs), "")
+    line = next((each for each in lines(machine) if (each.case, each.shape) == (case, shape)), None)
+    if line is None or line.eager is None or line.compiled is None:
+        raise ValueError(f"{machine.folder}: expected {case} with {pairs:,} pairs beside its peers, got none")
+    return line, line.eager, line.compiled
+
+
+def speed(machine: Machine) -> str:
+    line, *peers = beside_peers(machine, aligned.MAIN, SHOWN)
+    eager, compiled = (f"{peer.time / line.ours:.1f}" for peer in peers)
+    return f"**{eager} times as fast as eager code**, {compiled} times as fast as `torch.compile`"
+
+
+def peaks(machine: Machine) -> str:
+    line, *peers = beside_peers(machine, "row maximum", MATCHED)
+    ours, eager, compiled = ("unknown" if each.peak is None else size_of(each.peak) for each in (line, *peers))
+    return f"**{ours} instead of {eager}** of eager code; `torch.compile` {compiled}"
+
+
+def gpu_names(measured: Iterable[Machine]) -> str:
+    found = [machine.rows[0]["device"] for machine in measured if not machine.has_cpu]
+    return f"measured on {', '.join(found)}" if found else "**no figure has been measured on a GPU yet**"
+
+
 BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "main": on_each_cpu(main_table),
     "operators": on_each_cpu(operators),
@@ -291,4 +339,7 @@ BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "threads": on_each_cpu(threads),
     "figures": figures,
     "gpus": gpus,
+    "speed": on_each_processor(speed),
+    "peaks": on_each_processor(peaks),
+    "gpu_names": gpu_names,
 }

@@ -153,7 +153,7 @@ def answers(rows: Sequence[dict[str, str]]) -> str:
 
 
 def short(rows: Sequence[dict[str, str]]) -> str:
-    """A sentence: of each detector on exact labels and on photographs the penalty and the uniform term, by the comparison
+    """A line of each detector on exact labels and on photographs with the penalty and the uniform term: the comparison
     that has most runs."""
     found: dict[str, Values] = {}
     for comparison, values in comparisons(rows).items():
@@ -169,7 +169,7 @@ def short(rows: Sequence[dict[str, str]]) -> str:
         said = ", ".join(f"{name} {change}" for name, change in changes.items() if change != "-")
         if said:
             parts.append(f"{where}: {said}")
-    return "; ".join(parts) or "nothing has been trained yet"
+    return "<br>".join(parts) or "nothing has been trained yet"
 
 
 def _runs(values: Values) -> int:

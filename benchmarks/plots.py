@@ -60,7 +60,11 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[tuple[Path, str]]:
     threads = max((int(row["threads"]) for row in rows), default=1)
     main = Table(rows, aligned.MAIN, threads=threads)
     plots: tuple[tuple[str, Callable[[], Figure | None], str], ...] = (
-        ("overview.png", lambda: overview(rows, threads), "Time of a loss, memory of matching, time in a training step"),
+        (
+            "overview.png",
+            lambda: overview(rows, threads),
+            "Time of a loss, memory of matching, time in a training step",
+        ),
         ("time.png", lambda: times(main), "Time of forward and backward against the number of pairs"),
         ("copy.png", lambda: fractions(main), "Share of a copy's speed against the number of pairs"),
         ("host.png", lambda: host(main), "Time of a call with few pairs"),

@@ -1,4 +1,4 @@
-"""Files that lie outside of docs/, as pages of the site: README.md is its first page; what pages link to comes along."""
+"""Files outside of docs/ as pages of the site: README.md is its first page, and what pages link to comes along."""
 
 import posixpath
 import re

@@ -198,10 +198,13 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def filled(document: str, rows: Sequence[dict[str, str]]) -> str:
-    """The document with its blocks, of the answers, of all tables or in short, written anew. ValueError: it has none."""
+    """The document with its blocks, of the answers, of all tables or in short, written anew.
+
+    ValueError: it has none.
+    """
     if not BLOCK.search(document):
         raise ValueError(
-            "expected a document with <!-- training study: answers -->, tables or short in place of answers, before, and "
+            "expected a document with <!-- training study: answers -->, or tables or short in its place, before, and "
             "<!-- end of training study --> after what is to be replaced, got one without"
         )
     blocks = {"answers": answers, "tables": tables, "short": short}

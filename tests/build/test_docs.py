@@ -62,7 +62,7 @@ def named(path: str):
 
 @pytest.mark.parametrize("path", REFERENCE)
 def test_reference_has_the_whole_docstring(reference, path):
-    """Those that are put together at import as well. (What an argument is called, or an error, stands by itself there.)"""
+    """One that is put together at import as well. What an argument or an error is called stands by itself there."""
     if ".mmdet." in path:
         need("mmengine")
     lines = (inspect.getdoc(named(path)) or "").splitlines()

@@ -294,32 +294,31 @@ def processor(machine: Machine) -> str:
     return f"{first['instruction_set']}, {threads_of(machine.threads)}"
 
 
-def on_each_processor(cell: Callable[[Machine], str]) -> Callable[[Sequence[Machine]], str]:
+def on_each_processor(case: str, pairs: int, cell: Callable[[Line], str]) -> Callable[[Sequence[Machine]], str]:
+    """Of a case in one size, where its peers were measured too."""
+
     def block(measured: Sequence[Machine]) -> str:
-        parts = [f"{cell(machine)} ({processor(machine)})" for machine in measured if machine.has_cpu]
+        parts = []
+        for machine in measured:
+            shapes = {row["shape"] for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs}
+            for line in lines(machine):
+                if line.case == case and line.shape in shapes and line.eager and line.compiled:
+                    parts.append(f"{cell(line)} ({processor(machine)})")
         return "; ".join(parts) or "not measured yet"
 
     return block
 
 
-def beside_peers(machine: Machine, case: str, pairs: int) -> tuple[Line, Fastest, Fastest]:
-    """A case in one size, with the fastest eager and the fastest compiled code of others."""
-    shape = next((row["shape"] for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs), "")
-    line = next((each for each in lines(machine) if (each.case, each.shape) == (case, shape)), None)
-    if line is None or line.eager is None or line.compiled is None:
-        raise ValueError(f"{machine.folder}: expected {case} with {pairs:,} pairs beside its peers, got none")
-    return line, line.eager, line.compiled
-
-
-def speed(machine: Machine) -> str:
-    line, *peers = beside_peers(machine, aligned.MAIN, SHOWN)
-    eager, compiled = (f"{peer.time / line.ours:.1f}" for peer in peers)
+def speed(line: Line) -> str:
+    eager, compiled = ("" if peer is None else f"{peer.time / line.ours:.1f}" for peer in (line.eager, line.compiled))
     return f"**{eager} times as fast as eager code**, {compiled} times as fast as `torch.compile`"
 
 
-def peaks(machine: Machine) -> str:
-    line, *peers = beside_peers(machine, "row maximum", MATCHED)
-    ours, eager, compiled = ("unknown" if each.peak is None else size_of(each.peak) for each in (line, *peers))
+def peaks(line: Line) -> str:
+    ours, eager, compiled = (
+        "unknown" if each is None or each.peak is None else size_of(each.peak)
+        for each in (line, line.eager, line.compiled)
+    )
     return f"**{ours} instead of {eager}** of eager code; `torch.compile` {compiled}"
 
 
@@ -339,7 +338,7 @@ BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "threads": on_each_cpu(threads),
     "figures": figures,
     "gpus": gpus,
-    "speed": on_each_processor(speed),
-    "peaks": on_each_processor(peaks),
+    "speed": on_each_processor(aligned.MAIN, SHOWN, speed),
+    "peaks": on_each_processor("row maximum", MATCHED, peaks),
     "gpu_names": gpu_names,
 }

@@ -35,7 +35,7 @@ def some_boxes(count: int, seed: int, low: float = 8, high: float = 120) -> Tens
 
 
 def of_images(batch: int, count: int) -> Tensor:
-    """The image of each of ``count`` boxes an image."""
+    """The image of each of ``count`` boxes per image."""
     return torch.arange(batch).repeat_interleave(count)
 
 
@@ -216,7 +216,7 @@ def xview() -> Case:
         return close(values[rows], right[0]) and bool((indices[rows] == right[1]).double().mean() > 0.99)
 
     def image_by_image() -> Function:
-        raise LeftOut("minutes a call; one of its images is the row maximum of 8400 x 4967")
+        raise LeftOut("minutes per call; one of its images is the row maximum of 8400 x 4967")
 
     return Case(
         name="row maximum of 128 images",

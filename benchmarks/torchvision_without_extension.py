@@ -3,13 +3,9 @@
 torchvision's wheels on PyPI are built for CUDA; beside a CPU build of torch their extension does not load, and the
 import of torchvision then fails because it describes operators that nobody declared. Declared here, they let all of
 torchvision's Python run, its losses among it. Of the operators nms has a kernel, in torch; the others stay unusable.
-
-``python -m benchmarks.torchvision_without_extension MODULE ...`` runs a module like that, and processes that it starts.
 """
 
 import importlib.util
-import runpy
-import sys
 from pathlib import Path
 
 import torch
@@ -65,11 +61,3 @@ def _let_nms_through() -> None:
     import torchvision.ops.boxes
 
     torchvision.ops.boxes._assert_has_ops = lambda: None
-
-
-# In processes that multiprocessing spawns the name is the second.
-if __name__ in ("__main__", "__mp_main__"):
-    make_importable()
-if __name__ == "__main__":
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)

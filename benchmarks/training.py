@@ -14,7 +14,7 @@ from .case import Call, Case, Function, Inputs, LeftOut
 IMAGES, SIDE, QUERIES, LAYERS = 4, 192, 300, 3
 STEP, LOSS = "training step", "its loss and matching"
 NAMES = {0: "car", 1: "plate"}
-NAME, OBJECTS = "RT-DETR", (6, 100)  # objects an image: sparse and crowded
+NAME, OBJECTS = "RT-DETR", (6, 100)  # objects per image: sparse and crowded
 WHOLE, ALONE = "a training step", "loss and matching"
 
 

@@ -506,7 +506,7 @@ def _sizes(file: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise ImportError("the size of an image is read by Pillow: pip install icr-kernels[train]") from None
+        raise ImportError("the size of an image is read by Pillow: pip install pillow") from None
     try:
         with Image.open(file) as image:
             if image.format == "TIFF":  # which newer versions of Pillow turn themselves

@@ -63,7 +63,7 @@ LONGEST = (
     "test_triton_math",
     "test_compile",
     "test_pairwise",
-    "test_train_study",
+    "test_detection",
 )
 
 

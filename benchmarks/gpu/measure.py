@@ -1,6 +1,6 @@
 """The measurements: ``python -m benchmarks.gpu.measure``, which the parts `times` and `peers` run.
 
-Figures that are never mixed: time on the device at cold cache, time of the host a call, wall time end to end, and
+Figures that are never mixed: time on the device at cold cache, time of the host per call, wall time end to end, and
 memory with the counts of launches and synchronisations. An implementation whose result disagrees with the reference has
 no row but one that says so.
 """
@@ -35,7 +35,7 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 HOST_SIZES = (1_000, 10_000)
 COUNTED_SIZE = 100_000
 
-# What each quantity has to read and write, in bytes a pair of float32 boxes with a gradient to the prediction.
+# What each quantity has to read and write, in bytes per pair of float32 boxes with a gradient to the prediction.
 BYTES = {FORWARD: 48, "forward with gradient": 64, "backward scaling": 32, BOTH: 96}
 
 # All pairs, whose time on the device is measured too.
@@ -213,7 +213,7 @@ def copies_of(case: Case, count: int) -> list[Inputs]:
 
 
 def calls_in_graph(name: str, pairs: int) -> int:
-    """Enough for what is around a graph not to count; eager code makes hundreds of nodes a call."""
+    """Enough for what is around a graph not to count; eager code makes hundreds of nodes per call."""
     return 2 if name.startswith("eager") else max(2, min(20, 2**28 // (64 * pairs)))
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import aligned, readme, results
+from benchmarks import aligned, results
 from benchmarks.case import BOTH, FORWARD
 from benchmarks.report import Target, at_least, label, markdown, target, time_of
 from benchmarks.results import Row, Table
+from benchmarks.tables import WALL, Machine, operators
 
 from .measure import COUNTED_SIZE, MATRICES, SELECTIONS
 from .parts import PARTS, Outcome, outcomes
@@ -193,9 +194,9 @@ def unmeasured(rows: Iterable[Row]) -> list[str]:
 
 def others(folder: Path, rows: list[Row]) -> list[str]:
     """All other cases: this package and the fastest peers."""
-    if all(row["case"] == aligned.MAIN or row["figure"] != readme.WALL for row in rows):
+    if all(row["case"] == aligned.MAIN or row["figure"] != WALL for row in rows):
         return []
-    return ["## Other cases, end to end", "", readme.operators(readme.Machine(folder, rows)), ""]
+    return ["## Other cases, end to end", "", operators(Machine(folder, rows)), ""]
 
 
 def plot_links(folder: Path, rows: Sequence[Row]) -> list[str]:

@@ -4,12 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-DEFAULT = Path("study") / "training"
+from .protocol import PROFILES
+from .run import study
+
+DEFAULT = Path("build") / "training"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from . import PROFILES, study
-
     parser = argparse.ArgumentParser(
         prog="python -m studies.detection",
         description="Train detectors on generated scenes with everything equal but the penalty.",

@@ -14,7 +14,7 @@ from studies import scenes
 from studies.scenes import viewer
 from studies.scenes.drawing import Picture
 
-from . import NOISE, PHOTOGRAPHS, VALIDATION_SEED, Run
+from .protocol import NOISE, PHOTOGRAPHS, VALIDATION_SEED, Run
 
 JPEG_QUALITY = 95
 

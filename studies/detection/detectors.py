@@ -23,8 +23,8 @@ from studies.scenes import viewer
 from studies.scenes.drawing import Picture
 from studies.scenes.viewer import Detections
 
-from . import ARMS, CHECKS, LABEL, Arm, Run
 from .data import Splits
+from .protocol import ARMS, CHECKS, LABEL, Arm, Run
 
 # Ultralytics' settings where they are not its own. A mosaic would halve plates that have few pixels as they are; the
 # choice of the optimizer is not left to the version.
@@ -268,7 +268,7 @@ FCOS_CANDIDATES = 300  # of a level, before NMS
 
 
 def rtdetr(names: Sequence[str], gain: float = 1.0) -> Any:
-    """RT-DETR with a ResNet of half the width of a ResNet-18, one block a stage, and three decoder layers."""
+    """RT-DETR with a ResNet of half the width of a ResNet-18, one block per stage, and three decoder layers."""
     transformers: Any = importlib.import_module("transformers")
     backbone = transformers.RTDetrResNetConfig(
         embedding_size=32,
@@ -386,7 +386,7 @@ def _rtdetr_detections(model: nn.Module, images: Tensor, training: Training) -> 
 
 
 def fcos(classes: int, size: int) -> Any:
-    """FCOS with three levels of 64 channels and two convolutions a head, on an EfficientNet-Lite0 whose batch norms,
+    """FCOS with three levels of 64 channels and two convolutions per head, on an EfficientNet-Lite0 whose batch norms,
     and whose layers up to a stride of 4, stay as ImageNet left them."""
     detection: Any = importlib.import_module("torchvision.models.detection")
     anchor_utils: Any = importlib.import_module("torchvision.models.detection.anchor_utils")

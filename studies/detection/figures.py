@@ -18,20 +18,9 @@ from studies.scenes import viewer
 from studies.scenes.drawing import Picture
 from studies.scenes.viewer import Detections
 
-from . import (
-    ARMS,
-    BASELINE,
-    BOTH,
-    LABEL,
-    PICTURED_SEED,
-    PICTURES,
-    UNIFORM,
-    VALIDATION_SEED,
-    has_pictures,
-    pictured,
-    run_of,
-)
-from .report import WEIGHT, Arm, Comparison, Values, difference, label
+from .comparisons import Arm, Comparison, Values, difference, label
+from .protocol import ARMS, BASELINE, BOTH, LABEL, PICTURED_SEED, PICTURES, UNIFORM, VALIDATION_SEED, WEIGHT
+from .results import has_pictures, pictured, run_of
 
 DPI = 100
 # Arms by what they are: none, a penalty, the uniform term, both, a control.

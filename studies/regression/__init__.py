@@ -69,7 +69,7 @@ def run(
     write(output / "plates.csv", Outcome._fields, outcomes)
 
     if figures and importlib.util.find_spec("matplotlib") is None:
-        print("The figures need matplotlib: pip install icr-kernels[study].")
+        print("The figures need matplotlib: pip install --group studies.")
     elif figures:
         from . import figures as draw
 
@@ -150,14 +150,14 @@ def plates_summary(scenarios: Sequence[Scenario], outcomes: Sequence[Outcome], l
     head = [f"{loss}", *(scenario.name for scenario in scenarios)]
     count = len(scenarios[0].start)
     return "\n".join(
-        [f"Mean final IoU of plates, {count:,} pairs a scenario", table(head, rows, "l" + "r" * len(scenarios)), ""]
+        [f"Mean final IoU of plates, {count:,} pairs per scenario", table(head, rows, "l" + "r" * len(scenarios)), ""]
     )
 
 
 def write_regressions(
     output: Path, points: Tensor, results: dict[str, dict[str, Regression]], eager: dict[str, float]
 ) -> None:
-    """regression.csv (one row a loss), curves.csv (one an iteration) and plane.csv (one an anchor point)."""
+    """regression.csv (one row per loss), curves.csv (one per iteration) and plane.csv (one per anchor point)."""
     regressions, curves, plane = [], [], []
     for gradient, by_loss in results.items():
         for loss, result in by_loss.items():

@@ -67,7 +67,7 @@ def error_curves(path: Path, formula: dict[str, Regression], as_published: dict[
 
 
 def error_plane(path: Path, points: Tensor, formula: dict[str, Regression]) -> None:
-    """Final error of the cases that start at each anchor point, one panel a loss, one colour scale."""
+    """Final error of the cases that start at each anchor point, one panel per loss, one colour scale."""
     figure, panels = grid(len(formula), 2.9)
     scale = ScalarMappable(LogNorm(1e-3, 10), "viridis")
     x, y = points.T
@@ -133,7 +133,7 @@ def penalty_fields(path: Path) -> None:
 
 
 def scenarios(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Mean final IoU of plates: a panel a scenario and weight, a row a base loss, a dot a penalty."""
+    """Mean final IoU of plates: a panel per scenario and weight, a row per base loss, a dot per penalty."""
     names = list(dict.fromkeys(outcome.scenario for outcome in outcomes))
     figure = Figure(figsize=(13, 1.6 + 0.8 * len(LOSS_NAMES)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(WEIGHTS), len(names), sharex=True, sharey=True)

@@ -70,7 +70,7 @@ def cases(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fused(**options) -> Gradient:
-    """The gradient of `icr_kernels.icr_loss_and_grad` with these options: loss, backend, anchor_objects, penalty, ..."""
+    """The gradient of `icr_kernels.icr_loss_and_grad` with these options: loss, backend, penalty and others."""
 
     def gradient(boxes: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         return icr.icr_loss_and_grad(boxes, target, weight=weight, reduction="sum", box_format=BOX_FORMAT, **options)[1]

@@ -1,8 +1,7 @@
 """Generated images of traffic: vehicles that overlap, plates of a few pixels on them, clutter that looks like plates.
 
 Seeded pictures with exact labels, for trying out a penalty before real data is labelled, for tests, and for
-`studies.detection`. ``python -m studies.scenes`` writes a data set and shows it. Needs
-``pip install icr-kernels[train]``.
+`studies.detection`. ``python -m studies.scenes`` writes a data set and shows it. Needs ``pip install --group studies``.
 """
 
 import json
@@ -172,8 +171,7 @@ def write(
     seed: int = 0,
     noise: LabelNoise | None = None,
 ) -> PairedData:
-    """A data set of ``count`` square images with sides of ``size`` pixels, in ``folder``;
-    ``zoom`` as of `render`.
+    """A data set of ``count`` square images with sides of ``size`` pixels, in ``folder``; ``zoom`` as of `render`.
 
     Writes ``images/SPLIT/*.jpg``, ``labels/SPLIT/*.txt`` (YOLO), ``annotations/SPLIT.json`` (COCO, with ``parent_id``)
     and ``data.yaml``, which names the splits train and val. The same seed gives the same files, whatever the noise the

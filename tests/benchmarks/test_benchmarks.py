@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import aligned, catalogue, memory, plots, readme, report, results, run, training
+from benchmarks import aligned, catalogue, memory, plots, readme, report, results, run, tables, training
 from benchmarks.case import BOTH, COPY, Case, LeftOut, loaded, step
 from icr_kernels import info
 from icr_kernels.backends import BY_NAME
@@ -156,7 +156,7 @@ def test_a_busy_machine_is_told(waits, busy, backend_is_there, monkeypatch, tmp_
     rows = run.measure(made_up(peers={}), 0.02, lambda name: False, with_memory=False, device=DEVICE)
     assert results.is_busy(rows) == ("BUSY" in report.shown(rows)) == busy
     results.merge(tmp_path / "imaginary", rows)
-    (machine,) = readme.machines(tmp_path)
+    (machine,) = tables.machines(tmp_path)
     assert ("others used" in machine.title()) == busy
 
 
@@ -223,7 +223,7 @@ def test_threads_are_set_and_restored(backend_is_there, monkeypatch, tmp_path):
     assert [count for _, count in run.jobs([other], [3, 5], True)] == [3, 5]
 
 
-def test_the_registry():
+def test_the_catalogue():
     names = [str(case) for case in catalogue.CASES]
     assert len(set(names)) == len(names)
     quick, full = catalogue.chosen(), catalogue.chosen(full=True)
@@ -406,7 +406,7 @@ def test_targets():
 
 def test_blocks_of_the_documents(tmp_path):
     results.merge(tmp_path / "imaginary", rows_of_everything())
-    measured = readme.machines(tmp_path)
+    measured = tables.machines(tmp_path)
     text = "before\n<!-- measured: main -->\nold\n<!-- end of measured -->\nafter\n"
     filled = readme.filled(text, measured)
     assert filled.startswith("before\n<!-- measured: main -->\nImaginary CPU, 2 threads, avx9")
@@ -433,14 +433,14 @@ def test_blocks_of_the_documents(tmp_path):
     in_a_line = "| a | <!-- measured: speed -->old<!-- end of measured --> | b |"
     assert readme.filled(in_a_line, measured) == in_a_line.replace("old", blocks["speed"])
     pictures = readme.filled(
-        "<!-- measured: figures -->\n<!-- end of measured -->", readme.machines(), results.ROOT / "docs"
+        "<!-- measured: figures -->\n<!-- end of measured -->", tables.machines(), results.ROOT / "docs"
     )
     assert pictures.count("](../benchmarks/results/") == pictures.count("![") >= 4
 
     results.merge(tmp_path / "other", [{**each, "device": "Other CPU"} for each in rows_of_everything()])
     of_one = text.replace("main", "main of other")
-    assert readme.filled(text, readme.machines(tmp_path)).count(" CPU, 2 threads") == 2
-    filled = readme.filled(of_one, readme.machines(tmp_path))
+    assert readme.filled(text, tables.machines(tmp_path)).count(" CPU, 2 threads") == 2
+    filled = readme.filled(of_one, tables.machines(tmp_path))
     assert filled.startswith("before\n<!-- measured: main of other -->\nOther CPU, 2 threads")
     assert "Imaginary" not in filled
     with pytest.raises(ValueError, match=r"main of other.*no such folder"):
@@ -460,7 +460,7 @@ def test_plots_carry_the_digest_of_their_rows(tmp_path):
     assert plots.digest([{**rows[0], "p50": 10.1}, *rows[1:]]) != plots.digest(rows)
     assert plots.draw(tmp_path, []) == []
     assert plots.overview(rows, 2) is None  # it has three panels or none
-    assert all(plots.overview(machine.rows, machine.threads) for machine in readme.machines())
+    assert all(plots.overview(machine.rows, machine.threads) for machine in tables.machines())
 
 
 # Commands

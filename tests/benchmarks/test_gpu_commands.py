@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import readme, results
+from benchmarks import readme, results, tables
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import parts
 from benchmarks.gpu.parts import ROOT, Outcome
@@ -128,7 +128,7 @@ def test_every_part_leaves_an_archive_that_can_be_taken_home(gpu, tmp_path):
     text = (folder / "report.md").read_text()
     for line in ("# Imaginary GPU 1", "- times: ok", "- peers: ok", "- sanitizers: not run"):
         assert line in text
-    block = readme.gpus(readme.machines(tmp_path / "results"))
+    block = readme.gpus(tables.machines(tmp_path / "results"))
     assert block.startswith("[Imaginary GPU 1](results/imaginary-gpu-1/report.md)") and "| >= 90 % |" in block
 
 

@@ -82,11 +82,14 @@ def clean_environment(folder: Path, wheel: Path) -> str:
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+        (metadata,) = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
     assert {name.split("/")[0] for name in names} == {"icr_kernels", "icr_kernels-0.1.0.dist-info"}
-    parts = ("integrations", "scenes", "study", "train_study", "triton_kernels")
+    parts = ("integrations", "integrations/ultralytics", "triton_kernels")
     packages = ("icr_kernels", *(f"icr_kernels/{part}" for part in parts))
-    for needed in ("icr_kernels/py.typed", *(f"{package}/__init__.py" for package in packages)):
-        assert needed in names
+    assert "icr_kernels/py.typed" in names
+    assert {name for name in names if name.endswith("/__init__.py")} == {f"{each}/__init__.py" for each in packages}
+    assert "Provides-Extra" not in metadata
+    assert re.findall("^Requires-Dist: (.*)$", metadata, re.MULTILINE) == ["torch>=2.10"]
     assert [name for name in names if name.startswith("icr_kernels/_C") and name.endswith(".so")]
     assert any(name.endswith("LICENSE") for name in names)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import icr_kernels as icr
-from benchmarks import plots, readme, results
+from benchmarks import plots, readme, results, tables
 from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need
 from icr_kernels.integrations.distributed import mean_over_ranks
@@ -49,7 +49,7 @@ def test_readme_is_short_and_names_all_of_them():
 def test_numbers_are_those_of_the_measurements(path):
     text = path.read_text()
     assert len(readme.BLOCK.findall(text)) == text.count("<!-- measured: ") >= 1
-    assert text == readme.filled(text, readme.machines(), path.parent), "run `python -m benchmarks readme`"
+    assert text == readme.filled(text, tables.machines(), path.parent), "run `python -m benchmarks readme`"
 
 
 def test_every_number_has_a_place():
@@ -61,7 +61,7 @@ def test_plots_are_those_of_the_measurements():
     image = pytest.importorskip("PIL.Image")
     stale = [
         str(path.relative_to(results.ROOT))
-        for machine in readme.machines()
+        for machine in tables.machines()
         for path in machine.folder.glob("*.png")
         if image.open(path).text.get(plots.DIGEST) != plots.digest(machine.rows)
     ]

@@ -704,7 +704,5 @@ def test_without_pillow(tmp_path, monkeypatch):
     file = text_file(tmp_path / "a.json", COCO)
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert len(paired_data.read_coco(file).images) == 3
-    with pytest.raises(
-        ImportError, match=r"^the size of an image is read by Pillow: pip install icr-kernels\[train\]$"
-    ):
+    with pytest.raises(ImportError, match=r"^the size of an image is read by Pillow: pip install pillow$"):
         read_yolo(tmp_path)

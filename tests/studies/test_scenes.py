@@ -11,9 +11,9 @@ from frameworks import need
 need("cv2")
 
 import icr_kernels as icr  # noqa: E402
-from icr_kernels import scenes  # noqa: E402
 from icr_kernels.paired_data import read_coco, read_yolo  # noqa: E402
 from icr_kernels.relations import NO_WHOLE  # noqa: E402
+from studies import scenes  # noqa: E402
 from studies.scenes import CAR, NAMES, PAIRS, PLATE, LabelNoise, Labels, __main__, viewer  # noqa: E402
 from studies.scenes.drawing import Canvas, Vehicle  # noqa: E402
 

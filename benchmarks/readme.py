@@ -113,7 +113,11 @@ def peaks(line: Line) -> str:
 
 def gpu_names(measured: Iterable[Machine]) -> str:
     found = [machine.rows[0]["device"] for machine in measured if not machine.has_cpu]
-    return f"measured on {', '.join(found)}" if found else "**no figure has been measured on a GPU yet**"
+    return (
+        f"measured on {', '.join(found)}"
+        if found
+        else "**no figure has been measured on a GPU yet, neither time nor memory**"
+    )
 
 
 BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {

@@ -428,7 +428,7 @@ def test_blocks_of_the_documents(tmp_path):
         "**30.0 times as fast as eager code**, 5.0 times as fast as `torch.compile` (avx9, 2 threads)"
     )
     assert blocks["peaks"] == "not measured yet"
-    assert blocks["gpu_names"] == "**no figure has been measured on a GPU yet**"
+    assert blocks["gpu_names"] == "**no figure has been measured on a GPU yet, neither time nor memory**"
     assert readme.filled(text, []) == text.replace("old", "Not measured yet.")
     in_a_line = "| a | <!-- measured: speed -->old<!-- end of measured --> | b |"
     assert readme.filled(in_a_line, measured) == in_a_line.replace("old", blocks["speed"])

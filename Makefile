@@ -3,6 +3,7 @@
 # make bench  set up, then: speed and memory beside other people's code; tables, CSV and plots in build/benchmarks
 # make gpu    on a machine with an NVIDIA GPU: tests, sanitizers, measurements, and the report on them (needs no network
 #             with PYTHON); a part that fails stops no other, and each can be run again alone: make gpu PARTS="times peers"
+# make docs   set up, then: the documentation with its reference, in build/site, without network
 # make wheel  in dist/: one file with the CPU and the CUDA kernels, for this Python and every torch from 2.10 on
 #
 # They set up a virtual environment of their own in .venv. An existing one is taken as it is, with its own torch:
@@ -29,7 +30,7 @@ override PYTHON := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)
 # What the demo measures, without what would have to be compiled first.
 DEMO := "^ciou . containment, 1(00)?,000, float" "^pairwise iou, 8400 x 100," "^row maximum, 8400 x 1000,"
 
-.PHONY: demo test bench gpu wheel lint build clean
+.PHONY: demo test bench gpu docs wheel lint build clean
 
 demo: build
 	$(PYTHON) -m icr_kernels info
@@ -48,6 +49,12 @@ bench: build
 gpu: build
 	$(PYTHON) -m benchmarks.gpu $(PARTS); status=$$?; test $$status = 2 || $(PYTHON) -m benchmarks.gpu collect build/gpu; \
 	exit $$status
+
+# A link or an anchor that leads nowhere is an error, but with --quiet, which hides it. Material's notice about another major version of MkDocs is none of ours.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(ENVIRONMENT)
+	$(PYTHON) -m mkdocs build --strict
+	@echo "written: build/site/index.html"
 
 # It bundles no library, has the tag of the oldest system that it runs on, and uses what torch 2.10 promises to keep.
 wheel: export PATH := $(dir $(PYTHON)):$(PATH)

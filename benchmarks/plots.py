@@ -11,12 +11,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import aligned
+from . import aligned, training
 from .case import BOTH, COPY, FORWARD
-from .report import OURS, label
+from .report import OURS, label, size_of, time_of
 from .results import KEY, Row, Table
 
 DPI = 120
+OVERVIEW_PAIRS, OVERVIEW_SETS = 100_000, (8400, 4967)
 STYLES: dict[str, dict[str, Any]] = {
     "cpu": {"color": "0.0", "linestyle": "-", "marker": "o", "linewidth": 2.4},
     "cuda": {"color": "0.0", "linestyle": "-", "marker": "o", "linewidth": 2.4},
@@ -59,6 +60,11 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[tuple[Path, str]]:
     threads = max((int(row["threads"]) for row in rows), default=1)
     main = Table(rows, aligned.MAIN, threads=threads)
     plots: tuple[tuple[str, Callable[[], Figure | None], str], ...] = (
+        (
+            "overview.png",
+            lambda: overview(rows, threads),
+            "Time of a loss, memory of matching, time in a training step",
+        ),
         ("time.png", lambda: times(main), "Time of forward and backward against the number of pairs"),
         ("copy.png", lambda: fractions(main), "Share of a copy's speed against the number of pairs"),
         ("host.png", lambda: host(main), "Time of a call with few pairs"),
@@ -89,6 +95,60 @@ def medians(table: Table, figure: str, name: str, quantity: str, unit: str = "us
     return [(pairs, value) for pairs, value in found if value is not None]
 
 
+def overview(rows: Sequence[Row], threads: int) -> Figure | None:
+    """What a loss takes, what a matching holds, and what both are in a training step: a bar for this package, one for
+    each eager code that people run, and one for the best of what torch.compile makes of them."""
+
+    def bars(case: str, shape: str, figure: str, unit: str) -> dict[str, float]:
+        found = {
+            row["implementation"]: float(row["p50"])
+            for row in rows
+            if (row["case"], row["shape"], row["figure"], row["unit"]) == (case, shape, figure, unit)
+            and (row["dtype"], int(row["threads"])) == ("float32", threads)
+            and row["p50"] != ""
+            and row["implementation"] not in (COPY, "eager, reference")
+        }
+        compiled = {name: found.pop(name) for name in list(found) if name.startswith("torch.compile")}
+        return found | ({"best torch.compile": min(compiled.values())} if compiled else {})
+
+    objects = max(training.OBJECTS)
+    panels = (
+        (
+            f"CIoU + containment, {OVERVIEW_PAIRS:,} pairs:\ntime of forward + backward",
+            bars(aligned.MAIN, f"{OVERVIEW_PAIRS:,}", "end to end", "us"),
+            time_of,
+        ),
+        (
+            f"best of {OVERVIEW_SETS[1]:,} targets for {OVERVIEW_SETS[0]:,} boxes:\npeak memory",
+            bars("row maximum", "{} x {}".format(*OVERVIEW_SETS), "counts", "peak bytes"),
+            size_of,
+        ),
+        (
+            f"RT-DETR, {training.IMAGES} images of {objects} objects:\ntime of loss and matching",
+            bars(training.NAME, training.shape(objects, training.ALONE), "end to end", "us"),
+            time_of,
+        ),
+    )
+    if not all(found for _, found, _ in panels):
+        return None
+    figure, all_axes = _panels(len(panels), 12, 2.2)
+    for axes, (title, found, text) in zip(all_axes, panels, strict=True):
+        ordered = sorted(found, key=lambda name: (name not in OURS, found[name]))
+        for place, name in enumerate(ordered):
+            bar = axes.barh(place, found[name], height=0.7, color="#d55e00" if name in OURS else "0.75")
+            axes.bar_label(bar, [f" {text(found[name])}"])
+        axes.set_yticks(range(len(ordered)), [label(name) for name in ordered])
+        axes.set_title(title, fontsize="medium")
+        axes.set(ylim=(3.5, -0.5), xlim=(0, 1.45 * max(found.values())), xticks=[])
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    first = rows[0]
+    figure.supxlabel(
+        f"{first['device']}, {threads} threads, {first['instruction_set']}, torch {first['torch']}: shorter is better",
+        fontsize="small",
+    )
+    return figure
+
+
 def times(table: Table) -> Figure | None:
     present = [which for which in FIGURES if table.sizes(which)]
     if not present:
@@ -103,7 +163,7 @@ def times(table: Table) -> Figure | None:
                 axes.plot(*zip(*points, strict=True), label=label(name), **style)
         axes.set(title=FIGURES[which], xlabel="number of pairs", xscale="log", yscale="log")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("milliseconds a step")
+    panels[0].set_ylabel("milliseconds per step")
     figure.suptitle(f"{aligned.MAIN}, forward + backward: lower is better", fontsize="medium")
     _below(figure, panels, 3)
     return figure
@@ -126,7 +186,7 @@ def fractions(table: Table) -> Figure | None:
             ]
             if points:
                 count = next(row["bytes_per_pair"] for row in rows if row is not None)
-                text = f"{quantity} ({float(count):.0f} bytes a pair)"
+                text = f"{quantity} ({float(count):.0f} bytes per pair)"
                 axes.plot(*zip(*points, strict=True), label=text, color=STYLES[name]["color"], **style)
         axes.axhline(100, color="0.55", linewidth=2.5, linestyle=":", label=label(COPY))
         axes.set(title=label(name), xlabel="number of pairs", xscale="log", ylim=(0, None))
@@ -160,7 +220,7 @@ def host(table: Table) -> Figure | None:
     panels[0].set_xlim(1, 4 * most)
     panels[0].set_yticks(range(len(names)), [label(name) for name in names])
     panels[0].invert_yaxis()
-    figure.supxlabel("microseconds a call: what it costs before there is anything to do", fontsize="medium")
+    figure.supxlabel("microseconds per call: what it costs before there is anything to do", fontsize="medium")
     return figure
 
 

@@ -1,35 +1,38 @@
-"""The tables in the documents, from the CSVs in benchmarks/results: each stands between two comments that name it, and
-the folder if it is to be of one machine only."""
+"""The tables and numbers in the documents, from the CSVs in benchmarks/results: each stands between two comments that
+name it, and the folder if it is to be of one machine only. A table has lines of its own; a number stands in a line."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-from . import tables
+from . import aligned, tables
 from .gpu.report import targets
-from .report import markdown
+from .report import markdown, size_of, threads_of
 from .results import ROOT
-from .tables import Machine, machines
+from .tables import Line, Machine, machines
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-BLOCK = re.compile(r"(<!-- measured: (\w+)(?: of ([\w-]+))? -->\n).*?(<!-- end of measured -->)", re.DOTALL)
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md")
+BLOCK = re.compile(r"(<!-- measured: (\w+)(?: of ([\w-]+))? -->(\n?)).*?(<!-- end of measured -->)", re.DOTALL)
 
 
-def filled(text: str, measured: Sequence[Machine]) -> str:
-    """The document with its blocks written anew."""
+def filled(text: str, measured: Sequence[Machine], folder: Path = ROOT) -> str:
+    """The document, which lies in the folder, with its blocks written anew."""
+    # Blocks link from the top of the repository.
+    up = "../" * len(folder.relative_to(ROOT).parts)
 
     def block(match: re.Match[str]) -> str:
-        head, name, only, end = match.groups()
+        head, name, only, line, end = match.groups()
         chosen = [machine for machine in measured if only in (None, machine.folder.name)]
         if only and not chosen:
             raise ValueError(f"{head.strip()}: there is no such folder of results")
-        return f"{head}{BLOCKS[name](chosen)}\n{end}"
+        return f"{head}{BLOCKS[name](chosen).replace('](', f']({up}')}{line}{end}"
 
     return BLOCK.sub(block, text)
 
 
 def write() -> None:
     for path in DOCUMENTS:
-        path.write_text(filled(path.read_text(), machines()))
+        path.write_text(filled(path.read_text(), machines(), path.parent))
         print(f"written: {path.relative_to(ROOT)}")
 
 
@@ -68,6 +71,55 @@ def gpus(measured: Iterable[Machine]) -> str:
     return "\n\n".join(parts) or "**No GPU figure has been measured yet.**"
 
 
+# What stands in a line.
+
+
+SHOWN = 100_000  # pairs of the main case, in the README
+MATCHED = 8_400 * 4_967  # boxes by ground truth of an image, likewise
+
+
+def processor(machine: Machine) -> str:
+    first = next(row for row in machine.rows if row["implementation"] == "cpu")
+    return f"{first['instruction_set']}, {threads_of(machine.threads)}"
+
+
+def on_each_processor(case: str, pairs: int, cell: Callable[[Line], str]) -> Callable[[Sequence[Machine]], str]:
+    """Of a case in one size, where its peers were measured too."""
+
+    def block(measured: Sequence[Machine]) -> str:
+        parts = []
+        for machine in measured:
+            shapes = {row["shape"] for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs}
+            for line in tables.lines(machine):
+                if line.case == case and line.shape in shapes and line.eager and line.compiled:
+                    parts.append(f"{cell(line)} ({processor(machine)})")
+        return "; ".join(parts) or "not measured yet"
+
+    return block
+
+
+def speed(line: Line) -> str:
+    eager, compiled = ("" if peer is None else f"{peer.time / line.ours:.1f}" for peer in (line.eager, line.compiled))
+    return f"**{eager} times as fast as eager code**, {compiled} times as fast as `torch.compile`"
+
+
+def peaks(line: Line) -> str:
+    ours, eager, compiled = (
+        "unknown" if each is None or each.peak is None else size_of(each.peak)
+        for each in (line, line.eager, line.compiled)
+    )
+    return f"**{ours} instead of {eager}** of eager code; `torch.compile` {compiled}"
+
+
+def gpu_names(measured: Iterable[Machine]) -> str:
+    found = [machine.rows[0]["device"] for machine in measured if not machine.has_cpu]
+    return (
+        f"measured on {', '.join(found)}"
+        if found
+        else "**no figure has been measured on a GPU yet, neither time nor memory**"
+    )
+
+
 BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "main": on_each_cpu(tables.main_table),
     "operators": on_each_cpu(tables.operators),
@@ -79,4 +131,7 @@ BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "threads": on_each_cpu(tables.threads),
     "figures": figures,
     "gpus": gpus,
+    "speed": on_each_processor(aligned.MAIN, SHOWN, speed),
+    "peaks": on_each_processor("row maximum", MATCHED, peaks),
+    "gpu_names": gpu_names,
 }

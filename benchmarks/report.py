@@ -124,7 +124,7 @@ def shown(rows: Sequence[Row]) -> str:
             ]
         )
     first = times[0]
-    head = ("", "median", "20 %", "80 %", "ns a pair", "x ours", "of a copy", "peak memory")
+    head = ("", "median", "20 %", "80 %", "ns per pair", "x ours", "of a copy", "peak memory")
     title = f"{first['case']}, {first['shape']}, {first['dtype']}, {first['quantity']}, {first['threads']} threads"
     if is_busy(times):
         title += (

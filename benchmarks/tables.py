@@ -195,7 +195,7 @@ def floor(machine: Machine) -> str:
             spread = f"{time_of(float(row['p20']))} to {time_of(float(row['p80']))}"
             share = f"{float(row['fraction_of_copy']):.0%}"
             rows.append([f"{pairs:,}", spread, f"{float(row['ns_per_pair']):,.2f}", copy["ns_per_pair"], share])
-    return markdown(["pairs", "20 % to 80 %", "ns a pair", "the copy's ns a pair", "of the copy's speed"], rows)
+    return markdown(["pairs", "20 % to 80 %", "ns per pair", "the copy's ns per pair", "of the copy's speed"], rows)
 
 
 def threads(machine: Machine) -> str:

@@ -1,7 +1,7 @@
 """The registry: every box-regression loss and every penalty, once.
 
 The position of a row is the number that the compiled kernels know it by; a test holds this order against the list
-that the extension was compiled with. Checks, dispatch, tests, benchmarks and the README's tables are made from here.
+that the extension was compiled with. Checks, dispatch, tests, benchmarks and the tables of docs are made from here.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Criteria of the DETR family outside transformers: RT-DETR (v1, v2), D-FINE, DEIM (v1, v2), and RF-DETR (rfdetr).
 
-README.md says which versions were tried, and how their users get hold of the criterion before training begins.
+docs/frameworks.md says which versions were tried, and how their users get hold of the criterion before training begins.
 """
 
 import inspect

@@ -9,10 +9,13 @@ import numpy as np
 
 from . import figures
 from .comparisons import CONFIDENCE, METRICS, Arm, Comparison, Difference, Values, comparisons, difference, label
-from .protocol import BASELINE, BOTH, UNIFORM, WEIGHT
+from .protocol import BASELINE, BOTH, PHOTOGRAPHS, UNIFORM, WEIGHT
 from .results import CURVES, RESULTS, read
 
-BLOCK = re.compile(r"(<!-- training study: (answers|tables) -->\n).*?(<!-- end of training study -->)", re.DOTALL)
+# Tables have lines of their own; what is short stands in a line.
+BLOCK = re.compile(
+    r"(<!-- training study: (answers|tables|short) -->(\n?)).*?(<!-- end of training study -->)", re.DOTALL
+)
 
 
 def tables(rows: Sequence[dict[str, str]]) -> str:
@@ -60,6 +63,30 @@ def answers(rows: Sequence[dict[str, str]]) -> str:
     return _markdown(["detector and data", *(f"{METRICS[metric][0]}: {asked}" for metric, asked, *_ in ANSWERS)], lines)
 
 
+def short(rows: Sequence[dict[str, str]]) -> str:
+    """A line of each detector on exact labels and on photographs with the penalty and the uniform term: the comparison
+    that has most runs."""
+    found: dict[str, Values] = {}
+    for comparison, values in comparisons(rows).items():
+        if comparison.labels in ("clean", PHOTOGRAPHS):
+            source = PHOTOGRAPHS if comparison.labels == PHOTOGRAPHS else "generated scenes"
+            where = f"{comparison.detector} on {source}"
+            if where not in found or _runs(values) > _runs(found[where]):
+                found[where] = values
+    asked = {"the penalty": ("containment", WEIGHT), "a uniform term": (UNIFORM, WEIGHT)}
+    parts = []
+    for where, values in found.items():
+        changes = {name: _change(difference(values, arm, "part_ap50")) for name, arm in asked.items()}
+        said = ", ".join(f"{name} {change}" for name, change in changes.items() if change != "-")
+        if said:
+            parts.append(f"{where}: {said}")
+    return "<br>".join(parts) or "nothing has been trained yet"
+
+
+def _runs(values: Values) -> int:
+    return sum(map(len, values.values()))
+
+
 def _spread(of_seeds: dict[int, dict[str, float]], metric: str) -> str:
     found = [100 * each[metric] for each in of_seeds.values()]
     if np.isnan(found).any():  # a share of nothing
@@ -82,14 +109,17 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def filled(document: str, rows: Sequence[dict[str, str]]) -> str:
-    """The document with its blocks, of the answers or of all tables, written anew. ValueError: it has none."""
+    """The document with its blocks, of the answers, of all tables or in short, written anew.
+
+    ValueError: it has none.
+    """
     if not BLOCK.search(document):
         raise ValueError(
-            "expected a document with <!-- training study: answers --> or <!-- training study: tables --> before, and "
+            "expected a document with <!-- training study: answers -->, or tables or short in its place, before, and "
             "<!-- end of training study --> after what is to be replaced, got one without"
         )
-    blocks = {"answers": answers, "tables": tables}
-    return BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]](rows)}\n{match[3]}", document)
+    blocks = {"answers": answers, "tables": tables, "short": short}
+    return BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]](rows)}{match[3]}{match[4]}", document)
 
 
 def main(folder: Path, documents: Sequence[Path]) -> int:

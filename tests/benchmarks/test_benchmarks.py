@@ -424,7 +424,18 @@ def test_blocks_of_the_documents(tmp_path):
         "| 4 images of 6 objects, icr_kernels | 900 µs | 90.0 µs | 10.0% | 8.0 MiB | 1.0 MiB |"
     )
     assert "No GPU figure has been measured yet" in blocks["gpus"]
+    assert blocks["speed"] == (
+        "**30.0 times as fast as eager code**, 5.0 times as fast as `torch.compile` (avx9, 2 threads)"
+    )
+    assert blocks["peaks"] == "not measured yet"
+    assert blocks["gpu_names"] == "**no figure has been measured on a GPU yet, neither time nor memory**"
     assert readme.filled(text, []) == text.replace("old", "Not measured yet.")
+    in_a_line = "| a | <!-- measured: speed -->old<!-- end of measured --> | b |"
+    assert readme.filled(in_a_line, measured) == in_a_line.replace("old", blocks["speed"])
+    pictures = readme.filled(
+        "<!-- measured: figures -->\n<!-- end of measured -->", tables.machines(), results.ROOT / "docs"
+    )
+    assert pictures.count("](../benchmarks/results/") == pictures.count("![") >= 4
 
     results.merge(tmp_path / "other", [{**each, "device": "Other CPU"} for each in rows_of_everything()])
     of_one = text.replace("main", "main of other")
@@ -448,6 +459,8 @@ def test_plots_carry_the_digest_of_their_rows(tmp_path):
         assert image.open(path).text[plots.DIGEST] == plots.digest(results.read(tmp_path))
     assert plots.digest([{**rows[0], "p50": 10.1}, *rows[1:]]) != plots.digest(rows)
     assert plots.draw(tmp_path, []) == []
+    assert plots.overview(rows, 2) is None  # it has three panels or none
+    assert all(plots.overview(machine.rows, machine.threads) for machine in tables.machines())
 
 
 # Commands

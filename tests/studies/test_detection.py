@@ -126,6 +126,15 @@ def test_a_share_of_nothing_has_no_number():
     assert text.count("| containment, weight 0.5 | 10.0 ± 0.0 |") == 1 and text.count(" | - |") == 2
 
 
+def test_in_short():
+    """In a line of a table: each detector and source once, and what has been trained of the two terms."""
+    rows = [row(arm, seed, value) for arm, value in (("off", 0.1), ("containment", 0.2)) for seed in (0, 1)]
+    document = "| a | <!-- training study: short -->old<!-- end of training study --> | b |"
+    said = "yolo11n on generated scenes: the penalty +10.0 [+10.0, +10.0] 2/2"
+    assert report.filled(document, rows) == document.replace("old", said)
+    assert report.short([]) == "nothing has been trained yet"
+
+
 @pytest.mark.parametrize("name", ["docs/evidence.md", "README.md"])
 def test_the_documents_are_their_csv(name):
     document = (ROOT / name).read_text()

@@ -2,7 +2,7 @@
 
 Nothing of Ultralytics is changed and nothing of this package is stored: when a training run begins, a callback puts a
 criterion around that of the model and of its moving average, and that criterion watches the stock one while it runs.
-Checkpoints load where this package is not installed. README.md says which versions and forks were tried.
+Checkpoints load where this package is not installed. docs/frameworks.md says which versions and forks were tried.
 """
 
 import importlib

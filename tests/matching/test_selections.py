@@ -166,5 +166,5 @@ def added_memory(n: int, m: int, groups: int = 0) -> int:
 @pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF") or sys.platform != "linux", reason="measured as Linux does")
 @pytest.mark.parametrize(("n", "m", "groups"), [(1_000_000, 2_000, 0), (1_000_000, 200_000, 128)])
 def test_memory_of_the_maximum(n, m, groups, extension):
-    """A matrix would take 8 and 800 GB. The results are 12 bytes a row."""
+    """A matrix would take 8 and 800 GB. The results are 12 bytes per row."""
     assert added_memory(n, m, groups) <= 12 * n + (64 << 20)

@@ -99,7 +99,10 @@ def test_groups_of_batches_and_strides(backend):
         alone = icr.pairwise_max(boxes1[batch], boxes2, group1=group1[batch], group2=group2, backend=backend)
         assert same_bits(found.values[batch], alone.values) and same_bits(found.indices[batch], alone.indices)
     found = icr.pairwise_topk(boxes1, boxes2, 3, dim=1, group1=group1, group2=group2, backend=backend)
-    assert found.values.shape == (3, 33, 3)
+    for batch in range(3):
+        groups = {"group1": group1[batch], "group2": group2}
+        alone = icr.pairwise_topk(boxes1[batch], boxes2, 3, dim=0, **groups, backend=backend)
+        assert same_bits(found.values[batch], alone.values) and same_bits(found.indices[batch], alone.indices)
 
 
 @every_backend

@@ -45,14 +45,20 @@ def pytest_report_header() -> list[str]:
 # Files that take minutes begin first, so that at the end no process waits long for another.
 LONGEST = (
     "test_sanitizers",
-    "test_cuda_build",
-    "test_triton_ahead_of_time",
-    "test_parity",
-    "test_ultralytics",
-    "test_triton_blocks",
+    "test_ultralytics_versions",
+    "test_derivatives",
     "test_compile",
-    "test_pairwise",
+    "test_cuda_build",
     "test_detection",
+    "test_triton_ahead_of_time",
+    "test_properties",
+    "test_packaging",
+    "test_pairwise",
+    "test_parity",
+    "test_triton_blocks",
+    "test_extremes",
+    "test_gradcheck",
+    "test_masks_and_reductions",
 )
 
 

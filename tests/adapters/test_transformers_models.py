@@ -9,10 +9,9 @@ import pytest
 import torch
 import transformers
 
-import icr_kernels as icr
 from icr_kernels.integrations import handle
 from icr_kernels.integrations.transformers import enable_icr
-from transformers_models import CLASSES, NAMES, PAIRS, batch, model_of, step
+from transformers_models import CLASSES, PAIRS, batch, model_of, step
 
 
 def test_disable_and_enable_again():
@@ -134,4 +133,3 @@ def test_missing_or_unsupported(monkeypatch):
 def test_package_imports_without_the_framework():
     script = "import sys, icr_kernels.integrations; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert icr.Relations(PAIRS, NAMES)

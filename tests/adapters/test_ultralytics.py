@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import icr_kernels as icr
 from frameworks import need
 from icr_kernels.integrations import handle
 from icr_kernels.integrations.ultralytics import enable_icr, enable_small_object_term
@@ -31,7 +30,6 @@ from ultralytics_steps import (
     step,
 )
 from ultralytics_training import (
-    NAMES,
     PLATE,
     globals_of,
 )
@@ -376,4 +374,3 @@ def test_missing_or_unsupported(ultralytics, yolo, monkeypatch):
 def test_package_imports_without_the_framework():
     script = "import sys, icr_kernels.integrations.ultralytics; assert 'ultralytics' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert icr.Relations(PAIRS, NAMES)

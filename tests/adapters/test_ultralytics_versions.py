@@ -143,13 +143,6 @@ def test_every_rank_trains_with_the_term(program):
 
 
 @versions("8.3.63")
-def test_ranks_that_older_launchers_start_alone(program):
-    """What would be trained if nothing were done about it."""
-    run = program.train("stock-ranks", **TWO, without_launch=True)
-    assert [rank["criterion"] for rank in run.ranks] == ["v8DetectionLoss"] * 2
-
-
-@versions("8.3.63")
 def test_classes_that_ranks_would_not_find(program):
     """Said before they are started."""
     run = program.train("wrong", **{**TWO, "enable": {"pairs": {"licence": "car"}}}, fails=True)

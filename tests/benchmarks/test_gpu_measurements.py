@@ -178,7 +178,7 @@ def test_measurements_behind_a_loss(monkeypatch, on_the_cpu, capsys, tmp_path):
 
     monkeypatch.setattr(measure, "measured", measured)
     monkeypatch.setattr(measure, "is_lost", lambda: True)
-    arguments = ["--output", str(tmp_path), "--limit", "600", "--figures", "host", "--only", "^(cuda|triton)$"]
+    arguments = ["--output", str(tmp_path), "--limit", "86400", "--figures", "host", "--only", "^(cuda|triton)$"]
     assert measure.main(arguments) == 1
     *_, last = capsys.readouterr().out.splitlines()
     assert last == f"{parts.LOST} after 2 of 12 measurements, in {made[1]}"

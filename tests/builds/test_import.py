@@ -1,14 +1,13 @@
 """Importing the package is cheap and drags nothing in."""
 
-import re
 import subprocess
 import sys
 
 # What plots, compiles kernels or trains detectors is imported by those who ask for it.
 HEAVY = ("triton", "matplotlib", "torchvision", "ultralytics", "transformers", "PIL", "pandas", "scipy")
 
-# Seconds beyond those of torch itself.
-LIMIT = 0.2
+# Of the processor time that torch's own import takes.
+MOST = 0.1
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -27,15 +26,19 @@ print(sorted(added & set({HEAVY!r})))
     assert run("-c", script).stdout.strip() == "[]"
 
 
-def test_import_takes_little_longer_than_that_of_torch():
-    """The one test that looks at a clock, because the requirement is one: the best of three."""
-
-    def seconds() -> float:
-        report = run("-X", "importtime", "-c", "import torch; import icr_kernels").stderr
-        return int(re.search(r"\|\s*(\d+) \| icr_kernels$", report, re.MULTILINE).group(1)) / 1e6
-
-    fastest = min(seconds() for _ in range(3))
-    assert fastest < LIMIT, f"importing icr_kernels takes {fastest:.3f} s on top of torch"
+def test_import_takes_a_small_part_of_that_of_torch():
+    """In processor time and as a part of torch's own, so that neither a slow machine nor a busy one decides; the best
+    of three."""
+    script = """
+import time
+begin = time.process_time()
+import torch
+of_torch = time.process_time()
+import icr_kernels
+print((time.process_time() - of_torch) / (of_torch - begin))
+"""
+    smallest = min(float(run("-c", script).stdout) for _ in range(3))
+    assert smallest < MOST, f"importing icr_kernels takes {smallest:.0%} of what importing torch takes"
 
 
 def test_import_starts_no_threads_and_touches_no_random_state():

@@ -40,7 +40,7 @@ def obstacle() -> str | None:
 
 
 def counted(folder: Path) -> dict[str, int]:
-    """Instructions a pair of each call of the driver, in thousandths."""
+    """Instructions per pair of each call of the driver, in thousandths."""
     requests = folder / "requests.so"
     source = SUPPORT / "cpp" / "callgrind_requests.c"
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", str(source), "-o", str(requests)], check=True)
@@ -94,7 +94,7 @@ def test_kernels_execute_as_many_instructions_as_recorded(tmp_path):
     counts = counted(tmp_path)
     assert set(counts) == set(rows)
     wrong = {
-        call: f"{count / 1000:.2f} a pair instead of {int(rows[call]['thousandths']) / 1000:.2f}"
+        call: f"{count / 1000:.2f} per pair instead of {int(rows[call]['thousandths']) / 1000:.2f}"
         for call, count in counts.items()
         if abs(count - int(rows[call]["thousandths"])) > TOLERANCE * int(rows[call]["thousandths"])
     }

@@ -15,7 +15,7 @@ from inputs import (
     every_quick_backend,
 )
 
-# What the package is built on, one fact a test.
+# What the package is built on, one fact per test.
 
 
 def penalty_and_gradient(plate, car, penalty, backend, **options):

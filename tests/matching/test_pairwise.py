@@ -84,8 +84,6 @@ def test_formats(kind, box_format, backend):
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_sizes(n, m, backend):
     device = device_of(backend)
-    matrix = icr.pairwise_iou(crowd(n, 0, device=device), crowd(m, 1, device=device), backend=backend)
-    assert matrix.shape == (n, m)
     assert_matches_reference(crowd(n, 0, device=device), crowd(m, 1, device=device), backend, kind="giou")
 
 

@@ -99,7 +99,10 @@ def test_groups_of_batches_and_strides(backend):
         alone = icr.pairwise_max(boxes1[batch], boxes2, group1=group1[batch], group2=group2, backend=backend)
         assert same_bits(found.values[batch], alone.values) and same_bits(found.indices[batch], alone.indices)
     found = icr.pairwise_topk(boxes1, boxes2, 3, dim=1, group1=group1, group2=group2, backend=backend)
-    assert found.values.shape == (3, 33, 3)
+    for batch in range(3):
+        groups = {"group1": group1[batch], "group2": group2}
+        alone = icr.pairwise_topk(boxes1[batch], boxes2, 3, dim=0, **groups, backend=backend)
+        assert same_bits(found.values[batch], alone.values) and same_bits(found.indices[batch], alone.indices)
 
 
 @every_backend
@@ -166,5 +169,5 @@ def added_memory(n: int, m: int, groups: int = 0) -> int:
 @pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF") or sys.platform != "linux", reason="measured as Linux does")
 @pytest.mark.parametrize(("n", "m", "groups"), [(1_000_000, 2_000, 0), (1_000_000, 200_000, 128)])
 def test_memory_of_the_maximum(n, m, groups, extension):
-    """A matrix would take 8 and 800 GB. The results are 12 bytes a row."""
+    """A matrix would take 8 and 800 GB. The results are 12 bytes per row."""
     assert added_memory(n, m, groups) <= 12 * n + (64 << 20)

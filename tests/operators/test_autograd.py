@@ -7,7 +7,6 @@ import icr_kernels as icr
 from icr_kernels import reference
 from icr_kernels.backends import BY_NAME
 from inputs import (
-    COMPILED_BACKENDS,
     box,
     device_of,
     every_backend,
@@ -381,11 +380,6 @@ def test_integer_tensors_beside_the_boxes_do_not_confuse_autograd(backend):
     )
     loss.backward()
     assert table.grad.any() and pred.grad is None
-
-
-def test_every_compiled_backend_is_tested():
-    """The tests above that concern operators run for each backend that has any."""
-    assert set(COMPILED_BACKENDS) >= {name for name in icr.available_backends() if name != "reference"}
 
 
 @every_compiled_backend

@@ -92,16 +92,20 @@ def recorded(operator, *arguments) -> tuple[list[Launch], Any]:
 
 
 def resources(compiled) -> dict[str, int]:
-    """Registers a thread, accesses to local memory (spills) and what the accesses to the other memories are."""
+    """Registers per thread, bytes per thread that did not fit into them, and what the accesses to the memories are.
+
+    What spills lies on the stack, which holds nothing else: it is there exactly where the machine code has accesses to
+    local memory. To disassemble that would take as long as the compilation.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [TOOLS / "cuobjdump", "-res-usage", "-sass", file.name]
-        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     accesses = re.findall(r"(?:ld|st)\.(?:global|local|shared)\S*", compiled.asm["ptx"])
     return {
-        "registers": int(re.search(r"REG:(\d+)", code).group(1)),
-        "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "registers": int(re.search(r"REG:(\d+)", said).group(1)),
+        "spilled": sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", said)),
         "shared": sum(".shared" in access for access in accesses),
         "rounded_products": len(re.findall(r"fma\.rn\.f32 .*, 0f00000000;", compiled.asm["ptx"])),
         "vector_loads": sum(access.startswith("ld.global.v") for access in accesses),
@@ -203,7 +207,7 @@ def masked(case: Case):
 
 
 def table(case: Case):
-    """A loss a pair, of strided predictions in another format, with anchor objects from a table in half precision."""
+    """A loss per pair, of strided predictions in another format, with anchor objects from a table in half precision."""
     of = given(case)
     count = len(of.boxes[0])
     pred = torch.cat((of.boxes[0], of.boxes[0]), 1)[:, 2:6]

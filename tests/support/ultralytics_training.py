@@ -84,7 +84,7 @@ def train(model: Any, data: Path, folder: Path, **options: Any) -> Path:
 
 
 def logged(run: Path) -> list[dict[str, str]]:
-    """An epoch a row."""
+    """A row per epoch."""
     with open(run / "results.csv") as file:
         return [{name.strip(): value.strip() for name, value in row.items()} for row in csv.DictReader(file)]
 
@@ -162,8 +162,6 @@ def main(folder: Path, data: Path, task: dict[str, Any]) -> None:
     options = {}
     if task.get("on_two_cpus"):
         options = {"trainer": importlib.import_module("two_cpus").TwoCpus, "device": "0,1"}
-    if task.get("without_launch"):
-        del model.train
     if task.get("resume"):
         model.train(resume=True)
     elif not task.get("own_train"):

@@ -18,8 +18,6 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from audit import audited, output_of
-
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "cuda_registers.csv"
 ARCHITECTURES = ("8.0", "9.0")
@@ -119,6 +117,8 @@ def test_registers_are_those_recorded(built):
 def test_extension_serves_every_torch_and_every_cuda_version(built):
     """It uses what torch 2.10 promises to keep, holds CUDA's runtime, and finds a CUDA torch through libtorch, which it
     may not have been built beside."""
+    from audit import audited, output_of  # where pytest alone looks; as a program this file does without
+
     library = str(next((built[0] / "lib" / "icr_kernels").glob("_C_cuda*.so")))
     (found,) = audited(library)
     assert found["stable"] and found["min_torch_version"] == "2.10.0" and not found["unknown_shim_symbols"]

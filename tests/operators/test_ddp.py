@@ -55,6 +55,7 @@ def process() -> None:
 def test_two_processes_have_the_loss_and_the_gradient_of_one():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "ICR_KERNELS_TEST_REFERENCE_ONLY": "1"}  # no emulation to build
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # what pytest has put there is where `inputs` is
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-4000:]

@@ -1,4 +1,4 @@
-// What a matrix of all pairs of boxes can hold: a similarity, which is 1 - loss; containment; or a penalty. A kind's number
+// What a matrix of all pairs of boxes can hold: a similarity, which is 1 - loss; containment; or a penalty. A function's number
 // is its place in the list, and icr_kernels/variants.py has them in the same order.
 #pragma once
 
@@ -33,8 +33,8 @@ struct Inside {
 };
 
 template <class... L, class... P>
-List<Similarity<L>..., Inside, P...> kinds_of(List<L...>, List<P...>);
-using Kinds = decltype(kinds_of(Losses{}, Penalties{}));
+List<Similarity<L>..., Inside, P...> pair_functions_of(List<L...>, List<P...>);
+using PairFunctions = decltype(pair_functions_of(Losses{}, Penalties{}));
 
 }  // namespace icr
 }  // namespace

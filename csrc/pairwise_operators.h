@@ -5,7 +5,7 @@
 
 namespace icr_kernels {
 
-// Boxes (..., N, 4) as a set a batch.
+// Boxes (..., N, 4) as one set per batch.
 inline BoxSet box_set(Inputs& inputs, const Tensor& boxes) {
   const Flat batches = flat(boxes, 2);
   const Tensor& view = inputs.keep(batches.tensor);

@@ -177,7 +177,7 @@ def detr_matching_cost(
         backend: name of a backend, or None: the first of `available_backends` that can run these tensors.
 
     Returns:
-        (M, Q) float32, or float64 if boxes or logits are: a row a target. No gradient flows. The rows of an image,
+        (M, Q) float32, or float64 if boxes or logits are: one row per target. No gradient flows. The rows of an image,
         transposed, are what `scipy.optimize.linear_sum_assignment` takes, but for NaN, which it refuses: put a number
         beyond every cost in its place, ``cost.nan_to_num(1e6, 1e6)``. NaN is the cost of a target whose box has NaN, or
         whose label or image does not exist; of a query whose box has NaN; and of one with a NaN logit, for targets of

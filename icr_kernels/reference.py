@@ -203,7 +203,9 @@ def similarity(loss):
     return lambda p, q, eps: 1 - loss(p, q, eps)
 
 
-KINDS = dict(zip(KIND_NAMES, (*map(similarity, LOSSES.values()), containment, *PENALTIES.values()), strict=True))
+PAIR_FUNCTIONS = dict(
+    zip(KIND_NAMES, (*map(similarity, LOSSES.values()), containment, *PENALTIES.values()), strict=True)
+)
 
 
 class ICRTerms(NamedTuple):
@@ -323,7 +325,7 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction) -> Tens
     dtype = compute_dtype(boxes1, boxes2)
     first = corners(boxes1.to(dtype).unsqueeze(-2), function.box_format)
     second = corners(boxes2.to(dtype).unsqueeze(-3), function.box_format)
-    return KINDS[function.kind](first, second, function.eps)
+    return PAIR_FUNCTIONS[function.kind](first, second, function.eps)
 
 
 # Pairs that are looked at together where no matrix is to be kept.
@@ -395,6 +397,6 @@ def matching_cost(call: CostCall, cost: MatchingCost) -> Tensor:
         of_class = positive - (1 - cost.alpha) * p**cost.gamma * -torch.log(not_p + cost.focal_eps)
     target = call.target_boxes.to(dtype).unsqueeze(-2)
     l1 = (found - target).abs().sum(-1)
-    overlap = KINDS["giou"](corners(found, cost.box_format), corners(target, cost.box_format), cost.eps)
+    overlap = PAIR_FUNCTIONS["giou"](corners(found, cost.box_format), corners(target, cost.box_format), cost.eps)
     total = cost.class_weight * of_class + cost.l1_weight * l1 - cost.giou_weight * overlap
     return torch.where(exists.unsqueeze(-1), total, math.nan)

@@ -1,4 +1,4 @@
-"""Which classes hang on which, and from there to the anchor object of every box of a batch."""
+"""Which classes are parts of which wholes, and from there to the anchor object of every box of a batch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral

@@ -70,7 +70,7 @@ def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: i
 
 
 def report(rows: Sequence[Row]) -> str:
-    """One line a row, and how many failed."""
+    """One line per row, and how many failed."""
     dtypes = list(TOLERANCE)
     names = (str(dtype).removeprefix("torch.") for dtype in dtypes)
     head = ["backend", "loss or kind", "penalty", *names, "gradcheck or max", ""]

@@ -17,7 +17,7 @@ from .kernels import Column, Gradients, Rows, loss_kernel, scaled_kernel, table_
 from .pair import Terms
 from .penalties import PENALTIES
 
-# Pairs that a program takes at a time: one a thread, so that a row is one access of its own.
+# Pairs that a program takes at a time: one per thread, so that a row is one access of its own.
 BLOCK, WARPS = 128, 4
 # Programs of a reduction at most, a multiprocessor: as many as are resident at once.
 PROGRAMS_PER_PROCESSOR = 8

@@ -12,7 +12,7 @@ from .number import one_minus
 from .penalties import PENALTIES
 
 
-class Kind(NamedTuple):
+class PairFunction(NamedTuple):
     """A function of two boxes, or 1 minus it."""
 
     function: Any
@@ -20,14 +20,18 @@ class Kind(NamedTuple):
 
 
 @triton.jit
-def of_kind(p, q, eps, FUNCTION: tl.constexpr, COMPLEMENT: tl.constexpr):
+def of_pair(p, q, eps, FUNCTION: tl.constexpr, COMPLEMENT: tl.constexpr):
     y = FUNCTION(p, q, eps)
     return one_minus(y) if COMPLEMENT else y
 
 
-def similarity_of(loss) -> Kind:
+def similarity_of(loss) -> PairFunction:
     """1 - loss, without a detour for the plain IoU: the smallest overlaps keep their order."""
-    return Kind(similarity, False) if loss is iou else Kind(loss, True)
+    return PairFunction(similarity, False) if loss is iou else PairFunction(loss, True)
 
 
-KINDS = [*map(similarity_of, LOSSES), Kind(containment, False), *(Kind(penalty, False) for penalty in PENALTIES)]
+PAIR_FUNCTIONS = [
+    *map(similarity_of, LOSSES),
+    PairFunction(containment, False),
+    *(PairFunction(penalty, False) for penalty in PENALTIES),
+]

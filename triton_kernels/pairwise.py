@@ -13,7 +13,7 @@ from .box import Box, area, corners, pull_back, spread, variables
 from .kernels import Rows, load_rows, store_rows
 from .number import rounded_product
 from .pair import gradient
-from .pair_functions import of_kind
+from .pair_functions import of_pair
 
 # Of 32 bits.
 LARGEST = tl.constexpr(2147483647)
@@ -87,7 +87,7 @@ def pairwise_kernel(
     c2 = load_set(boxes2, count2, batch, column, column < count2, DTYPE)
     p = variables(spread(corners(c1, FORMAT), 1), 0, 0)
     q = variables(spread(corners(c2, FORMAT), 0), 0, 0)
-    value = of_kind(p, q, eps, FUNCTION, COMPLEMENT).value
+    value = of_pair(p, q, eps, FUNCTION, COMPLEMENT).value
     at = (batch * count1 + row[:, None]) * count2 + column[None, :]
     tl.store(out + at, value, (row < count1)[:, None] & (column < count2)[None, :])
 
@@ -128,7 +128,7 @@ def pairwise_backward_kernel(
         there = other < count2
         c = load_set(boxes2, count2, batch, other, there, DTYPE)
         q = variables(spread(corners(c, FORMAT), 1 - AXIS), 4, 4)
-        y = of_kind(p, q, eps, FUNCTION, COMPLEMENT) if AXIS == 1 else of_kind(q, p, eps, FUNCTION, COMPLEMENT)
+        y = of_pair(p, q, eps, FUNCTION, COMPLEMENT) if AXIS == 1 else of_pair(q, p, eps, FUNCTION, COMPLEMENT)
         g = gradient(y, 0)
         keep = tl.expand_dims(inside, AXIS) & tl.expand_dims(there, 1 - AXIS)
         at = tl.expand_dims(mine * upstream_mine, AXIS) + tl.expand_dims(other * upstream_other, 1 - AXIS)
@@ -286,9 +286,9 @@ def selected_kernel(
             c2 = load_set(boxes2, count2, batch, row, there, DTYPE)
             g = variables(spread(corners(c2, FORMAT), 1 - AXIS), 0, 0)
             y = (
-                of_kind(g, q, eps, FUNCTION, COMPLEMENT)
+                of_pair(g, q, eps, FUNCTION, COMPLEMENT)
                 if CANDIDATE_FIRST
-                else of_kind(q, g, eps, FUNCTION, COMPLEMENT)
+                else of_pair(q, g, eps, FUNCTION, COMPLEMENT)
             )
             score = y.value
             if offset.data is not None:

@@ -10,7 +10,7 @@ from icr_kernels.variants import BOX_FORMATS
 
 from .matching_cost import matching_kernel
 from .operators import ALIGNMENT, DTYPES, column_of, flat, launch, programs_for, rows_of
-from .pair_functions import KINDS
+from .pair_functions import PAIR_FUNCTIONS
 from .pairwise import LARGEST, Columns, Set, pairwise_backward_kernel, pairwise_kernel, range_kernel, selected_kernel
 
 
@@ -79,7 +79,7 @@ def tile_for(blocks: Blocks, queries: int) -> Tile:
 def function_of(numbers: list[float], dtype: torch.dtype) -> tuple[float, dict]:
     """Which function of two boxes, as kernels take it: their last argument, and what is compiled in."""
     kind, box_format, eps = numbers
-    function, complement = KINDS[int(kind)]
+    function, complement = PAIR_FUNCTIONS[int(kind)]
     constants = {"FUNCTION": function, "COMPLEMENT": complement, "FORMAT": BOX_FORMATS[int(box_format)]}
     return float(eps), {**constants, "DTYPE": DTYPES[dtype]}
 

@@ -21,7 +21,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     table = Table(rows, aligned.MAIN)
     row = table.row("device", "cuda", "forward with gradient", 10_000_000)
     share = None if row is None else float(row["fraction_of_copy"])
-    what = "device time, forward with gradient, 10,000,000 pairs, of a copy of the same 64 bytes a pair"
+    what = "device time, forward with gradient, 10,000,000 pairs, of a copy of the same 64 bytes per pair"
     found = [target(what, ">= 90 %", share, "{:.1%}".format, share is not None and share >= 0.9)]
     for name in (CLAMP, TORCHVISION):
         for pairs, times in ((1_000, 25), (10_000, 25), (100_000, 25), (10_000_000, 20)):

@@ -12,7 +12,7 @@ namespace icr {
 
 using icr_cpu::kChunk;
 
-// `count` elements that lie one after the other. One loop a type, so that each is vectorised.
+// `count` elements that lie one after the other. One loop per type, so that each is vectorised.
 template <class T>
 ICR_INLINE void convert(const void* data, Type type, int64_t first, int count, T* to) {
   if (type == Type::kHalf) {
@@ -66,7 +66,7 @@ typename Pack<T, N>::Mask collect(const Rows& rows, int64_t first, int count, T*
   return Pack<T, N>::load(found) > Pack<T, N>(T(0));
 }
 
-// The coordinates of the pairs [first, first + count), a column each. Returns which pairs have a row.
+// The coordinates of the pairs [first, first + count), one column each. Returns which pairs have a row.
 template <class T, int N>
 ICR_INLINE typename Pack<T, N>::Mask load_rows(const Rows& rows, bool is_direct, int64_t first, int count,
                                                Pack<T, N> (&x)[4]) {
@@ -85,7 +85,7 @@ ICR_INLINE typename Pack<T, N>::Mask load_rows(const Rows& rows, bool is_direct,
   return has_row;
 }
 
-// One value a pair, or `otherwise` where there are none.
+// One value per pair, or `otherwise` where there are none.
 template <class T, int N>
 ICR_INLINE Pack<T, N> load_column(const Column& column, int64_t first, int count, T otherwise) {
   using P = Pack<T, N>;

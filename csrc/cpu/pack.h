@@ -215,7 +215,7 @@ ICR_INLINE Pack<double, N> atan2(Pack<double, N> y, Pack<double, N> x) {
   return y;
 }
 
-// Rows and columns: N rows of four coordinates lie in memory as four vectors; the arithmetic wants one a coordinate.
+// Rows and columns: N rows of four coordinates lie in memory as four vectors; the arithmetic wants one per coordinate.
 
 // The lanes of a (0 to N-1) and b (N to 2N-1) of those numbers.
 template <int... Lanes, class V>

@@ -32,7 +32,7 @@ constexpr int lanes_of = sizeof(P) / sizeof(NumberOf<P>);
 
 ICR_INLINE int at_most(int64_t count, int most) { return count < most ? int(count) : most; }
 
-// The corners and areas of up to `Size` boxes, a column each; a box of no size in the lanes beyond.
+// The corners and areas of up to `Size` boxes, one column each; a box of no size in the lanes beyond.
 template <class P, int Size>
 struct Corners {
   alignas(64) NumberOf<P> c[5][Size];
@@ -104,7 +104,7 @@ void pairwise(const PairwiseTask& task, int64_t begin, int64_t end) {
     second.fill(rows_of(task.second, part.batch), task.function, part.column, part.columns);
     T* const out = static_cast<T*>(task.out) +
                    (part.batch * task.first.count + part.row) * task.second.count + part.column;
-    visit(Kinds{}, task.function.kind, [&](auto kind) {
+    visit(PairFunctions{}, task.function.kind, [&](auto kind) {
       for (int i = 0; i < part.rows; ++i) {
         const auto p = first.one(i);
         T* const row = out + i * task.second.count;
@@ -152,7 +152,7 @@ void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
     for (int64_t column = 0; column < task.second.count; column += kColumns) {
       const int columns = at_most(task.second.count - column, kColumns);
       second.fill(second_rows, task.function, column, columns);
-      visit(Kinds{}, task.function.kind, [&](auto kind) {
+      visit(PairFunctions{}, task.function.kind, [&](auto kind) {
         for (int i = 0; i < rows; ++i) {
           const Column upstream = row_of(task.gradient, batch, row + i, column);
           const Box<P> p = first.one(i);
@@ -192,7 +192,7 @@ void second_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
       const int rows = at_most(task.first.count - row, kRows);
       first.fill(first_rows, task.function, row, rows);
       P sum[4] = {zero, zero, zero, zero};
-      visit(Kinds{}, task.function.kind, [&](auto kind) {
+      visit(PairFunctions{}, task.function.kind, [&](auto kind) {
         for (int i = 0; i < rows; ++i) {
           const Column upstream = row_of(task.gradient, batch, row + i, column);
           const P g = load_column<T, N>(upstream, 0, columns, T(0));
@@ -401,7 +401,7 @@ void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, 
         if (part.count <= 0) continue;
       }
       candidates.fill(task, batch, part.first, part.count);
-      visit(Kinds{}, task.function.kind, [&](auto kind) {
+      visit(PairFunctions{}, task.function.kind, [&](auto kind) {
         for (int i = 0; i < count; i += lanes) {
           if (!is_plain || !part.is_of_one_group) {
             pass_some(kind, task, candidates, part.first, part.count, part.is_of_one_group, queries, i, eps);

@@ -21,7 +21,7 @@ struct Partial {
 struct Sum {
   void* value = nullptr;    // in float or double as the task says; nullptr: no sum
   void* pending = nullptr;  // 1 / the number of unmasked pairs, by which the value is multiplied; nullptr: not asked for
-  Partial* partials = nullptr;  // one a block; not needed for one block
+  Partial* partials = nullptr;  // one per block; not needed for one block
   // Counts the blocks that are done; it is 0 before and after. nullptr: the kernel has one of its own, of that number.
   unsigned* ticket = nullptr;
   unsigned ticket_number = 0;

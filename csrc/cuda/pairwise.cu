@@ -1,5 +1,5 @@
 // The kernels over all pairs: their matrix, what its gradient is for the boxes, the best in its rows, matching costs. A
-// box is read and converted once a block, not once a pair, and waits in shared memory.
+// box is read and converted once per block, not once per pair, and waits in shared memory.
 #include "pairwise.h"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ __device__ icr::SizedBox<T> sized(const icr::Box<T>& box) {
 
 // The matrix
 
-// So many columns a thread, and rows one after the other.
+// So many columns per thread, and rows one after the other.
 template <class T>
 constexpr int kColumns = sizeof(T) == 4 ? 4 : 2;
 constexpr int kRows = 16;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
     }
     const int own_row = thread / tiles.width;
     T* out = static_cast<T*>(task.out) + (batch * task.first.count + first_row + own_row) * columns + first_column;
-    icr::visit(icr::Kinds{}, task.function.kind, [&](auto kind) {
+    icr::visit(icr::PairFunctions{}, task.function.kind, [&](auto kind) {
       for (int row = own_row; row < rows; row += at_once) {
         const icr::SizedBox<T> first = sized(firsts[row]);
 #pragma unroll
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 1)
       const Column gradient = icr::row_of(task.gradient, batch, row, column);
       const int64_t stride = OfSecond ? task.gradient.row_stride : task.gradient.column_stride;
       T few[4] = {T(0), T(0), T(0), T(0)};  // Few enough additions in float, then double.
-      icr::visit(icr::Kinds{}, task.function.kind, [&](auto kind) {
+      icr::visit(icr::PairFunctions{}, task.function.kind, [&](auto kind) {
         for (int i = share; i < count; i += shares) {
           const T upstream = icr::element<T>(gradient.data, gradient.type, i * stride);
           if constexpr (OfSecond) {
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 ? 4 : 1)
           }
         }
       };
-      icr::visit(icr::Kinds{}, task.function.kind, [&](auto kind) {
+      icr::visit(icr::PairFunctions{}, task.function.kind, [&](auto kind) {
         if (task.candidate_first) {
           look([&](const auto& candidate) { return kind.value(candidate, query, eps); });
         } else {

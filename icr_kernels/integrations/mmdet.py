@@ -162,7 +162,7 @@ class Pairing:
             labels = torch.cat([each.labels for each in samples])
             image = torch.cat([torch.full_like(each.labels, number) for number, each in enumerate(samples)])
             index = self.relations.anchor_index(boxes, labels, image)
-            # A row a box of the ground truth; one without a whole is of no use, and is nowhere.
+            # One row per box of the ground truth; one without a whole is of no use, and is nowhere.
             parts = torch.where((index >= 0).unsqueeze(-1), boxes, torch.nan)
             self._found = parts, boxes[index.clamp(min=0)] if len(boxes) else boxes
         return self._found

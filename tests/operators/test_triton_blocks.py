@@ -308,7 +308,7 @@ def test_losses_and_penalties_are_those_of_the_registry():
     assert [penalty.__name__ for penalty in operators.PENALTIES] == [name.replace("+", "_") for name in PENALTY_NAMES]
 
 
-def test_kinds_are_those_of_the_registry():
-    kinds = triton_kernels.pairwise_operators.KINDS
-    assert len(kinds) == len(KIND_NAMES)
-    assert [kind.complement for kind in kinds] == [name in LOSS_NAMES and name != "iou" for name in KIND_NAMES]
+def test_pair_functions_are_those_of_the_registry():
+    functions = triton_kernels.pairwise_operators.PAIR_FUNCTIONS
+    assert len(functions) == len(KIND_NAMES)
+    assert [each.complement for each in functions] == [name in LOSS_NAMES and name != "iou" for name in KIND_NAMES]

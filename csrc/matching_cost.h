@@ -11,9 +11,16 @@ using icr_kernels::Cost;
 // The cost of a task in the numbers of a kernel.
 template <class S, class T = S>
 ICR_INLINE Cost<S> cost_in(const Cost<double>& cost) {
-  return {cost.box_format,        cost.is_focal,      cost.is_square,           S(T(cost.class_weight)),
-          S(T(cost.l1_weight)),   S(T(cost.giou_weight)), S(T(cost.alpha)), S(T(cost.gamma)),
-          S(T(cost.focal_eps)),   S(T(cost.eps))};
+  return {cost.box_format,
+          cost.is_focal,
+          cost.is_square,
+          S(T(cost.class_weight)),
+          S(T(cost.l1_weight)),
+          S(T(cost.giou_weight)),
+          S(T(cost.alpha)),
+          S(T(cost.gamma)),
+          S(T(cost.focal_eps)),
+          S(T(cost.eps))};
 }
 
 // x^gamma for x in [0, 1]; the square, which nearly everyone takes, without a detour.

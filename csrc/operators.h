@@ -208,11 +208,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor targ
   return {total, pending, grad_pred, grad_target, grad_anchor_objects};
 }
 
-// A gradient of the pairs times factor and pending, as far as they are there; of a table (anchor_objects with their index), that
-// of its rows.
+// A gradient of the pairs times factor and pending, as far as they are there; of a table (anchor objects with their
+// index), that of its rows.
 template <class Backend>
-Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype, OptionalTensor anchor_objects,
-              OptionalTensor anchor_index) {
+Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype,
+              OptionalTensor anchor_objects, OptionalTensor anchor_index) {
   const Backend backend(gradient);
   if (!gradient.is_contiguous()) gradient = torch::stable::contiguous(gradient);
   Inputs inputs(5);
@@ -275,8 +275,8 @@ std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_
   Tensor grad_anchor_objects = gradient(anchor_objects, kAnchorObject, !of_table, task.grad_anchor_objects);
   backend.run(task);
   if (of_table && (wanted & kAnchorObject)) {
-    grad_anchor_objects =
-        scaled<Backend>(grad_anchor_objects, std::nullopt, std::nullopt, anchor_objects->scalar_type(), anchor_objects, anchor_index);
+    grad_anchor_objects = scaled<Backend>(grad_anchor_objects, std::nullopt, std::nullopt,
+                                          anchor_objects->scalar_type(), anchor_objects, anchor_index);
   }
   return {grad_pred, grad_target, grad_anchor_objects};
 }

@@ -18,8 +18,8 @@ using icr_kernels::kTarget;
 // The formula of a task in the numbers of a kernel.
 template <class S, class T = S>
 ICR_INLINE Formula<S> formula_in(const Formula<double>& formula) {
-  return {formula.loss,       formula.penalty, formula.relative, formula.box_format, S(T(formula.eps)),
-          S(T(formula.penalty_weight))};
+  return {formula.loss,       formula.penalty,   formula.relative,
+          formula.box_format, S(T(formula.eps)), S(T(formula.penalty_weight))};
 }
 
 template <class S>
@@ -99,7 +99,8 @@ template <unsigned Want, class S, class M>
 ICR_INLINE S add_penalty(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, S k, Gradients<S>& gradients) {
   S value;
   visit(Penalties{}, formula.penalty, [&](auto penalty) ICR_INLINE_LAMBDA {
-    const auto y = evaluate<(Want & kPred) != 0, (Want & kAnchorObject) != 0>(penalty, boxes.pred, boxes.anchor, formula.eps);
+    const auto y =
+        evaluate<(Want & kPred) != 0, (Want & kAnchorObject) != 0>(penalty, boxes.pred, boxes.anchor, formula.eps);
     value = value_of(y);
     M counts = has_anchor;
     if (formula.relative) {

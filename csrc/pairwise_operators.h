@@ -72,7 +72,8 @@ Tensor pairwise(Tensor boxes1, Tensor boxes2, Numbers numbers) {
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Tensor boxes2, Numbers numbers, int64_t wanted) {
+std::tuple<Tensor, Tensor> pairwise_backward(Tensor gradient, Tensor boxes1, Tensor boxes2, Numbers numbers,
+                                             int64_t wanted) {
   const Backend backend(boxes1);
   Inputs inputs(3);
   PairwiseTask task = pairwise_task(inputs, boxes1, boxes2, numbers);

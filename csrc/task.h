@@ -71,7 +71,7 @@ struct Task {
   bool in_double = false;
 
   Rows pred, target, anchor_objects;  // anchor_objects.data == nullptr: no anchor objects
-  Column weight, mask;         // data == nullptr: none
+  Column weight, mask;                // data == nullptr: none
 
   // Of every gradient, and of losses written one per pair. Where there is a normalizer, a 0-dim value that only a kernel
   // can read, it also divides by max(normalizer, eps).
@@ -88,7 +88,8 @@ struct Task {
   void* iou_out = nullptr;
   void* containment_out = nullptr;
   void* penalty_out = nullptr;
-  RowsOut grad_pred, grad_target, grad_anchor_objects;  // anchor_objects: one row per pair, whether or not they come from a table
+  // One row per pair, those of anchor objects too, whether or not they come from a table.
+  RowsOut grad_pred, grad_target, grad_anchor_objects;
 };
 
 // The gradient rows of the pairs times one or two upstream factors, rounded to the type of the boxes.

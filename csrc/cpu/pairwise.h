@@ -124,8 +124,8 @@ ICR_INLINE void add_lanes(const Pack<T, N> (&x)[4], double (&total)[4]) {
 }
 
 template <class T>
-void store_gradient(const RowsOut& out, const Rows& boxes, const PairFunction<double>& function, int64_t batch, int64_t count,
-                    int64_t box, const double (&total)[4]) {
+void store_gradient(const RowsOut& out, const Rows& boxes, const PairFunction<double>& function, int64_t batch,
+                    int64_t count, int64_t box, const double (&total)[4]) {
   T coordinates[4], gradient[4];
   for (int c = 0; c < 4; ++c) {
     coordinates[c] = element<T>(boxes.data, boxes.type, box * boxes.row_stride + c * boxes.column_stride);

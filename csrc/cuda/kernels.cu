@@ -93,7 +93,9 @@ __device__ void store_nothing(const Task& task, int64_t pair) {
   store_term(task.penalty_out, pair, T(0));
   if ((Want & icr::kPred) && task.grad_pred.data != nullptr) store_row(task.grad_pred, pair, zeros);
   if ((Want & icr::kTarget) && task.grad_target.data != nullptr) store_row(task.grad_target, pair, zeros);
-  if ((Want & icr::kAnchorObject) && task.grad_anchor_objects.data != nullptr) store_row(task.grad_anchor_objects, pair, zeros);
+  if ((Want & icr::kAnchorObject) && task.grad_anchor_objects.data != nullptr) {
+    store_row(task.grad_anchor_objects, pair, zeros);
+  }
 }
 
 // Losses or all terms of the pairs, with the gradients in Want. Loss and penalty are chosen by branches that are the
@@ -150,7 +152,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     }
     if constexpr (Want & icr::kPred) store_gradient(task.grad_pred, pair, format, factor, pred, gradients.pred);
     if constexpr (Want & icr::kTarget) store_gradient(task.grad_target, pair, format, factor, target, gradients.target);
-    if constexpr (Want & icr::kAnchorObject) store_gradient(task.grad_anchor_objects, pair, format, factor, anchor, gradients.anchor);
+    if constexpr (Want & icr::kAnchorObject) {
+      store_gradient(task.grad_anchor_objects, pair, format, factor, anchor, gradients.anchor);
+    }
   }
   if constexpr (!AllTerms) {
     total.loss += double(few);

@@ -158,7 +158,7 @@ inline void check_count(const Numbers& numbers, size_t count) {
 
 inline Formula<double> formula_of(const Numbers& numbers) {
   check_count(numbers, 6);
-  return {int(numbers[0]), int(numbers[1]), numbers[2] != 0, int(numbers[3]), numbers[4], numbers[5]};
+  return {int(numbers[0]), int(numbers[1]), numbers[2] != 0, numbers[3], numbers[4], int(numbers[5])};
 }
 
 // The part of a task that the loss and the terms share.

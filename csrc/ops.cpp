@@ -50,7 +50,7 @@ std::pair<double, std::vector<double>> pair(const std::string& loss, const std::
                                             double penalty_weight, bool relative) {
   const icr::Formula<double> formula{number(icr::Losses{}, "loss", loss),
                                      anchor ? number(icr::Penalties{}, "penalty", penalty) : -1, relative,
-                                     icr::kXYXY, eps, penalty_weight};
+                                     penalty_weight, eps, icr::kXYXY};
   double p[4], g[4], a[4] = {};
   std::copy(pred.begin(), pred.end(), p);
   std::copy(target.begin(), target.end(), g);

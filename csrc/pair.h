@@ -18,8 +18,8 @@ using icr_kernels::kTarget;
 // The formula of a task in the numbers of a kernel.
 template <class S, class T = S>
 ICR_INLINE Formula<S> formula_in(const Formula<double>& formula) {
-  return {formula.loss,       formula.penalty,   formula.relative,
-          formula.box_format, S(T(formula.eps)), S(T(formula.penalty_weight))};
+  return {formula.loss,      formula.penalty,   formula.relative, S(T(formula.penalty_weight)),
+          S(T(formula.eps)), formula.box_format};
 }
 
 template <class S>

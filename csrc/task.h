@@ -43,9 +43,9 @@ struct Formula {
   int loss;
   int penalty;  // -1: none
   bool relative;
-  int box_format;
-  S eps;
   S penalty_weight;
+  S eps;
+  int box_format;
 };
 
 // Which function of a pair of boxes (pair_functions.h).
@@ -66,12 +66,13 @@ struct Cost {
 };
 
 struct Task {
-  Formula<double> formula;
   int64_t pairs = 0;
   bool in_double = false;
 
   Rows pred, target, anchor_objects;  // anchor_objects.data == nullptr: no anchor objects
   Column weight, mask;                // data == nullptr: none
+
+  Formula<double> formula;
 
   // Of every gradient, and of losses written one per pair. Where there is a normalizer, a 0-dim value that only a kernel
   // can read, it also divides by max(normalizer, eps).

@@ -63,9 +63,9 @@ class Formula(NamedTuple):
             LOSS_IDS[self.loss],
             PENALTY_IDS[self.penalty],
             self.relative,
-            BOX_FORMAT_IDS[self.box_format],
-            self.eps,
             self.penalty_weight,
+            self.eps,
+            BOX_FORMAT_IDS[self.box_format],
         ]
 
 

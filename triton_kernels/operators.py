@@ -76,7 +76,7 @@ class Formula(NamedTuple):
 
 
 def formula_of(call: LossCall | TermsCall) -> Formula:
-    loss, penalty, relative, box_format, eps, penalty_weight = call.numbers
+    loss, penalty, relative, penalty_weight, eps, box_format = call.numbers
     has_penalty = call.anchor_objects is not None and penalty >= 0
     return Formula(
         LOSSES[int(loss)],

@@ -124,7 +124,7 @@ def ended_in_time(
 EXTENSIONS = """
 import sys, torch
 from icr_kernels import builds
-print(operators.__file__)
+print(builds.__file__)
 sys.exit(builds.CPU_ERROR or (torch.version.cuda and builds.CUDA_ERROR) or builds.TRITON_ERROR)
 """
 MACHINE = "import json; from benchmarks import results; print(json.dumps(results.machine()))"

@@ -104,11 +104,11 @@ template <class T, unsigned Want, bool AllTerms>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred ? kBlocksPerMultiprocessor : 1)
     pairs_kernel(const __grid_constant__ Task task, const __grid_constant__ Sum sum) {
   const icr::Formula<T> formula = icr::formula_in<T>(task.formula);
-  const auto format = icr::BoxFormat(formula.box_format);
+  const auto format = icr::BoxFormat(task.formula.box_format);
   T scale = T(task.scale);
   if (task.normalizer.data != nullptr) {
     const T normalizer = icr::element<T>(task.normalizer.data, task.normalizer.type, 0);
-    scale = scale / icr::greater(formula.eps, normalizer);
+    scale = scale / icr::greater(T(task.formula.eps), normalizer);
   }
   const auto* mask = static_cast<const uint8_t*>(task.mask.data);
   const int64_t step = int64_t(gridDim.x) * kThreads;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     T pred[4], target[4], anchor[4] = {T(0), T(0), T(0), T(0)};
     load_row(task.pred, pair, pred);
     load_row(task.target, pair, target);
-    const bool has_anchor = formula.penalty >= 0 && load_row(task.anchor_objects, pair, anchor);
+    const bool has_anchor = task.formula.penalty >= 0 && load_row(task.anchor_objects, pair, anchor);
     const icr::Boxes<T> boxes{icr::corners(pred, format), icr::corners(target, format), icr::corners(anchor, format)};
     icr::Gradients<T> gradients;
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = T(0);

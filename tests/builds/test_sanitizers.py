@@ -29,6 +29,7 @@ if platform.machine() == "x86_64":
         "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
     }
 CPU = {str(ROOT / "csrc" / "cpu" / f"{name}.cpp"): [*target, *ONE_VARIANT] for name, target in LOOPS.items()}
+CPU[str(ROOT / "csrc" / "cpu" / "table_gradient.cpp")] = []
 CPU |= {str(CPP / name): [] for name in ("cpu_processors.cpp", "sanitize.cpp")}
 EMULATION = [f"-I{CPP / 'emulation'}", "-fdata-sections"]
 SHARED_MEMORY = f"-Wl,-T,{CPP / 'emulation' / 'shared.ld'}"

@@ -89,7 +89,7 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
   if (weighted) task.weight = {weight.data, compute, 1};
   const int64_t normalizer = 3;
   if (!masked) task.normalizer = {&normalizer, Type::kInt64, 0};
-  task.formula = {runs % 6, runs % 5, runs % 2 == 1, runs % 3, 1e-7, 1};
+  task.formula = {runs % 6, runs % 5, runs % 2 == 1, 1, 1e-7, runs % 3};
   task.terms = terms;
   task.loss_out = losses.data;
   if (terms) {

@@ -37,7 +37,8 @@ struct RowsOut {
   Type type = Type::kFloat;
 };
 
-// What is computed of each pair, in numbers of S. The order of all of these is that of icr_kernels/variants.py.
+// What is computed of each pair, in numbers of S. Loss, penalty and format are places in the lists of
+// icr_kernels/variants.py.
 template <class S>
 struct Formula {
   int loss;

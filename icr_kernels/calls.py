@@ -14,12 +14,12 @@ from .variants import BOX_FORMAT_IDS, KIND_IDS, LOSS_IDS, PENALTY_IDS, REDUCTION
 
 # Which gradients are wanted: bit n is of the n-th boxes of a call.
 PRED, TARGET, ANCHOR_OBJECTS = 1, 2, 4
-BOXES1, BOXES2 = 1, 2
+BOXES1, BOXES2 = PRED, TARGET
 
 
 def wanted(first: bool, second: bool, third: bool = False) -> int:
     """The bits of the boxes whose gradient is wanted."""
-    return (1 if first else 0) | (2 if second else 0) | (4 if third else 0)
+    return (PRED if first else 0) | (TARGET if second else 0) | (ANCHOR_OBJECTS if third else 0)
 
 
 def compute_dtype(*boxes: Tensor | None) -> torch.dtype:

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -157,8 +158,11 @@ inline void check_count(const Numbers& numbers, size_t count) {
 }
 
 inline Formula<double> formula_of(const Numbers& numbers) {
-  check_count(numbers, 6);
-  return {int(numbers[0]), int(numbers[1]), numbers[2] != 0, numbers[3], numbers[4], int(numbers[5])};
+  constexpr size_t names = 4;
+  check_count(numbers, names + kNumberCount);
+  Formula<double> formula{int(numbers[0]), int(numbers[1]), numbers[3] != 0, {}, int(numbers[2])};
+  std::copy(numbers.begin() + names, numbers.end(), formula.numbers);
+  return formula;
 }
 
 // The part of a task that the loss and the terms share.

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,35 +32,23 @@ std::vector<std::string> names(icr::List<Variants...>) {
   return {Variants::name...};
 }
 
-template <class... Variants>
-int number(icr::List<Variants...> list, const std::string& argument, const std::string& name) {
-  const auto known = names(list);
-  for (size_t i = 0; i < known.size(); ++i) {
-    if (known[i] == name) return int(i);
-  }
-  throw std::invalid_argument(argument + ": expected a name that this build has, got '" + name + "'");
-}
-
-
 // Value of one pair of boxes in double, and its gradient with respect to prediction, target and anchor object.
-std::pair<double, std::vector<double>> pair(const std::string& loss, const std::string& penalty,
-                                            const Coordinates& pred, const Coordinates& target,
-                                            const std::optional<Coordinates>& anchor, double eps,
-                                            double penalty_weight, bool relative) {
-  const icr::Formula<double> formula{number(icr::Losses{}, "loss", loss),
-                                     anchor ? number(icr::Penalties{}, "penalty", penalty) : -1, relative,
-                                     penalty_weight, eps, icr::kXYXY};
+std::pair<double, std::vector<double>> pair(const icr_kernels::Numbers& numbers, const Coordinates& pred,
+                                            const Coordinates& target, const std::optional<Coordinates>& anchor) {
+  auto formula = icr_kernels::formula_of(numbers);
+  if (!anchor) formula.penalty = -1;
+  const auto format = icr::BoxFormat(formula.box_format);
   double p[4], g[4], a[4] = {};
   std::copy(pred.begin(), pred.end(), p);
   std::copy(target.begin(), target.end(), g);
   if (anchor) std::copy(anchor->begin(), anchor->end(), a);
-  const icr::Boxes<double> boxes{icr::corners(p, icr::kXYXY), icr::corners(g, icr::kXYXY), icr::corners(a, icr::kXYXY)};
+  const icr::Boxes<double> boxes{icr::corners(p, format), icr::corners(g, format), icr::corners(a, format)};
   icr::Gradients<double> gradients{};
   const double value =
       icr::pair_loss<icr::kPred | icr::kTarget | icr::kAnchorObject>(formula, boxes, anchor.has_value(), gradients);
-  icr::pull_back(p, icr::kXYXY, gradients.pred);
-  icr::pull_back(g, icr::kXYXY, gradients.target);
-  icr::pull_back(a, icr::kXYXY, gradients.anchor);
+  icr::pull_back(p, format, gradients.pred);
+  icr::pull_back(g, format, gradients.target);
+  icr::pull_back(a, format, gradients.anchor);
   std::vector<double> gradient(gradients.pred, gradients.pred + 4);
   gradient.insert(gradient.end(), gradients.target, gradients.target + 4);
   gradient.insert(gradient.end(), gradients.anchor, gradients.anchor + 4);
@@ -80,8 +67,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", &icr_cpu::instruction_set, "The one in use.");
   m.def("set_instruction_set", &icr_cpu::set_instruction_set, py::arg("name"), "Use another one.");
   m.def("compiler", [] { return std::string(kCompiler) + __VERSION__; }, "The compiler of this build.");
-  m.def("pair", &pair, py::arg("loss"), py::arg("penalty"), py::arg("pred"), py::arg("target"), py::arg("anchor"),
-        py::arg("eps") = 1e-7, py::arg("penalty_weight") = 1.0, py::arg("relative") = false,
-        "Loss of one pair of boxes (x1, y1, x2, y2) in double and its gradient: 12 numbers, for prediction, target and "
-        "anchor object (None: no anchor object).");
+  m.def("pair", &pair, py::arg("formula"), py::arg("pred"), py::arg("target"), py::arg("anchor"),
+        "Loss of one pair of boxes in double and its gradient: 12 numbers, for prediction, target and anchor object "
+        "(None: no anchor object). The formula as icr_kernels/calls.py packs it.");
 }

@@ -12,14 +12,17 @@ namespace icr {
 
 using icr_kernels::Formula;
 using icr_kernels::kAnchorObject;
+using icr_kernels::kEps;
+using icr_kernels::kPenaltyWeight;
 using icr_kernels::kPred;
 using icr_kernels::kTarget;
 
 // The formula of a task in the numbers of a kernel.
 template <class S, class T = S>
 ICR_INLINE Formula<S> formula_in(const Formula<double>& formula) {
-  return {formula.loss,      formula.penalty,   formula.relative, S(T(formula.penalty_weight)),
-          S(T(formula.eps)), formula.box_format};
+  Formula<S> result{formula.loss, formula.penalty, formula.relative, {}, formula.box_format};
+  for (int i = 0; i < icr_kernels::kNumberCount; ++i) result.numbers[i] = S(T(formula.numbers[i]));
+  return result;
 }
 
 template <class S>
@@ -85,7 +88,7 @@ template <unsigned Want, class S>
 ICR_INLINE S set_box_loss(const Formula<S>& formula, const Boxes<S>& boxes, S k, Gradients<S>& gradients) {
   S value;
   visit(Losses{}, formula.loss, [&](auto loss) ICR_INLINE_LAMBDA {
-    const auto y = evaluate<(Want & kPred) != 0, (Want & kTarget) != 0>(loss, boxes.pred, boxes.target, formula.eps);
+    const auto y = evaluate<(Want & kPred) != 0, (Want & kTarget) != 0>(loss, boxes.pred, boxes.target, formula.numbers[kEps]);
     value = value_of(y);
     if constexpr ((Want & kPred) != 0) set_partials<0>(y, k, gradients.pred);
     if constexpr ((Want & kTarget) != 0) set_partials<4>(y, k, gradients.target);
@@ -100,11 +103,11 @@ ICR_INLINE S add_penalty(const Formula<S>& formula, const Boxes<S>& boxes, M has
   S value;
   visit(Penalties{}, formula.penalty, [&](auto penalty) ICR_INLINE_LAMBDA {
     const auto y =
-        evaluate<(Want & kPred) != 0, (Want & kAnchorObject) != 0>(penalty, boxes.pred, boxes.anchor, formula.eps);
+        evaluate<(Want & kPred) != 0, (Want & kAnchorObject) != 0>(penalty, boxes.pred, boxes.anchor, formula.numbers[kEps]);
     value = value_of(y);
     M counts = has_anchor;
     if (formula.relative) {
-      value = value - evaluate<false, false>(penalty, boxes.target, boxes.anchor, formula.eps);
+      value = value - evaluate<false, false>(penalty, boxes.target, boxes.anchor, formula.numbers[kEps]);
       counts = counts & !(value <= S(0));
     }
     value = select(counts, value, S(0));
@@ -120,7 +123,7 @@ template <unsigned Want, class S, class M>
 ICR_INLINE S pair_loss(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, Gradients<S>& gradients) {
   const S loss = set_box_loss<Want>(formula, boxes, S(1), gradients);
   if (formula.penalty < 0) return loss;
-  const S weight = formula.penalty_weight;
+  const S weight = formula.numbers[kPenaltyWeight];
   return loss + weight * add_penalty<Want>(formula, boxes, has_anchor, weight, gradients);
 }
 
@@ -128,7 +131,7 @@ ICR_INLINE S pair_loss(const Formula<S>& formula, const Boxes<S>& boxes, M has_a
 template <unsigned Want, class S, class M>
 ICR_INLINE Terms<S> pair_terms(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, const Terms<S>& k,
                                Gradients<S>& gradients) {
-  const S eps = formula.eps, weight = formula.penalty_weight;
+  const S eps = formula.numbers[kEps], weight = formula.numbers[kPenaltyWeight];
   constexpr bool pred = (Want & kPred) != 0, target = (Want & kTarget) != 0, anchor = (Want & kAnchorObject) != 0;
   Terms<S> terms;
   terms.loss = set_box_loss<Want>(formula, boxes, k.loss, gradients);

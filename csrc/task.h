@@ -37,6 +37,9 @@ struct RowsOut {
   Type type = Type::kFloat;
 };
 
+// The numbers of a formula, in the order in which icr_kernels/calls.py packs them.
+enum Number { kPenaltyWeight, kEps, kNumberCount };
+
 // What is computed of each pair, in numbers of S. Loss, penalty and format are places in the lists of
 // icr_kernels/variants.py.
 template <class S>
@@ -44,8 +47,7 @@ struct Formula {
   int loss;
   int penalty;  // -1: none
   bool relative;
-  S penalty_weight;
-  S eps;
+  S numbers[kNumberCount];
   int box_format;
 };
 

@@ -17,7 +17,6 @@ from .variants import (
     KIND_NAMES,
     LOSS_NAMES,
     MOST_SELECTED,
-    NO_PENALTY,
     PENALTY_NAMES,
     REDUCTIONS,
 )
@@ -77,23 +76,21 @@ def pairs(
 
 
 def formula(
-    loss: str,
-    penalty: str,
-    penalty_weight: float,
-    relative: bool,
-    eps: float,
-    box_format: str,
-    anchor_objects: Tensor | None,
+    loss: str = "ciou",
+    penalty: str = "containment",
+    box_format: str = "xyxy",
+    relative: bool = False,
+    penalty_weight: float = 1.0,
+    eps: float = 1e-7,
 ) -> Formula:
-    """The names and numbers that choose what is computed. Without anchor objects there is no penalty."""
+    """The names and numbers that choose what is computed of each pair."""
     _name("loss", loss, LOSS_NAMES)
     _name("penalty", penalty, PENALTY_NAMES)
     number("penalty_weight", penalty_weight)
     if not isinstance(relative, bool):
         raise TypeError(f"relative: expected True or False, got {type(relative).__name__}")
     _format(eps, box_format)
-    penalty = NO_PENALTY if anchor_objects is None else penalty
-    return Formula(loss, penalty, float(penalty_weight), relative, float(eps), box_format)
+    return Formula(loss, penalty, box_format, relative, float(penalty_weight), float(eps))
 
 
 def _format(eps: float, box_format: str) -> None:
@@ -101,24 +98,11 @@ def _format(eps: float, box_format: str) -> None:
     number("eps", eps, 1e-30)
 
 
-def names(
-    *,
-    reduction: str,
-    loss: str,
-    eps: float,
-    box_format: str,
-    penalty: str = PENALTY_NAMES[0],
-    penalty_weight: float = 1.0,
-    relative: bool = False,
-    **_: object,
-) -> None:
-    """The names and numbers that a module holds, checked when it is made."""
+def reduction(reduction: str) -> None:
     _name("reduction", reduction, REDUCTIONS)
-    formula(loss, penalty, penalty_weight, relative, eps, box_format, None)
 
 
-def reduction(reduction: str, normalizer: float | Tensor | None, pred: Tensor) -> None:
-    _name("reduction", reduction, REDUCTIONS)
+def normalizer(normalizer: float | Tensor | None, reduction: str, pred: Tensor) -> None:
     if normalizer is None:
         return
     if reduction != "mean":
@@ -178,7 +162,7 @@ def pair_function(kind: str, eps: float, box_format: str) -> PairFunction:
     """The name and number of a matrix of all pairs."""
     _name("kind", kind, KIND_NAMES)
     _format(eps, box_format)
-    return PairFunction(kind, float(eps), box_format)
+    return PairFunction(kind, box_format, float(eps))
 
 
 def over_second(dim: int, matrix: Sets) -> bool:
@@ -261,15 +245,15 @@ def matching_cost(
 ) -> MatchingCost:
     """The names and numbers of a matching cost."""
     _name("classification", classification, CLASSIFICATIONS)
-    numbers = {"class_weight": class_weight, "l1_weight": l1_weight, "giou_weight": giou_weight}
-    for argument, value in numbers.items():
-        number(argument, value)
+    number("class_weight", class_weight)
+    number("l1_weight", l1_weight)
+    number("giou_weight", giou_weight)
     number("alpha", alpha, 0, 1)
     number("gamma", gamma, 0)
     number("focal_eps", focal_eps, 1e-30, 1)
     _format(eps, box_format)
-    numbers |= {"alpha": alpha, "gamma": gamma, "focal_eps": focal_eps, "eps": eps}
-    return MatchingCost(**{argument: float(value) for argument, value in numbers.items()}, box_format=box_format)
+    numbers = class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps
+    return MatchingCost(box_format, *map(float, numbers))
 
 
 def _name(argument: str, name: str, known: tuple[str, ...]) -> None:

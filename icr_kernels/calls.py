@@ -49,40 +49,36 @@ class Sets(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """What is computed of each pair."""
+    """What is computed of each pair. Whatever follows the names is handed on as it is, up to the formula of a pair."""
 
-    loss: str
-    penalty: str
-    penalty_weight: float
-    relative: bool
-    eps: float
-    box_format: str
+    loss: str = "ciou"
+    penalty: str = "containment"
+    box_format: str = "xyxy"
+    relative: bool = False
+    penalty_weight: float = 1.0
+    eps: float = 1e-7
 
     def packed(self) -> list[float]:
-        return [
-            LOSS_IDS[self.loss],
-            PENALTY_IDS[self.penalty],
-            self.relative,
-            self.penalty_weight,
-            self.eps,
-            BOX_FORMAT_IDS[self.box_format],
-        ]
+        loss, penalty, box_format, *numbers = self
+        return [LOSS_IDS[loss], PENALTY_IDS[penalty], BOX_FORMAT_IDS[box_format], *numbers]
 
 
 class PairFunction(NamedTuple):
     """Which function of two boxes a matrix of all pairs holds."""
 
     kind: str
-    eps: float
     box_format: str
+    eps: float
 
     def packed(self) -> list[float]:
-        return [KIND_IDS[self.kind], BOX_FORMAT_IDS[self.box_format], self.eps]
+        kind, box_format, eps = self
+        return [KIND_IDS[kind], BOX_FORMAT_IDS[box_format], eps]
 
 
 class MatchingCost(NamedTuple):
     """What the cost of matching a query to a target is made of."""
 
+    box_format: str
     class_weight: float
     l1_weight: float
     giou_weight: float
@@ -90,10 +86,9 @@ class MatchingCost(NamedTuple):
     gamma: float
     focal_eps: float
     eps: float
-    box_format: str
 
     def packed(self) -> list[float]:
-        *numbers, box_format = self
+        box_format, *numbers = self
         return [BOX_FORMAT_IDS[box_format], *numbers]
 
 

@@ -102,8 +102,9 @@ def icr_loss(
     boxes: a 0-dim tensor, or one loss per pair with reduction="none".
     """
     pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
-    formula = arguments.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchor_objects)
-    arguments.reduction(reduction, normalizer, pred)
+    formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
+    arguments.reduction(reduction)
+    arguments.normalizer(normalizer, reduction, pred)
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
@@ -182,7 +183,7 @@ def icr_terms(
     term is differentiable.
     """
     pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, None, mask)
-    formula = arguments.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchor_objects)
+    formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
@@ -224,8 +225,9 @@ def icr_loss_and_grad(
     """
     with torch.no_grad():
         pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
-        formula = arguments.formula(loss, penalty, penalty_weight, relative, eps, box_format, anchor_objects)
-        arguments.reduction(reduction, normalizer, pred)
+        formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
+        arguments.reduction(reduction)
+        arguments.normalizer(normalizer, reduction, pred)
         chosen = choose(backend, device_type(pred))
         is_transformed = transforms.active()
         if chosen.operators is not None and not is_transformed:
@@ -237,7 +239,7 @@ def icr_loss_and_grad(
                 gradient = chosen.operators.scaled(gradient, factor, None, pred.dtype, None, None)
             return value, gradient
     tensors = {"anchor_index": anchor_index, "weight": weight, "mask": mask, "normalizer": normalizer}
-    options: dict[str, Any] = {**tensors, "reduction": reduction, **formula._asdict(), "penalty": penalty}
+    options: dict[str, Any] = {**tensors, "reduction": reduction, **formula._asdict()}
     if is_transformed:
 
         def total(pred: Tensor) -> tuple[Tensor, Tensor]:

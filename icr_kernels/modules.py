@@ -9,10 +9,11 @@ from .functional import box_iou_loss, icr_loss
 class _Options(nn.Module):
     """Keeps keyword options, checks their names and numbers at once, and shows them."""
 
-    def __init__(self, reduction: str, **options) -> None:
+    def __init__(self, reduction: str, backend: str | None, **formula) -> None:
         super().__init__()
-        arguments.names(reduction=reduction, **options)
-        self.options = {**options, "reduction": reduction}
+        arguments.formula(**formula)
+        arguments.reduction(reduction)
+        self.options = {**formula, "reduction": reduction, "backend": backend}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -140,11 +140,11 @@ def icr_loss(pairs: Pairs, formula: Formula, normalizer: float | Tensor | None, 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction, backend: str) -> Tensor:
     """`icr_kernels.pairwise_iou` by the kernels of aligned pairs: each box of the one set beside each of the other."""
-    kind, eps, box_format = function
+    kind, box_format, eps = function
     dtype = compute_dtype(boxes1, boxes2)
     first, second = torch.broadcast_tensors(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
     if kind in LOSS_NAMES:
-        packed = Formula(kind, NO_PENALTY, 1.0, False, eps, box_format).packed()
+        packed = Formula(kind, NO_PENALTY, box_format, eps=eps).packed()
         if kind == "iou":
             return Term.apply(first, second, None, None, _IOU, backend, packed)
         return 1 - Term.apply(first, second, None, None, _LOSS, backend, packed)
@@ -152,5 +152,5 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction, backend
         term, penalty = _CONTAINMENT, PENALTY_NAMES[0]
     else:
         term, penalty = _PENALTY, kind.removesuffix("_penalty")
-    packed = Formula("iou", penalty, 1.0, False, eps, box_format).packed()
+    packed = Formula("iou", penalty, box_format, eps=eps).packed()
     return Term.apply(first, first, second, None, term, backend, packed)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .box import Box, corners, pull_back, variables
 from .number import add, greater, scale
-from .pair import gradient, pair_loss, pair_terms
+from .pair import Numbers, gradient, pair_loss, pair_terms
 
 
 class Rows(NamedTuple):
@@ -185,8 +185,7 @@ def loss_kernel(
     factor = tl.full((), scale, tl.float64)
     if normalizer is not None:
         factor = factor / greater(tl.load(normalizer).to(tl.float64), tl.full((), eps, tl.float64))
-    eps = tl.full((), eps, DTYPE)
-    penalty_weight = tl.full((), penalty_weight, DTYPE)
+    numbers = Numbers(tl.full((), penalty_weight, DTYPE), tl.full((), eps, DTYPE))
     sums = tl.zeros((BLOCK,), tl.float64)
     counts = tl.zeros((BLOCK,), tl.int64)
     # Each program takes every programs-th block: the order of a sum depends on nothing but their number.
@@ -207,8 +206,7 @@ def loss_kernel(
             variables(corners(g, FORMAT), COUNT if gradients.target is None else 4, COUNT),
             variables(corners(a, FORMAT), COUNT if gradients.anchor_objects is None else 8, COUNT),
             has_anchor,
-            penalty_weight,
-            eps,
+            numbers,
             LOSS,
             PENALTY,
             RELATIVE,
@@ -259,8 +257,7 @@ def terms_kernel(
     BLOCK: tl.constexpr,
 ):
     """The terms; or, where they are None, the gradients of their sum, each times the gradient from above."""
-    eps = tl.full((), eps, DTYPE)
-    penalty_weight = tl.full((), penalty_weight, DTYPE)
+    numbers = Numbers(tl.full((), penalty_weight, DTYPE), tl.full((), eps, DTYPE))
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < pairs
     keep = kept(mask, rows, inside)
@@ -275,8 +272,7 @@ def terms_kernel(
         variables(corners(g, FORMAT), COUNT if gradients.target is None else 4, COUNT),
         variables(corners(a, FORMAT), COUNT if gradients.anchor_objects is None else 8, COUNT),
         has_anchor,
-        penalty_weight,
-        eps,
+        numbers,
         LOSS,
         PENALTY,
         RELATIVE,

@@ -3,7 +3,7 @@ already and mean what they mean in C++. Nothing here waits for a device."""
 
 import concurrent.futures
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -61,31 +61,17 @@ def column_of(values: Tensor | None) -> Column:
     return Column() if values is None else Column(*flat(values, 0))
 
 
-class Formula(NamedTuple):
-    """What is computed of each pair, as kernels take it: functions, which are compiled in, and numbers."""
-
-    loss: Any
-    penalty: Any
-    relative: bool
-    box_format: str
-    eps: float
-    penalty_weight: float
-
-    def constants(self) -> dict:
-        return {"LOSS": self.loss, "PENALTY": self.penalty, "RELATIVE": self.relative, "FORMAT": self.box_format}
-
-
-def formula_of(call: LossCall | TermsCall) -> Formula:
-    loss, penalty, relative, penalty_weight, eps, box_format = call.numbers
+def formula_of(call: LossCall | TermsCall) -> tuple[dict[str, Any], list[float]]:
+    """What is computed of each pair, as kernels take it: what is compiled in, and numbers."""
+    loss, penalty, box_format, relative, *numbers = call.numbers
     has_penalty = call.anchor_objects is not None and penalty >= 0
-    return Formula(
-        LOSSES[int(loss)],
-        PENALTIES[int(penalty)] if has_penalty else None,
-        bool(relative),
-        BOX_FORMATS[int(box_format)],
-        float(eps),
-        float(penalty_weight),
-    )
+    constants = {
+        "LOSS": LOSSES[int(loss)],
+        "PENALTY": PENALTIES[int(penalty)] if has_penalty else None,
+        "RELATIVE": bool(relative),
+        "FORMAT": BOX_FORMATS[int(box_format)],
+    }
+    return constants, numbers
 
 
 def variable_count(wanted: int) -> int:
@@ -155,7 +141,7 @@ def gradients_of(call: LossCall | TermsCall, wanted: int, *dtypes: torch.dtype |
 
 def loss(*arguments):
     call = LossCall(*arguments)
-    pred, formula = call.pred, formula_of(call)
+    pred, (constants, numbers) = call.pred, formula_of(call)
     dtype = compute_dtype(pred, call.target, call.anchor_objects)
     empty = functools.partial(torch.empty, dtype=dtype, device=pred.device)
     pairs, block = pred.numel() // 4, block_for(pred)
@@ -197,9 +183,8 @@ def loss(*arguments):
             gradients,
             pairs,
             float(scale),
-            formula.penalty_weight,
-            formula.eps,
-            **formula.constants(),
+            *numbers,
+            **constants,
             COUNT=variable_count(call.wanted),
             REDUCED=call.reduction != REDUCTION_IDS["none"],
             DTYPE=DTYPES[dtype],
@@ -258,7 +243,7 @@ def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *argumen
 
 
 def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms, gradients: Gradients) -> None:
-    pred, formula = call.pred, formula_of(call)
+    pred, (constants, numbers) = call.pred, formula_of(call)
     pairs, block = pred.numel() // 4, block_for(pred)
     with torch.cuda.device_of(pred):
         launch(
@@ -274,9 +259,8 @@ def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms,
             upstream,
             gradients,
             pairs,
-            formula.penalty_weight,
-            formula.eps,
-            **formula.constants(),
+            *numbers,
+            **constants,
             COUNT=variable_count(wanted),
             DTYPE=DTYPES[compute_dtype(pred, call.target, call.anchor_objects)],
             BLOCK=block,

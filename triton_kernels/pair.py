@@ -9,6 +9,13 @@ from .box import Box, containment, similarity
 from .number import add, choose, constant, literal, relu, scale, subtract
 
 
+class Numbers(NamedTuple):
+    """Those of the formula, in the order in which icr_kernels/calls.py packs them."""
+
+    penalty_weight: Any
+    eps: Any
+
+
 class Terms(NamedTuple):
     loss: Any
     iou: Any
@@ -22,34 +29,34 @@ def constant_box(b):
 
 
 @triton.jit
-def penalty_of(p, g, a, has_anchor, eps, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
+def penalty_of(p, g, a, has_anchor, numbers, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
     """The penalty before weighting; 0 without an anchor object. A relative one is its excess over the target's."""
-    penalty = PENALTY(p, a, eps)
+    penalty = PENALTY(p, a, numbers.eps)
     if RELATIVE:
-        penalty = relu(subtract(penalty, PENALTY(constant_box(g), constant_box(a), eps)))
+        penalty = relu(subtract(penalty, PENALTY(constant_box(g), constant_box(a), numbers.eps)))
     return choose(has_anchor, penalty, literal(0.0, penalty))
 
 
 @triton.jit
-def pair_loss(p, g, a, has_anchor, weight, eps, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
-    """L(P, G) + weight * penalty(P, A)"""
-    loss = LOSS(p, g, eps)
+def pair_loss(p, g, a, has_anchor, numbers, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
+    """L(P, G) + penalty_weight * penalty(P, A)"""
+    loss = LOSS(p, g, numbers.eps)
     if PENALTY is not None:
-        loss = add(loss, scale(penalty_of(p, g, a, has_anchor, eps, PENALTY, RELATIVE), weight))
+        loss = add(loss, scale(penalty_of(p, g, a, has_anchor, numbers, PENALTY, RELATIVE), numbers.penalty_weight))
     return loss
 
 
 @triton.jit
-def pair_terms(p, g, a, has_anchor, weight, eps, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
+def pair_terms(p, g, a, has_anchor, numbers, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
     """All terms of the pair."""
-    loss = LOSS(p, g, eps)
-    iou = similarity(p, g, eps)
+    loss = LOSS(p, g, numbers.eps)
+    iou = similarity(p, g, numbers.eps)
     if PENALTY is None:
         return Terms(loss, iou, literal(1.0, loss), literal(0.0, loss))
     else:
-        penalty = penalty_of(p, g, a, has_anchor, eps, PENALTY, RELATIVE)
-        inside = choose(has_anchor, containment(p, a, eps), literal(1.0, loss))
-        return Terms(add(loss, scale(penalty, weight)), iou, inside, penalty)
+        penalty = penalty_of(p, g, a, has_anchor, numbers, PENALTY, RELATIVE)
+        inside = choose(has_anchor, containment(p, a, numbers.eps), literal(1.0, loss))
+        return Terms(add(loss, scale(penalty, numbers.penalty_weight)), iou, inside, penalty)
 
 
 @triton.jit

@@ -116,7 +116,7 @@ def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
     operators = BY_NAME[name].operators
     assert operators is not None
     pred, target, anchor_objects = (rows.detach() for rows in given)
-    formula = arguments.formula("ciou", "containment", 1.0, False, 1e-7, "xyxy", anchor_objects)
+    formula = arguments.formula("ciou", "containment")
     call = LossCall(
         pred,
         target,

@@ -70,7 +70,8 @@ void Cpu::run(const Task& task) const { run_chunks(task, nullptr); }
 std::tuple<Tensor, Tensor> Cpu::sum(Task& task, bool over_count, bool) const {
   if (over_count) task.scale /= double(std::max<int64_t>(count_true(task.mask, task.pairs), 1));
   if (task.normalizer.data != nullptr) {
-    task.scale /= std::max(icr::element<double>(task.normalizer.data, task.normalizer.type, 0), task.formula.eps);
+    const double normalizer = icr::element<double>(task.normalizer.data, task.normalizer.type, 0);
+    task.scale /= std::max(normalizer, task.formula.numbers[icr_kernels::kEps]);
   }
   std::vector<double> sums(chunks(task.pairs));
   run_chunks(task, sums.data());

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
   T scale = T(task.scale);
   if (task.normalizer.data != nullptr) {
     const T normalizer = icr::element<T>(task.normalizer.data, task.normalizer.type, 0);
-    scale = scale / icr::greater(T(task.formula.eps), normalizer);
+    scale = scale / icr::greater(T(task.formula.numbers[icr::kEps]), normalizer);
   }
   const auto* mask = static_cast<const uint8_t*>(task.mask.data);
   const int64_t step = int64_t(gridDim.x) * kThreads;

@@ -65,7 +65,8 @@ class ICRBoxLoss(nn.Module):
             "relative": relative,
             "eps": eps,
         }
-        arguments.names(reduction=reduction, box_format="xyxy", **self.options)
+        arguments.formula(**self.options)
+        arguments.reduction(reduction)
         arguments.number("loss_weight", loss_weight)
         self.reduction = reduction
         self.loss_weight = loss_weight

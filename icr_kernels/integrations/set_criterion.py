@@ -56,7 +56,7 @@ class Terms:
         label_key: str,
     ) -> "Terms":
         arguments.number("weight", weight, 0)
-        arguments.formula("giou", penalty, weight, relative, EPS, "cxcywh", None)
+        arguments.formula(penalty=penalty, relative=relative)
         uniform = UniformTerm.of_parts(box_term, relations)
         formula = {"penalty": penalty, "relative": relative}
         record = Record(relations, uniform)

@@ -40,7 +40,7 @@ class UniformTerm(NamedTuple):
         """Checked but for whether there are classes of these names; none at weight 0, which is the stock loss."""
         arguments.number("weight", weight, 0)
         if not callable(loss):
-            arguments.names(reduction="mean", loss=loss, eps=1e-7, box_format="xyxy")
+            arguments.formula(loss)
         if max_side is not None:
             arguments.number("max_side", max_side, 0)
             max_side = float(max_side)

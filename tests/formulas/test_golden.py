@@ -9,6 +9,7 @@ import pytest
 
 import icr_kernels as icr
 from golden_scenes import PLATES_AND_CARS, SCENES, by_hand
+from icr_kernels.calls import Formula
 from inputs import (
     box,
     device_of,
@@ -89,7 +90,7 @@ def test_gradient_of_a_plate_in_a_car(scene, penalty, dtype, backend):
 @every_scene
 @every_loss
 def test_single_pair_of_the_extension(scene, loss, extension):
-    value, gradient = extension.pair(loss, "none", list(scene.pred), list(scene.target), None)
+    value, gradient = extension.pair(Formula(loss).packed(), list(scene.pred), list(scene.target), None)
     assert value == pytest.approx(by_hand(scene.losses, loss, "loss"), abs=1e-12)
     if loss in scene.gradients:
         assert gradient[:4] == pytest.approx(scene.gradients[loss], abs=1e-12)
@@ -99,7 +100,8 @@ def test_single_pair_of_the_extension(scene, loss, extension):
 @every_penalty
 def test_single_pair_of_the_extension_with_an_anchor(scene, penalty, extension):
     pred = list(scene.pred)
-    value, gradient = extension.pair("iou", penalty, pred, pred, list(scene.anchor), penalty_weight=2.0)
+    formula = Formula("iou", penalty, penalty_weight=2.0)
+    value, gradient = extension.pair(formula.packed(), pred, pred, list(scene.anchor))
     assert value == pytest.approx(2 * by_hand(scene.penalties, penalty, "penalty"), abs=1e-12)
     if penalty in scene.gradients:
         by_pred, by_anchor = scene.gradients[penalty]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import icr_kernels as icr
 from icr_kernels import reference
+from icr_kernels.calls import Formula
 from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 from inputs import (
     HALF_DTYPES,
@@ -393,13 +394,11 @@ def test_single_pair_of_the_extension(relative, loss, penalty, extension):
     grids = [grid_boxes(24, 3, seed) for seed in range(3)]
     grids = [torch.cat((rows[:, :2], rows[:, :2] + rows[:, 2:] + 1), 1) for rows in grids]
     boxes = [torch.cat(rows) for rows in zip(pairs(24, dtype=torch.float64), grids, strict=True)]
-    options = {"loss": loss, "penalty": penalty, "penalty_weight": 1.5, "relative": relative}
+    formula = Formula(loss, penalty, relative=relative, penalty_weight=1.5)
     leaves = [rows.requires_grad_() for rows in boxes]
-    values = reference.icr_loss(*leaves, reduction="none", **options)
+    values = reference.icr_loss(*leaves, reduction="none", **formula._asdict())
     gradients = torch.cat(torch.autograd.grad(values.sum(), leaves), 1)
     for row, (value, gradient) in enumerate(zip(values.tolist(), gradients, strict=True)):
-        actual, derivatives = extension.pair(
-            loss, penalty, *(rows[row].tolist() for rows in boxes), penalty_weight=1.5, relative=relative
-        )
+        actual, derivatives = extension.pair(formula.packed(), *(rows[row].tolist() for rows in boxes))
         assert actual == pytest.approx(value, rel=1e-12, abs=1e-12)
         assert derivatives == pytest.approx(gradient.tolist(), rel=1e-10, abs=1e-12)

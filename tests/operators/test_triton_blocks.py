@@ -56,7 +56,7 @@ def call(
     reduction: str = "none",
     penalty: str = "containment",
 ) -> tuple[Tensor, ...]:
-    formula = Formula("ciou", penalty, 1.0, False, 1e-7, "xyxy")
+    formula = Formula("ciou", penalty)
     tensors = (*boxes, index, weight, mask, None)
     return triton_kernels.loss(*tensors, 1.0, REDUCTION_IDS[reduction], formula.packed(), 7, False)
 
@@ -136,7 +136,7 @@ def test_terms_and_their_gradients(with_anchor_objects, dtype, several_programs)
     boxes = [ordinary(60, seed, dtype) for seed in range(3)]
     boxes[2] = boxes[2] if with_anchor_objects else None
     mask = torch.arange(60, device=DEVICE) % 4 != 1
-    formula = Formula("giou", "log", 0.5, False, 1e-7, "xyxy").packed()
+    formula = Formula("giou", "log", penalty_weight=0.5).packed()
     upstream = [torch.linspace(1, 2 + i, 120, dtype=dtype, device=DEVICE)[::2] for i in range(4)]
     terms = triton_kernels.terms(*boxes, None, mask, formula)
     leaves = [rows if rows is None else rows.double().requires_grad_() for rows in boxes]
@@ -173,7 +173,7 @@ def small_tiles(request, monkeypatch):
 
 
 def function_of(kind: str) -> PairFunction:
-    return PairFunction(kind, 0.5, "xyxy")
+    return PairFunction(kind, "xyxy", 0.5)
 
 
 def matrix(first: Tensor, second: Tensor, kind: str = "iou") -> Tensor:
@@ -291,7 +291,7 @@ def test_matching_cost(gamma, dtype, small_tiles):
     image, labels = torch.tensor([0, 1, 2, 2, -1, 3, 1, 0, 2**31 - 1]).int(), torch.tensor([0, 4, 2, -1, 1, 1, 5, 3, 2])
     tensors = targets, labels.to(DEVICE), image.to(DEVICE)
     for normalizer in (None, logits.logsumexp(-1)):
-        of_pair = MatchingCost(2.0, 5.0, 1.5, 0.25, gamma, 1e-12, 1e-16, "cxcywh")
+        of_pair = MatchingCost("cxcywh", 2.0, 5.0, 1.5, 0.25, gamma, 1e-12, 1e-16)
         cost = triton_kernels.matching_cost(boxes, logits, normalizer, *tensors, of_pair.packed())
         wide = [None if rows is None else rows.double() for rows in (boxes, logits, normalizer, targets)]
         truth = reference.matching_cost(CostCall(*wide, *tensors[1:], of_pair.packed()), of_pair)

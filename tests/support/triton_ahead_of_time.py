@@ -173,7 +173,7 @@ def given(case: Case) -> Given:
     boxes = [boxes_of(seed).to(case.dtype) for seed in range(3)]
     leaves = [rows.double().requires_grad_() for rows in boxes]
     asked = [rows for bit, rows in enumerate(leaves) if case.wanted >> bit & 1]
-    formula = Formula(case.loss, case.penalty, 0.75, True, 0.5, "xyxy")
+    formula = Formula(case.loss, case.penalty, "xyxy", True, 0.75, 0.5)
     return Given(boxes, leaves, asked, formula, formula._asdict())
 
 
@@ -256,7 +256,7 @@ def scaled_table(case: Case):
 
 def pairwise(case: Case):
     first, second = (boxes_of(seed).to(case.dtype) for seed in range(2))
-    function = PairFunction(case.kind, 0.5, "xyxy")
+    function = PairFunction(case.kind, "xyxy", 0.5)
     first, second = (first[7::29], second) if case.tile != "narrow" else (first[::4], second[7::29])
     launches, result = recorded(triton_kernels.pairwise, first, second, function.packed())
     return launches, [result], [reference.pairwise_iou(first.double(), second.double(), function)]
@@ -268,7 +268,7 @@ def pairwise_backward(case: Case):
     mine = boxes_of(0)[5::41].to(torch.float16 if case.tile == "few" else case.dtype)
     sides = [mine, boxes_of(1).to(case.dtype)][:: 1 if case.wanted == 1 else -1]
     upstream = torch.linspace(-1, 2, len(sides[0]) * len(sides[1]) * 2).view(len(sides[1]), -1)[:, ::2].t()
-    function = PairFunction(case.kind, 0.5, "cxcywh")
+    function = PairFunction(case.kind, "cxcywh", 0.5)
     arguments = upstream, *sides, function.packed(), case.wanted
     launches, results = recorded(triton_kernels.pairwise_backward, *arguments)
     leaves = [rows.double().requires_grad_() for rows in sides]
@@ -284,7 +284,7 @@ def of_selection(case: Case, group=None, offset=None, at_least=None, candidate_f
     every = {"many": 4, "some": 30, "few": 100}[case.tile]
     groups = (None, None) if group is None else (group[::every], group)
     least = None if at_least is None else at_least[::every]
-    function = PairFunction(case.kind, 0.5, "xyxy")
+    function = PairFunction(case.kind, "xyxy", 0.5)
     call = (*groups, offset, least, candidate_first, case.k, larger, function.packed())
     queries = queries[::every].clone()
     launches, results = recorded(triton_kernels.selected, queries, candidates, *call)
@@ -314,7 +314,7 @@ def matching_cost(case: Case):
     logits = torch.linspace(-9, 9, 600 * 6, dtype=case.dtype).view(6, 150, 4).permute(2, 1, 0)
     image, labels = torch.arange(10) % 6 - 1, torch.arange(10).int() % 8 - 1
     tensors = boxes, logits, logits.logsumexp(-1) if case.k else None, targets.to(case.dtype), labels, image
-    cost = MatchingCost(2.0, 5.0, 1.5, 0.25, 1.5 if case.tile == "few" else 2.0, 1e-8, 0.5, "cxcywh")
+    cost = MatchingCost("cxcywh", 2.0, 5.0, 1.5, 0.25, 1.5 if case.tile == "few" else 2.0, 1e-8, 0.5)
     launches, result = recorded(triton_kernels.matching_cost, *tensors, cost.packed())
     doubles = [rows if rows is None or not rows.is_floating_point() else rows.double() for rows in tensors]
     return launches, [result], [reference.matching_cost(CostCall(*doubles, cost.packed()), cost)]

@@ -14,7 +14,6 @@ from typing import Any
 from ... import arguments
 from ...relations import Relations, names_of_wholes
 from ..handle import Handle, Record, framework, place_of
-from ..set_criterion import EPS
 from ..uniform import BoxLoss, UniformTerm
 from . import ranks
 from .criteria import Criterion
@@ -94,7 +93,7 @@ def enable_icr(
     # The names are known once the data set is; all else is checked now.
     mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
     arguments.number("weight", weight, 0)
-    arguments.formula("ciou", penalty, weight, relative, EPS, "xyxy", None)
+    arguments.formula(penalty=penalty, relative=relative)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     uniform = UniformTerm.of_parts(box_term, mentioned)

@@ -86,16 +86,14 @@ def formula(
     """The names and numbers that choose what is computed of each pair."""
     _name("loss", loss, LOSS_NAMES)
     _name("penalty", penalty, PENALTY_NAMES)
-    number("penalty_weight", penalty_weight)
+    _name("box_format", box_format, BOX_FORMATS)
     if not isinstance(relative, bool):
         raise TypeError(f"relative: expected True or False, got {type(relative).__name__}")
-    _format(eps, box_format)
-    return Formula(loss, penalty, box_format, relative, float(penalty_weight), float(eps))
+    return Formula(loss, penalty, box_format, relative, number("penalty_weight", penalty_weight), _eps(eps))
 
 
-def _format(eps: float, box_format: str) -> None:
-    _name("box_format", box_format, BOX_FORMATS)
-    number("eps", eps, 1e-30)
+def _eps(eps: float) -> float:
+    return number("eps", eps, 1e-30)
 
 
 def reduction(reduction: str) -> None:
@@ -126,7 +124,7 @@ def sets(
     names: tuple[str, str, str, str] = ("boxes1", "boxes2", "group1", "group2"),
 ) -> Sets:
     """Shapes, dtypes and devices of two sets of boxes whose pairs are looked at. Leading dimensions are broadcast."""
-    for argument, boxes in zip(names, (boxes1, boxes2), strict=False):
+    for argument, boxes in ((names[0], boxes1), (names[1], boxes2)):
         _boxes(argument, boxes)
         if boxes.dim() < 2:
             raise ValueError(f"{argument}: expected boxes of shape (..., N, 4), got {tuple(boxes.shape)}")
@@ -161,8 +159,8 @@ def sets(
 def pair_function(kind: str, eps: float, box_format: str) -> PairFunction:
     """The name and number of a matrix of all pairs."""
     _name("kind", kind, KIND_NAMES)
-    _format(eps, box_format)
-    return PairFunction(kind, box_format, float(eps))
+    _name("box_format", box_format, BOX_FORMATS)
+    return PairFunction(kind, box_format, _eps(eps))
 
 
 def over_second(dim: int, matrix: Sets) -> bool:
@@ -188,14 +186,17 @@ def selected_count(k: int) -> None:
 
 def number(
     argument: str, value: float, least: float = -_LARGEST, most: float = _LARGEST, expected: str = "a number"
-) -> None:
+) -> float:
     """Of Python or NumPy, within bounds, finite in float32 too. A tensor is none: reading one would make a GPU wait."""
-    if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
+    if type(value) is float and least <= value <= most:
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Real)):
         raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
     if not least <= value <= most:
         at_least = f" of at least {least:g}" if least > -_LARGEST else ""
         bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f"{at_least} that is finite in float32"
         raise ValueError(f"{argument}: expected a number{bounds}, got {value!r}")
+    return float(value)
 
 
 def matched(
@@ -245,15 +246,17 @@ def matching_cost(
 ) -> MatchingCost:
     """The names and numbers of a matching cost."""
     _name("classification", classification, CLASSIFICATIONS)
-    number("class_weight", class_weight)
-    number("l1_weight", l1_weight)
-    number("giou_weight", giou_weight)
-    number("alpha", alpha, 0, 1)
-    number("gamma", gamma, 0)
-    number("focal_eps", focal_eps, 1e-30, 1)
-    _format(eps, box_format)
-    numbers = class_weight, l1_weight, giou_weight, alpha, gamma, focal_eps, eps
-    return MatchingCost(box_format, *map(float, numbers))
+    _name("box_format", box_format, BOX_FORMATS)
+    return MatchingCost(
+        box_format,
+        number("class_weight", class_weight),
+        number("l1_weight", l1_weight),
+        number("giou_weight", giou_weight),
+        number("alpha", alpha, 0, 1),
+        number("gamma", gamma, 0),
+        number("focal_eps", focal_eps, 1e-30, 1),
+        _eps(eps),
+    )
 
 
 def _name(argument: str, name: str, known: tuple[str, ...]) -> None:

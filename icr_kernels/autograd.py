@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import calls, transforms
 from .backends import BY_NAME
-from .calls import ANCHOR_OBJECTS, PRED, TARGET, LossCall, PairwiseCall, TermsCall
+from .calls import ANCHOR_OBJECTS, BOXES1, BOXES2, PRED, TARGET
 
 
 def wanted(first: Tensor, second: Tensor, third: Tensor | None = None) -> int:
@@ -67,14 +67,14 @@ def first_derivative(backward):
 
 class Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, backend, *arguments):
-        operators, call = BY_NAME[backend].operators, LossCall(*arguments)
+    def forward(ctx, pred, target, anchor_objects, backend, call):
+        operators = BY_NAME[backend].operators
         loss, pending, grad_pred, grad_target, grad_anchor_objects = operators.loss(*call)
         of_pred, of_target, of_anchor_objects = call.wanted & PRED, call.wanted & TARGET, call.wanted & ANCHOR_OBJECTS
         ctx.save_for_backward(
-            call.pred if of_pred else None,
-            call.target if of_target else None,
-            call.anchor_objects if of_anchor_objects else None,
+            pred if of_pred else None,
+            target if of_target else None,
+            anchor_objects if of_anchor_objects else None,
             call.anchor_index if of_anchor_objects else None,
             pending if pending.numel() else None,
             grad_pred if of_pred else None,
@@ -95,41 +95,42 @@ class Loss(torch.autograd.Function):
         if anchor_objects is not None:
             table = None if index is None else anchor_objects
             anchor_objects = ctx.scaled(grad_anchor_objects, grad_loss, pending, anchor_objects.dtype, table, index)
-        return None, pred, target, anchor_objects, *[None] * (len(LossCall._fields) - 3)
+        return pred, target, anchor_objects, None, None
 
 
 class Terms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, backend, *arguments):
-        operators, call = BY_NAME[backend].operators, TermsCall(*arguments)
-        ctx.save_for_backward(call.pred, call.target, call.anchor_objects, call.anchor_index, call.mask)
+    def forward(ctx, pred, target, anchor_objects, backend, call):
+        operators = BY_NAME[backend].operators
+        ctx.save_for_backward(pred, target, anchor_objects, call.anchor_index, call.mask)
         ctx.terms_backward, ctx.numbers = operators.terms_backward, call.numbers
         return operators.terms(*call)
 
     @staticmethod
     @first_derivative
     def backward(ctx, *grad_terms):
-        is_wanted = ctx.needs_input_grad[1:4]
-        rows = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, ctx.numbers, calls.wanted(*is_wanted))
-        return None, *_wanted_alone(rows, is_wanted), *[None] * (len(TermsCall._fields) - 3)
+        bits = calls.wanted(*ctx.needs_input_grad[:3])
+        pred, target, anchor_objects = ctx.terms_backward(*grad_terms, *ctx.saved_tensors, ctx.numbers, bits)
+        return (
+            pred if bits & PRED else None,
+            target if bits & TARGET else None,
+            anchor_objects if bits & ANCHOR_OBJECTS else None,
+            None,
+            None,
+        )
 
 
 class Pairwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, backend, *arguments):
-        operators, call = BY_NAME[backend].operators, PairwiseCall(*arguments)
-        ctx.save_for_backward(call.boxes1, call.boxes2)
-        ctx.pairwise_backward, ctx.numbers = operators.pairwise_backward, call.numbers
-        return operators.pairwise(*call)
+    def forward(ctx, boxes1, boxes2, backend, numbers):
+        operators = BY_NAME[backend].operators
+        ctx.save_for_backward(boxes1, boxes2)
+        ctx.pairwise_backward, ctx.numbers = operators.pairwise_backward, numbers
+        return operators.pairwise(boxes1, boxes2, numbers)
 
     @staticmethod
     @first_derivative
     def backward(ctx, gradient):
-        is_wanted = ctx.needs_input_grad[1:3]
-        rows = ctx.pairwise_backward(gradient, *ctx.saved_tensors, ctx.numbers, calls.wanted(*is_wanted))
-        return None, *_wanted_alone(rows, is_wanted), *[None] * (len(PairwiseCall._fields) - 2)
-
-
-def _wanted_alone(gradients, is_wanted):
-    """The gradients that are wanted; None for the others, which have no elements."""
-    return (each if is_one else None for each, is_one in zip(gradients, is_wanted, strict=True))
+        bits = calls.wanted(*ctx.needs_input_grad[:2])
+        boxes1, boxes2 = ctx.pairwise_backward(gradient, *ctx.saved_tensors, ctx.numbers, bits)
+        return boxes1 if bits & BOXES1 else None, boxes2 if bits & BOXES2 else None, None, None

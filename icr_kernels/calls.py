@@ -24,8 +24,10 @@ def wanted(first: bool, second: bool, third: bool = False) -> int:
 
 def compute_dtype(*boxes: Tensor | None) -> torch.dtype:
     """What the arithmetic runs in, and the dtype of losses: float32, or float64 if any box is float64."""
-    double = any(rows is not None and rows.dtype == torch.float64 for rows in boxes)
-    return torch.float64 if double else torch.float32
+    for rows in boxes:
+        if rows is not None and rows.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 class Pairs(NamedTuple):
@@ -59,8 +61,7 @@ class Formula(NamedTuple):
     eps: float = 1e-7
 
     def packed(self) -> list[float]:
-        loss, penalty, box_format, *numbers = self
-        return [LOSS_IDS[loss], PENALTY_IDS[penalty], BOX_FORMAT_IDS[box_format], *numbers]
+        return [LOSS_IDS[self.loss], PENALTY_IDS[self.penalty], BOX_FORMAT_IDS[self.box_format], *self[3:]]
 
 
 class PairFunction(NamedTuple):

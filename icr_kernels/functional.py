@@ -123,7 +123,7 @@ def icr_loss(
         return transforms.icr_loss(pairs, formula, normalizer, reduction, chosen.name)
     call = _loss_call(pairs, formula, normalizer, reduction, autograd.wanted(pred, target, anchor_objects))
     if call.wanted:
-        return autograd.Loss.apply(chosen.name, *call)
+        return autograd.Loss.apply(pred, target, anchor_objects, chosen.name, call)
     return chosen.operators.loss(*call)[0]
 
 
@@ -194,7 +194,7 @@ def icr_terms(
         return transforms.icr_terms(pairs, formula, chosen.name)
     call = TermsCall(pred, target, anchor_objects, anchor_index, mask, formula.packed())
     if autograd.wanted(pred, target, anchor_objects):
-        return ICRTerms(*autograd.Terms.apply(chosen.name, *call))
+        return ICRTerms(*autograd.Terms.apply(pred, target, anchor_objects, chosen.name, call))
     return ICRTerms(*chosen.operators.terms(*call))
 
 

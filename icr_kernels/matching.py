@@ -199,7 +199,6 @@ def detr_matching_cost(
             dtype = compute_dtype(pred_logits, pred_boxes, target_boxes)
             log_normalizer = pred_logits.to(dtype).logsumexp(-1)
         tensors = pred_boxes, pred_logits, log_normalizer, target_boxes, target_labels, target_image
-        call = CostCall(*tensors, cost.packed())
         if chosen.operators is None:
-            return reference.matching_cost(call, cost)
-        return chosen.operators.matching_cost(*call)
+            return reference.matching_cost(CostCall(*tensors, cost.packed()), cost)
+        return chosen.operators.matching_cost(*tensors, cost.packed())

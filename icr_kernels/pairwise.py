@@ -4,7 +4,7 @@ from torch import Tensor
 
 from . import arguments, autograd, reference, transforms
 from .backends import choose, device_type
-from .calls import PairFunction, PairwiseCall, SelectionCall, Sets
+from .calls import PairFunction, SelectionCall, Sets
 from .functional import RAISES, documented
 from .reference import Selection
 
@@ -66,10 +66,10 @@ def pairwise_iou(
         return reference.pairwise_iou(matrix.first, matrix.second, function)
     if is_transformed:
         return transforms.pairwise_iou(matrix.first, matrix.second, function, chosen.name)
-    call = PairwiseCall(matrix.first, matrix.second, function.packed())
+    numbers = function.packed()
     if autograd.wanted(boxes1, boxes2):
-        return autograd.Pairwise.apply(chosen.name, *call)
-    return chosen.operators.pairwise(*call)
+        return autograd.Pairwise.apply(matrix.first, matrix.second, chosen.name, numbers)
+    return chosen.operators.pairwise(matrix.first, matrix.second, numbers)
 
 
 @documented(
@@ -148,8 +148,8 @@ def select(
     if swapped:
         queries, candidates, query_group, candidate_group = candidates, queries, candidate_group, query_group
     tensors = queries.detach(), candidates.detach(), query_group, candidate_group, offset, at_least
-    call = SelectionCall(*tensors, swapped, k, larger, function.packed())
+    call = *tensors, swapped, k, larger, function.packed()
     chosen = choose(backend, device_type(queries))
     if chosen.operators is None:
-        return reference.selected(call, function)
+        return reference.selected(SelectionCall(*call), function)
     return Selection(*chosen.operators.selected(*call))

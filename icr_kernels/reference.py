@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .calls import CostCall, MatchingCost, PairFunction, SelectionCall, compute_dtype
+from .calls import CostCall, Formula, MatchingCost, PairFunction, SelectionCall, compute_dtype
 from .variants import (
     COORDINATE_LIMIT,
     KIND_NAMES,
@@ -227,38 +227,35 @@ def icr_terms(
     anchor_objects: Tensor | None = None,
     *,
     anchor_index: Tensor | None = None,
-    loss: str = "ciou",
-    penalty: str = "containment",
-    penalty_weight: float = 1.0,
-    relative: bool = False,
     mask: Tensor | None = None,
-    eps: float = 1e-7,
-    box_format: str = "xyxy",
+    **options,
 ) -> ICRTerms:
-    """`icr_kernels.icr_terms` in plain PyTorch, without its checks."""
-    dtype = compute_dtype(pred, target, anchor_objects)
+    """`icr_kernels.icr_terms` in plain PyTorch, without its checks. ``options`` are those of `Formula`."""
+    formula = Formula(**options)
+    dtype, eps = compute_dtype(pred, target, anchor_objects), formula.eps
 
     def box(boxes: Tensor) -> Box:
         # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.
         boxes = boxes.to(dtype)
-        return corners(boxes if mask is None else torch.where(mask.unsqueeze(-1), boxes, 0), box_format)
+        return corners(boxes if mask is None else torch.where(mask.unsqueeze(-1), boxes, 0), formula.box_format)
 
     p, g = box(pred), box(target)
     overlap = iou_similarity(p, g, eps)
-    total = LOSSES[loss](p, g, eps)
-    if anchor_objects is None or penalty == NO_PENALTY:
+    total = LOSSES[formula.loss](p, g, eps)
+    if anchor_objects is None or formula.penalty == NO_PENALTY:
         inside, excess = torch.ones_like(total), torch.zeros_like(total)
     else:
         # Converted before it is gathered: the gradient of a table adds up in the arithmetic's dtype.
         anchor_objects, has_anchor = gather_anchor_objects(anchor_objects.to(dtype), anchor_index)
         a = box(anchor_objects)
         inside = containment(p, a, eps)
-        excess = PENALTIES[penalty](p, a, eps)
-        if relative:
-            excess = torch.relu(excess - constant(PENALTIES[penalty](g, a, eps)))
+        penalty = PENALTIES[formula.penalty]
+        excess = penalty(p, a, eps)
+        if formula.relative:
+            excess = torch.relu(excess - constant(penalty(g, a, eps)))
         if has_anchor is not None:
             inside, excess = torch.where(has_anchor, inside, 1), torch.where(has_anchor, excess, 0)
-        total = total + penalty_weight * excess
+        total = total + formula.penalty_weight * excess
     terms = (total, overlap, inside, excess)
     return ICRTerms(*(terms if mask is None else (torch.where(mask, term, 0) for term in terms)))
 
@@ -279,16 +276,16 @@ def icr_loss(
     target: Tensor,
     anchor_objects: Tensor | None = None,
     *,
+    anchor_index: Tensor | None = None,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     reduction: str = "mean",
-    eps: float = 1e-7,
     **options,
 ) -> Tensor:
-    """`icr_kernels.icr_loss` in plain PyTorch, without its checks. ``options`` are those of `icr_terms`."""
-    loss = icr_terms(pred, target, anchor_objects, mask=mask, eps=eps, **options).loss
-    return reduced(loss, weight, mask, normalizer, reduction, eps)
+    """`icr_kernels.icr_loss` in plain PyTorch, without its checks. ``options`` are those of `Formula`."""
+    loss = icr_terms(pred, target, anchor_objects, anchor_index=anchor_index, mask=mask, **options).loss
+    return reduced(loss, weight, mask, normalizer, reduction, Formula(**options).eps)
 
 
 def reduced(

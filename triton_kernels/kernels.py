@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .box import Box, corners, pull_back, variables
 from .number import add, greater, scale
-from .pair import Numbers, gradient, pair_loss, pair_terms
+from .pair import Boxes, Numbers, gradient, pair_loss, pair_terms
 
 
 class Rows(NamedTuple):
@@ -27,14 +27,6 @@ class Column(NamedTuple):
 
     data: Any = None
     stride: Any = None
-
-
-class Gradients(NamedTuple):
-    """Rows one after the other, as far as they are wanted."""
-
-    pred: Any
-    target: Any
-    anchor_objects: Any
 
 
 @triton.jit
@@ -84,6 +76,30 @@ def anchor_rows(index, table_rows, rows, keep):
 def kept(mask, rows, inside):
     """Which pairs count."""
     return inside if mask.data is None else inside & load_value(mask, rows, inside)
+
+
+@triton.jit
+def load_pairs(
+    pred, target, anchor_objects, index, table_rows, rows, inside, HAS_ANCHORS: tl.constexpr, DTYPE: tl.constexpr
+):
+    """The coordinates of the boxes, and which pairs have an anchor object."""
+    p = load_rows(pred, rows, inside, DTYPE)
+    g = load_rows(target, rows, inside, DTYPE)
+    if HAS_ANCHORS:
+        anchor, has_anchor = anchor_rows(index, table_rows, rows, inside)
+        return Boxes(p, g, load_rows(anchor_objects, anchor, has_anchor, DTYPE)), has_anchor
+    else:
+        return Boxes(p, g, p), inside
+
+
+@triton.jit
+def variables_of(boxes, gradients, COUNT: tl.constexpr, FORMAT: tl.constexpr):
+    """The boxes as functions of those whose gradient is wanted."""
+    return Boxes(
+        variables(corners(boxes.pred, FORMAT), COUNT if gradients.pred is None else 0, COUNT),
+        variables(corners(boxes.target, FORMAT), COUNT if gradients.target is None else 4, COUNT),
+        variables(corners(boxes.anchor_objects, FORMAT), COUNT if gradients.anchor_objects is None else 8, COUNT),
+    )
 
 
 @triton.jit
@@ -195,22 +211,11 @@ def loss_kernel(
         rows = first + tl.arange(0, BLOCK)
         inside = rows < pairs
         keep = kept(mask, rows, inside)
-        p = load_rows(pred, rows, inside, DTYPE)
-        g = load_rows(target, rows, inside, DTYPE)
-        a, has_anchor = p, inside
-        if PENALTY is not None:
-            anchor, has_anchor = anchor_rows(index, table_rows, rows, inside)
-            a = load_rows(anchor_objects, anchor, has_anchor, DTYPE)
-        y = pair_loss(
-            variables(corners(p, FORMAT), COUNT if gradients.pred is None else 0, COUNT),
-            variables(corners(g, FORMAT), COUNT if gradients.target is None else 4, COUNT),
-            variables(corners(a, FORMAT), COUNT if gradients.anchor_objects is None else 8, COUNT),
-            has_anchor,
-            numbers,
-            LOSS,
-            PENALTY,
-            RELATIVE,
+        boxes, has_anchor = load_pairs(
+            pred, target, anchor_objects, index, table_rows, rows, inside, PENALTY is not None, DTYPE
         )
+        variable = variables_of(boxes, gradients, COUNT, FORMAT)
+        y = pair_loss(variable, has_anchor, numbers, LOSS, PENALTY, RELATIVE)
         loss, slope = y.value, factor.to(DTYPE)
         if weight.data is not None:
             pair_weight = load_value(weight, rows, inside).to(DTYPE)
@@ -221,9 +226,9 @@ def loss_kernel(
             counts += keep.to(tl.int64)
         else:
             tl.store(value + rows, loss * factor.to(DTYPE), inside)
-        store_gradient(gradients.pred, rows, inside, keep, y, 0, slope, p, FORMAT)
-        store_gradient(gradients.target, rows, inside, keep, y, 4, slope, g, FORMAT)
-        store_gradient(gradients.anchor_objects, rows, inside, keep, y, 8, slope, a, FORMAT)
+        store_gradient(gradients.pred, rows, inside, keep, y, 0, slope, boxes.pred, FORMAT)
+        store_gradient(gradients.target, rows, inside, keep, y, 4, slope, boxes.target, FORMAT)
+        store_gradient(gradients.anchor_objects, rows, inside, keep, y, 8, slope, boxes.anchor_objects, FORMAT)
         first += step
     if REDUCED:
         total = tl.sum(sums, 0)
@@ -261,22 +266,11 @@ def terms_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < pairs
     keep = kept(mask, rows, inside)
-    p = load_rows(pred, rows, inside, DTYPE)
-    g = load_rows(target, rows, inside, DTYPE)
-    a, has_anchor = p, inside
-    if PENALTY is not None:
-        anchor, has_anchor = anchor_rows(index, table_rows, rows, inside)
-        a = load_rows(anchor_objects, anchor, has_anchor, DTYPE)
-    found = pair_terms(
-        variables(corners(p, FORMAT), COUNT if gradients.pred is None else 0, COUNT),
-        variables(corners(g, FORMAT), COUNT if gradients.target is None else 4, COUNT),
-        variables(corners(a, FORMAT), COUNT if gradients.anchor_objects is None else 8, COUNT),
-        has_anchor,
-        numbers,
-        LOSS,
-        PENALTY,
-        RELATIVE,
+    boxes, has_anchor = load_pairs(
+        pred, target, anchor_objects, index, table_rows, rows, inside, PENALTY is not None, DTYPE
     )
+    variable = variables_of(boxes, gradients, COUNT, FORMAT)
+    found = pair_terms(variable, has_anchor, numbers, LOSS, PENALTY, RELATIVE)
     if terms.loss is not None:
         tl.store(terms.loss + rows, tl.where(keep, found.loss.value, 0.0), inside)
         tl.store(terms.iou + rows, tl.where(keep, found.iou.value, 0.0), inside)
@@ -287,9 +281,9 @@ def terms_kernel(
         y = add(y, scale(found.iou, load_value(upstream.iou, rows, inside).to(DTYPE)))
         y = add(y, scale(found.containment, load_value(upstream.containment, rows, inside).to(DTYPE)))
         y = add(y, scale(found.penalty, load_value(upstream.penalty, rows, inside).to(DTYPE)))
-        store_gradient(gradients.pred, rows, inside, keep, y, 0, 1.0, p, FORMAT)
-        store_gradient(gradients.target, rows, inside, keep, y, 4, 1.0, g, FORMAT)
-        store_gradient(gradients.anchor_objects, rows, inside, keep, y, 8, 1.0, a, FORMAT)
+        store_gradient(gradients.pred, rows, inside, keep, y, 0, 1.0, boxes.pred, FORMAT)
+        store_gradient(gradients.target, rows, inside, keep, y, 4, 1.0, boxes.target, FORMAT)
+        store_gradient(gradients.anchor_objects, rows, inside, keep, y, 8, 1.0, boxes.anchor_objects, FORMAT)
 
 
 @triton.jit

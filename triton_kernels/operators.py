@@ -13,8 +13,8 @@ from icr_kernels.calls import ANCHOR_OBJECTS, PRED, TARGET, LossCall, ScalingCal
 from icr_kernels.variants import BOX_FORMATS, REDUCTION_IDS
 
 from .iou_losses import LOSSES
-from .kernels import Column, Gradients, Rows, loss_kernel, scaled_kernel, table_kernel, terms_kernel
-from .pair import Terms
+from .kernels import Column, Rows, loss_kernel, scaled_kernel, table_kernel, terms_kernel
+from .pair import Boxes, Terms
 from .penalties import PENALTIES
 
 # Pairs that a program takes at a time: one per thread, so that a row is one access of its own.
@@ -126,10 +126,10 @@ def launch(kernel, programs: int, *arguments, **constants) -> None:
         kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=True)
 
 
-def gradients_of(call: LossCall | TermsCall, wanted: int, *dtypes: torch.dtype | None) -> Gradients:
+def gradients_of(call: LossCall | TermsCall, wanted: int, *dtypes: torch.dtype | None) -> Boxes:
     """Memory for those that are wanted, one row per pair, each in a dtype (None: that of its boxes)."""
     boxes = (call.pred, PRED), (call.target, TARGET), (call.anchor_objects, ANCHOR_OBJECTS)
-    return Gradients(
+    return Boxes(
         *(
             torch.empty(call.pred.shape, dtype=dtype or rows.dtype, device=call.pred.device)
             if rows is not None and wanted & bit
@@ -223,7 +223,7 @@ def terms(*arguments):
     call = TermsCall(*arguments)
     dtype = compute_dtype(call.pred, call.target, call.anchor_objects)
     results = Terms(*(torch.empty(call.pred.shape[:-1], dtype=dtype, device=call.pred.device) for _ in Terms._fields))
-    _launch_terms(call, 0, results, Terms(*[Column()] * 4), Gradients(None, None, None))
+    _launch_terms(call, 0, results, Terms(*[Column()] * 4), Boxes(None, None, None))
     return tuple(results)
 
 
@@ -242,7 +242,7 @@ def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *argumen
     return tuple(call.pred.new_empty(0, dtype=dtype) if each is None else each for each in gradients)
 
 
-def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms, gradients: Gradients) -> None:
+def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms, gradients: Boxes) -> None:
     pred, (constants, numbers) = call.pred, formula_of(call)
     pairs, block = pred.numel() // 4, block_for(pred)
     with torch.cuda.device_of(pred):

@@ -16,6 +16,14 @@ class Numbers(NamedTuple):
     eps: Any
 
 
+class Boxes(NamedTuple):
+    """Something of each box of a pair."""
+
+    pred: Any
+    target: Any
+    anchor_objects: Any
+
+
 class Terms(NamedTuple):
     loss: Any
     iou: Any
@@ -29,33 +37,34 @@ def constant_box(b):
 
 
 @triton.jit
-def penalty_of(p, g, a, has_anchor, numbers, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
+def penalty_of(boxes, has_anchor, numbers, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
     """The penalty before weighting; 0 without an anchor object. A relative one is its excess over the target's."""
-    penalty = PENALTY(p, a, numbers.eps)
+    penalty = PENALTY(boxes.pred, boxes.anchor_objects, numbers.eps)
     if RELATIVE:
-        penalty = relu(subtract(penalty, PENALTY(constant_box(g), constant_box(a), numbers.eps)))
+        of_target = PENALTY(constant_box(boxes.target), constant_box(boxes.anchor_objects), numbers.eps)
+        penalty = relu(subtract(penalty, of_target))
     return choose(has_anchor, penalty, literal(0.0, penalty))
 
 
 @triton.jit
-def pair_loss(p, g, a, has_anchor, numbers, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
+def pair_loss(boxes, has_anchor, numbers, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
     """L(P, G) + penalty_weight * penalty(P, A)"""
-    loss = LOSS(p, g, numbers.eps)
+    loss = LOSS(boxes.pred, boxes.target, numbers.eps)
     if PENALTY is not None:
-        loss = add(loss, scale(penalty_of(p, g, a, has_anchor, numbers, PENALTY, RELATIVE), numbers.penalty_weight))
+        loss = add(loss, scale(penalty_of(boxes, has_anchor, numbers, PENALTY, RELATIVE), numbers.penalty_weight))
     return loss
 
 
 @triton.jit
-def pair_terms(p, g, a, has_anchor, numbers, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
+def pair_terms(boxes, has_anchor, numbers, LOSS: tl.constexpr, PENALTY: tl.constexpr, RELATIVE: tl.constexpr):
     """All terms of the pair."""
-    loss = LOSS(p, g, numbers.eps)
-    iou = similarity(p, g, numbers.eps)
+    loss = LOSS(boxes.pred, boxes.target, numbers.eps)
+    iou = similarity(boxes.pred, boxes.target, numbers.eps)
     if PENALTY is None:
         return Terms(loss, iou, literal(1.0, loss), literal(0.0, loss))
     else:
-        penalty = penalty_of(p, g, a, has_anchor, numbers, PENALTY, RELATIVE)
-        inside = choose(has_anchor, containment(p, a, numbers.eps), literal(1.0, loss))
+        penalty = penalty_of(boxes, has_anchor, numbers, PENALTY, RELATIVE)
+        inside = choose(has_anchor, containment(boxes.pred, boxes.anchor_objects, numbers.eps), literal(1.0, loss))
         return Terms(add(loss, scale(penalty, numbers.penalty_weight)), iou, inside, penalty)
 
 

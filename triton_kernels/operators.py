@@ -19,7 +19,7 @@ from .penalties import PENALTIES
 
 # Pairs that a program takes at a time: one per thread, so that a row is one access of its own.
 BLOCK, WARPS = 128, 4
-# Programs of a reduction at most, a multiprocessor: as many as are resident at once.
+# Programs of a reduction at most, per multiprocessor: as many as are resident at once.
 PROGRAMS_PER_PROCESSOR = 8
 # Rows of a table that a program adds up.
 TABLE_BLOCK = 8

@@ -50,7 +50,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     found.append(target(what, ">= 85 %", share, "{:.1%}".format, share is not None and share >= 0.85))
     time = Table(rows, "row maximum").median("device", "cuda", FORWARD, 1_000_000 * 2_000)
     speed = None if time is None else 1_000_000 * 2_000 / time * 1e6
-    what = "device time, row maximum of 1,000,000 x 2000: pairs a second"
+    what = "device time, row maximum of 1,000,000 x 2000: pairs per second"
     found.append(target(what, "> 10^12", speed, "{:.2e}".format, speed is not None and speed > 1e12))
     return found
 
@@ -84,7 +84,7 @@ def all_pairs(rows: Sequence[Row]) -> list[str]:
             lines.append([f"{row['case']}, {row['shape']}, {label(row['implementation'])}", *cells])
     if not lines:
         return []
-    head = ["all pairs", "time on the device", "pairs a second", "of a fill of its memory"]
+    head = ["all pairs", "time on the device", "pairs per second", "of a fill of its memory"]
     return ["## All pairs, time on the device", "", markdown(head, lines), ""]
 
 

@@ -365,7 +365,7 @@ cudaError_t launch_matrix(const PairwiseTask& task, int multiprocessors, cudaStr
                 T(task.function.eps));
 }
 
-// Many boxes a block, so that each of the others is used often once it is loaded, and gradients are read as whole
+// Many boxes per block, so that each of the others is used often once it is loaded, and gradients are read as whole
 // sectors; fewer where there would be few blocks; but no threads without a pair, and no places without a box. The order
 // of a sum, and so this, may depend on the sizes alone.
 template <class T, bool OfSecond>
@@ -387,7 +387,7 @@ int selection_threads(const SelectionTask& task) {
   return task.in_double ? kSelectionThreads<double> : kSelectionThreads<float>;
 }
 
-// As many queries a block as it has threads, or fewer, so that there are enough blocks. Where there are groups no more
+// As many queries per block as it has threads, or fewer, so that there are enough blocks. Where there are groups no more
 // than a warp has lanes: those of a block are then of few groups.
 template <class T, int Most>
 cudaError_t launch_selection(const SelectionTask& task, const GroupRange* ranges, int multiprocessors,

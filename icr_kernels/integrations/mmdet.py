@@ -91,14 +91,14 @@ class ICRBoxLoss(nn.Module):
         reduction = reduction_override or self.reduction
         if avg_factor is not None and reduction == "sum":
             raise ValueError("avg_factor: expected None with reduction='sum', got a number")
-        anchors, index = self._anchors_of(target.detach())
+        anchor_objects, index = self._anchor_objects_of(target.detach())
         per_pair = None if weight is None else weight.detach() if weight.dim() == 1 else weight.detach().mean(-1)
         mask = None if per_pair is None else per_pair != 0
         count = len(pred) if avg_factor is None else _one_number(avg_factor, pred)
         loss = icr_loss(
             pred,
             target,
-            anchors,
+            anchor_objects,
             anchor_index=index,
             weight=per_pair,
             mask=mask,
@@ -107,10 +107,10 @@ class ICRBoxLoss(nn.Module):
             **self.options,
         )
         if index is not None and torch.is_grad_enabled():
-            self._count(pred.detach(), target.detach(), anchors, index, mask)
+            self._count(pred.detach(), target.detach(), anchor_objects, index, mask)
         return self.loss_weight * loss
 
-    def _anchors_of(self, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _anchor_objects_of(self, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.pairing is None or self.pairing.samples is None:
             return None, None
         parts, wholes = (boxes.to(target.device) for boxes in self.pairing.parts_and_wholes())
@@ -118,11 +118,11 @@ class ICRBoxLoss(nn.Module):
         return wholes.to(target.dtype), torch.where(same >= SAME, index, -1)
 
     def _count(
-        self, pred: Tensor, target: Tensor, anchors: Tensor | None, index: Tensor, is_positive: Tensor | None
+        self, pred: Tensor, target: Tensor, anchor_objects: Tensor | None, index: Tensor, is_positive: Tensor | None
     ) -> None:
         assert self.pairing is not None
         options = {name: value for name, value in self.options.items() if name in ("penalty", "relative", "eps")}
-        penalty = icr_terms(pred, target, anchors, anchor_index=index, **options).penalty
+        penalty = icr_terms(pred, target, anchor_objects, anchor_index=index, **options).penalty
         is_positive = torch.ones_like(index, dtype=torch.bool) if is_positive is None else is_positive
         is_paired = is_positive & (index >= 0)
         self.pairing.record.add_positives(is_positive)

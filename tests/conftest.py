@@ -1,5 +1,7 @@
 """Fixtures and settings of every test."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -10,6 +12,12 @@ from inputs import REFERENCE_ONLY
 from poisoned import poison_memory
 
 poison_memory()
+
+# Of processes that share the processors, threads that wait for each other hold up all: one each, and each program of a
+# test. Tests of threads ask for theirs.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run: a failure is a change of the code, never of the dice.
 hypothesis.settings.register_profile("icr_kernels", derandomize=True, deadline=None, max_examples=60)

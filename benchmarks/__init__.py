@@ -1,1 +1,1 @@
-"""Speed of the aligned loss beside the code that users run today: ``python -m benchmarks``."""
+"""Speed and memory beside the code that users run today."""

@@ -107,8 +107,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("families", nargs="*", default=["yolo11n", "yolov8n-rtdetr"])
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--side", type=int, default=320)
-    parser.add_argument("--objects", type=int, default=20, help="of an image")
-    parser.add_argument("--seconds", type=float, default=120, help="of a family, both ways")
+    parser.add_argument("--objects", type=int, default=20, help="per image")
+    parser.add_argument("--seconds", type=float, default=120, help="per family, for both ways together")
     chosen = parser.parse_args(arguments)
     given = batch(chosen.images, chosen.side, chosen.objects)
     for family in chosen.families:

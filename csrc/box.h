@@ -40,8 +40,8 @@ ICR_INLINE Box<S> corners(const S (&coordinates)[4], BoxFormat format) {
   return box;
 }
 
-// The gradient with respect to corners() as one with respect to its coordinates: the transpose of its derivative. A side
-// of exactly 0 is not inverted: it can grow.
+// The gradient with respect to corners() as one with respect to its coordinates: the transpose of its derivative. A
+// side of exactly 0 is not inverted: it can grow.
 template <class S>
 ICR_INLINE void pull_back(const S (&coordinates)[4], BoxFormat format, S (&gradient)[4]) {
   const S limit(kCoordinateLimit), half(0.5), zero(0);

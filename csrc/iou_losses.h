@@ -68,7 +68,8 @@ struct EIoU {
   }
 };
 
-// Gevorgyan 2022, SCYLLA-IoU. The angle cost 1 - 2 sin2(asin(dy/sigma) - pi/4) is sin(2 asin(dy/sigma)), which is rational.
+// Gevorgyan 2022, SCYLLA-IoU. The angle cost 1 - 2 sin2(asin(dy/sigma) - pi/4) is sin(2 asin(dy/sigma)), which is
+// rational.
 struct SIoU {
   static constexpr const char* name = "siou";
   template <class P, class G, class S>

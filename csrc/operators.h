@@ -36,7 +36,8 @@ inline Type type_of(const Tensor& tensor) {
   return Type::kFloat;
 }
 
-// The tensor with all but its last `trailing` dimensions seen as one, of this stride. Copies only what cannot be seen so.
+// The tensor with all but its last `trailing` dimensions seen as one, of this stride. Copies only what cannot be seen
+// so.
 struct Flat {
   Tensor tensor;
   int64_t stride = 0;
@@ -148,8 +149,8 @@ inline bool any_double(const Tensor& pred, const Tensor& target, const OptionalT
          (anchor_objects.has_value() && anchor_objects->scalar_type() == ScalarType::Double);
 }
 
-// The description of a formula: names as their places in icr_kernels/variants.py, and numbers. icr_kernels/calls.py packs
-// it, and here it is read.
+// The description of a formula: names as their places in icr_kernels/variants.py, and numbers. icr_kernels/calls.py
+// packs it, and here it is read.
 using Numbers = std::vector<double>;
 
 inline void check_count(const Numbers& numbers, size_t count) {

@@ -1,5 +1,5 @@
-// The operators on CPU tensors (icr_kernels/operators.py has their schemas), and the Python module: what Python asks the
-// build, and the math of a single pair.
+// The operators on CPU tensors (icr_kernels/operators.py has their schemas), and the Python module: what Python asks
+// the build, and the math of a single pair.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>

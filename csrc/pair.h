@@ -1,6 +1,6 @@
-// The program of one pair: box loss of prediction and target plus weighted penalty of prediction and anchor object, with
-// the gradient with respect to any of the three boxes. CPU lanes, CUDA threads and the single pair of the Python module
-// run this same code.
+// The program of one pair: box loss of prediction and target plus weighted penalty of prediction and anchor object,
+// with the gradient with respect to any of the three boxes. CPU lanes, CUDA threads and the single pair of the Python
+// module run this same code.
 #pragma once
 
 #include "iou_losses.h"
@@ -88,7 +88,8 @@ template <unsigned Want, class S>
 ICR_INLINE S set_box_loss(const Formula<S>& formula, const Boxes<S>& boxes, S k, Gradients<S>& gradients) {
   S value;
   visit(Losses{}, formula.loss, [&](auto loss) ICR_INLINE_LAMBDA {
-    const auto y = evaluate<(Want & kPred) != 0, (Want & kTarget) != 0>(loss, boxes.pred, boxes.target, formula.numbers[kEps]);
+    const auto y =
+        evaluate<(Want & kPred) != 0, (Want & kTarget) != 0>(loss, boxes.pred, boxes.target, formula.numbers[kEps]);
     value = value_of(y);
     if constexpr ((Want & kPred) != 0) set_partials<0>(y, k, gradients.pred);
     if constexpr ((Want & kTarget) != 0) set_partials<4>(y, k, gradients.target);
@@ -101,13 +102,14 @@ ICR_INLINE S set_box_loss(const Formula<S>& formula, const Boxes<S>& boxes, S k,
 template <unsigned Want, class S, class M>
 ICR_INLINE S add_penalty(const Formula<S>& formula, const Boxes<S>& boxes, M has_anchor, S k, Gradients<S>& gradients) {
   S value;
+  const S eps = formula.numbers[kEps];
   visit(Penalties{}, formula.penalty, [&](auto penalty) ICR_INLINE_LAMBDA {
     const auto y =
-        evaluate<(Want & kPred) != 0, (Want & kAnchorObject) != 0>(penalty, boxes.pred, boxes.anchor, formula.numbers[kEps]);
+        evaluate<(Want & kPred) != 0, (Want & kAnchorObject) != 0>(penalty, boxes.pred, boxes.anchor, eps);
     value = value_of(y);
     M counts = has_anchor;
     if (formula.relative) {
-      value = value - evaluate<false, false>(penalty, boxes.target, boxes.anchor, formula.numbers[kEps]);
+      value = value - evaluate<false, false>(penalty, boxes.target, boxes.anchor, eps);
       counts = counts & !(value <= S(0));
     }
     value = select(counts, value, S(0));

@@ -1,5 +1,5 @@
-// What a matrix of all pairs of boxes can hold: a similarity, which is 1 - loss; containment; or a penalty. A function's number
-// is its place in the list, and icr_kernels/variants.py has them in the same order.
+// What a matrix of all pairs of boxes can hold: a similarity, which is 1 - loss; containment; or a penalty. A
+// function's number is its place in the list, and icr_kernels/variants.py has them in the same order.
 #pragma once
 
 #include "pair.h"

@@ -77,8 +77,8 @@ struct Task {
 
   Formula<double> formula;
 
-  // Of every gradient, and of losses written one per pair. Where there is a normalizer, a 0-dim value that only a kernel
-  // can read, it also divides by max(normalizer, eps).
+  // Of every gradient, and of losses written one per pair. Where there is a normalizer, a 0-dim value that only a
+  // kernel can read, it also divides by max(normalizer, eps).
   double scale = 1;
   Column normalizer;
 

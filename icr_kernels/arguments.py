@@ -4,11 +4,13 @@ A message names the argument, says what was expected and what came. These checks
 checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=1.
 """
 
+import math
 import numbers
 import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .calls import Formula, MatchingCost, PairFunction, Pairs, Sets
 from .variants import (
@@ -87,8 +89,7 @@ def formula(
     _name("loss", loss, LOSS_NAMES)
     _name("penalty", penalty, PENALTY_NAMES)
     _name("box_format", box_format, BOX_FORMATS)
-    if not isinstance(relative, bool):
-        raise TypeError(f"relative: expected True or False, got {type(relative).__name__}")
+    flag("relative", relative)
     return Formula(loss, penalty, box_format, relative, number("penalty_weight", penalty_weight), _eps(eps))
 
 
@@ -168,6 +169,7 @@ def over_second(dim: int, matrix: Sets) -> bool:
     dimensions = matrix.first.dim()
     if (
         isinstance(dim, int)
+        and not isinstance(dim, bool)
         and dim % dimensions in (dimensions - 2, dimensions - 1)
         and -dimensions <= dim < dimensions
     ):
@@ -192,11 +194,20 @@ def number(
         return value
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Real)):
         raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf if value > 0 else -math.inf
     if not least <= value <= most:
         at_least = f" of at least {least:g}" if least > -_LARGEST else ""
         bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f"{at_least} that is finite in float32"
-        raise ValueError(f"{argument}: expected a number{bounds}, got {value!r}")
-    return float(value)
+        raise ValueError(f"{argument}: expected a number{bounds}, got {value:g}")
+    return value
+
+
+def flag(argument: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}: expected True or False, got {type(value).__name__}")
 
 
 def matched(
@@ -260,7 +271,7 @@ def matching_cost(
 
 
 def _name(argument: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {name!r}")
 
 
@@ -299,7 +310,8 @@ def _numbers(argument: str, values: Tensor, of: str, boxes: Tensor) -> None:
 
 
 def _no_gradient(argument: str, value: Tensor) -> None:
-    if value.requires_grad and torch.is_grad_enabled():
+    is_dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+    if is_dual or (value.requires_grad and torch.is_grad_enabled()):
         raise ValueError(
             f"{argument}: expected a tensor that does not require grad (no gradient flows to it), got one that does; "
             f"pass {argument}.detach()"

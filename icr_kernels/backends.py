@@ -64,15 +64,21 @@ def device_type(tensor: torch.Tensor) -> str:
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
 
 
+def named(name: str) -> Backend:
+    """The backend of that name, whether or not it can run here."""
+    if not isinstance(name, str) or name not in BY_NAME:
+        raise ValueError(f"backend: expected one of {', '.join(BY_NAME)} or None, got {name!r}")
+    return BY_NAME[name]
+
+
 def choose(name: str | None, device: str) -> Backend:
     """The backend of that name, or the first that can run tensors of the device."""
     if name is not None:
-        if name not in BY_NAME:
-            raise ValueError(f"backend: expected one of {', '.join(BY_NAME)} or None, got {name!r}")
-        reason = BY_NAME[name].obstacle(device)
+        backend = named(name)
+        reason = backend.obstacle(device)
         if reason is not None:
             raise RuntimeError(reason)
-        return BY_NAME[name]
+        return backend
     for backend in BACKENDS:
         if device not in backend.devices and "any" not in backend.devices:
             continue

@@ -63,7 +63,8 @@ def match_anchor_objects(
     """
     names = ("parts", "wholes", "part_group", "whole_group")
     matrix = arguments.sets(parts, wholes, part_group, whole_group, names=names)
-    arguments.number("min_containment", min_containment, 0, 1)
+    min_containment = arguments.number("min_containment", min_containment, 0, 1)
+    arguments.flag("larger", larger)
     options = arguments.pair_function("containment", eps, box_format), -1, backend
     best, index = select(matrix, *options, larger=larger)
     found = (index >= 0) & (best >= min_containment)
@@ -97,14 +98,13 @@ class Matcher:
         box_format: str = "xyxy",
         backend: str | None = None,
     ) -> None:
-        arguments.number("high_threshold", high_threshold)
-        arguments.number("low_threshold", low_threshold)
-        if low_threshold > high_threshold:
+        self.high_threshold = arguments.number("high_threshold", high_threshold)
+        self.low_threshold = arguments.number("low_threshold", low_threshold)
+        if self.low_threshold > self.high_threshold:
             raise ValueError(
                 f"low_threshold: expected at most high_threshold, {high_threshold!r}, got {low_threshold!r}"
             )
-        self.high_threshold = high_threshold
-        self.low_threshold = low_threshold
+        arguments.flag("allow_low_quality_matches", allow_low_quality_matches)
         self.allow_low_quality_matches = allow_low_quality_matches
         self._function, self._backend = arguments.pair_function(kind, eps, box_format), backend
 

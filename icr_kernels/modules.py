@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from . import arguments
+from .backends import named
 from .functional import box_iou_loss, icr_loss
 
 
@@ -13,6 +14,8 @@ class _Options(nn.Module):
         super().__init__()
         arguments.formula(**formula)
         arguments.reduction(reduction)
+        if backend is not None:
+            named(backend)
         self.options = {**formula, "reduction": reduction, "backend": backend}
 
     def extra_repr(self) -> str:

@@ -47,9 +47,8 @@ class Relations:
             raise TypeError(f"pairs: expected a mapping from part to whole, got {type(pairs).__name__}")
         if not pairs:
             raise ValueError("pairs: expected at least one part and its whole, got none")
-        arguments.number("min_containment", min_containment, 0, 1)
+        self.min_containment = arguments.number("min_containment", min_containment, 0, 1)
         self.pairs = {part: names_of_wholes(part, wholes) for part, wholes in pairs.items()}
-        self.min_containment = min_containment
         for part, wholes in self.pairs.items():
             if not wholes:
                 raise ValueError(f"pairs: expected the wholes of {part!r}, got none")

@@ -1,5 +1,6 @@
 // The loops: groups of N pairs in SIMD lanes, from rows in memory to losses, sums and gradient rows. Compiled once per
-// instruction set; everything in here has internal linkage, so that no copy runs on a machine that lacks its instructions.
+// instruction set; everything in here has internal linkage, so that no copy runs on a machine that lacks its
+// instructions.
 #pragma once
 
 #include "../memory.h"
@@ -193,8 +194,9 @@ ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, Bo
   store_rows(rows, first, count, gradient);
 }
 
-// The pairs [begin, end), N at a time, with the gradients in Want: the sum of their weighted losses. An instruction set has
-// one of these a set of wanted gradients; loss and penalty are chosen inside, by branches that never change within a task.
+// The pairs [begin, end), N at a time, with the gradients in Want: the sum of their weighted losses. An instruction set
+// has one of these per set of wanted gradients; loss and penalty are chosen inside, by branches that never change
+// within a task.
 template <class T, int N, unsigned Want, bool AllTerms>
 double run_pairs(const Task& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;

@@ -29,7 +29,9 @@ struct Pack {
     return Vector{((void)I, x)...};
   }
   // The lanes 0 to count - 1.
-  ICR_INLINE static auto first_lanes(int count) { return lane_numbers(std::make_integer_sequence<int, N>{}) < Pack(T(count)); }
+  ICR_INLINE static auto first_lanes(int count) {
+    return lane_numbers(std::make_integer_sequence<int, N>{}) < Pack(T(count));
+  }
   template <int... I>
   ICR_INLINE static Pack lane_numbers(std::integer_sequence<int, I...>) {
     return Vector{T(I)...};

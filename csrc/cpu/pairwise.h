@@ -55,9 +55,9 @@ struct Corners {
   }
 };
 
-// A compiler may fuse a product with a sum, in one loop this way and in another that way, and the largest value of a row
-// would not be the largest of the matrix. So all loops call the same copy of a formula; plain overlaps, in which every
-// product is rounded, each takes into itself.
+// A compiler may fuse a product with a sum, in one loop this way and in another that way, and the largest value of a
+// row would not be the largest of the matrix. So all loops call the same copy of a formula; plain overlaps, in which
+// every product is rounded, each takes into itself.
 template <class Kind>
 constexpr bool is_inlined = false;
 template <>
@@ -135,8 +135,8 @@ void store_gradient(const RowsOut& out, const Rows& boxes, const PairFunction<do
   round_to(out, batch * count + box, 1, gradient);
 }
 
-// The gradient of the first boxes [begin, end) of all batches: each sums up its row. Few enough additions in float, then
-// double.
+// The gradient of the first boxes [begin, end) of all batches: each sums up its row. Few enough additions in float,
+// then double.
 template <class T, int N>
 void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
@@ -212,7 +212,7 @@ void second_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
 
 // Selection: the queries are in the lanes.
 
-// A whole number a lane.
+// A whole number per lane.
 template <class P>
 using IntegerOf = std::decay_t<decltype(typename P::Integers{}[0])>;
 template <class P>
@@ -300,7 +300,8 @@ struct Queries {
   }
 };
 
-// The common case: every pair counts, and the largest value is the best. Of equals the first stays; NaN is never larger.
+// The common case: every pair counts, and the largest value is the best. Of equals the first stays; NaN is never
+// larger.
 template <bool CandidateFirst, class Kind, class P>
 void pass_all(Kind kind, const Candidates<P>& candidates, int64_t first, int count, Queries<P>& queries, int i, P eps) {
   const auto query = queries.corners.lanes(i);

@@ -176,9 +176,9 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__
   }
 }
 
-// A block for as many rows of the table as a warp has lanes: each lane has the sums of one row. The warps share the pairs
-// out among them; each looks at its own in their order, 32 at a time, and hands the gradients that it finds to the lanes
-// of their rows. The sums of the warps are added up at the end, in their order.
+// A block for as many rows of the table as a warp has lanes: each lane has the sums of one row. The warps share the
+// pairs out among them; each looks at its own in their order, 32 at a time, and hands the gradients that it finds to
+// the lanes of their rows. The sums of the warps are added up at the end, in their order.
 template <class T>
 __global__ void __launch_bounds__(kTableThreads, 1)
     table_kernel(const __grid_constant__ Scaling scaling, const __grid_constant__ Rows table) {

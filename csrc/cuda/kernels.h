@@ -30,8 +30,8 @@ struct Sum {
 // How many of its own tickets the kernel has. So many calls would have to be in flight before two of them shared one.
 constexpr unsigned kTickets = 1 << 16;
 
-// The number of blocks of run_pairs: it depends on the number of pairs and on the device, so sums do not change from call
-// to call.
+// The number of blocks of run_pairs: it depends on the number of pairs and on the device, so sums do not change from
+// call to call.
 int64_t blocks_of_pairs(int64_t pairs, int multiprocessors);
 
 cudaError_t run_pairs(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream);

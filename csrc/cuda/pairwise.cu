@@ -35,8 +35,8 @@ template <class T>
 constexpr int kColumns = sizeof(T) == 4 ? 4 : 2;
 constexpr int kRows = 16;
 
-// How the matrices are divided among blocks. Threads side by side have columns side by side, `width` of them; where that
-// leaves threads, they have the same columns of the next rows.
+// How the matrices are divided among blocks. Threads side by side have columns side by side, `width` of them; where
+// that leaves threads, they have the same columns of the next rows.
 struct Tiles {
   int width, rows;
   int64_t across, down, count;
@@ -387,8 +387,8 @@ int selection_threads(const SelectionTask& task) {
   return task.in_double ? kSelectionThreads<double> : kSelectionThreads<float>;
 }
 
-// As many queries per block as it has threads, or fewer, so that there are enough blocks. Where there are groups no more
-// than a warp has lanes: those of a block are then of few groups.
+// As many queries per block as it has threads, or fewer, so that there are enough blocks. Where there are groups no
+// more than a warp has lanes: those of a block are then of few groups.
 template <class T, int Most>
 cudaError_t launch_selection(const SelectionTask& task, const GroupRange* ranges, int multiprocessors,
                              cudaStream_t stream) {

@@ -67,9 +67,8 @@ class ICRBoxLoss(nn.Module):
         }
         arguments.formula(**self.options)
         arguments.reduction(reduction)
-        arguments.number("loss_weight", loss_weight)
         self.reduction = reduction
-        self.loss_weight = loss_weight
+        self.loss_weight = arguments.number("loss_weight", loss_weight)
         self.pairing: Pairing | None = None
 
     def __getstate__(self) -> dict[str, Any]:

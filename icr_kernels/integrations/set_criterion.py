@@ -55,7 +55,7 @@ class Terms:
         box_term: float,
         label_key: str,
     ) -> "Terms":
-        arguments.number("weight", weight, 0)
+        weight = arguments.number("weight", weight, 0)
         arguments.formula(penalty=penalty, relative=relative)
         uniform = UniformTerm.of_parts(box_term, relations)
         formula = {"penalty": penalty, "relative": relative}

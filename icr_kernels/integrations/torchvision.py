@@ -60,7 +60,7 @@ def enable_icr(
     """
     framework("torchvision", "0.20", "1")
     relations = Relations(pairs, names, min_containment=min_containment)
-    arguments.number("weight", weight, 0)
+    weight = arguments.number("weight", weight, 0)
     arguments.formula(penalty=penalty, relative=relative)
     uniform = UniformTerm.of_parts(box_term, relations)
     terms = _Terms(relations, weight, {"penalty": penalty, "relative": relative}, uniform)

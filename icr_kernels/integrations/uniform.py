@@ -30,20 +30,19 @@ class UniformTerm(NamedTuple):
     @classmethod
     def of_parts(cls, weight: float, relations: Relations) -> "UniformTerm | None":
         """What ``box_term`` of an `enable_icr` stands for: none at weight 0, which is the stock loss."""
-        arguments.number("box_term", weight, 0)
-        return cls(float(weight), names=tuple(relations.pairs)) if weight else None
+        weight = arguments.number("box_term", weight, 0)
+        return cls(weight, names=tuple(relations.pairs)) if weight else None
 
     @classmethod
     def of_objects(
         cls, weight: float, loss: str | BoxLoss, names: Iterable[str] | None, max_side: float | None
     ) -> "UniformTerm | None":
         """Checked but for whether there are classes of these names; none at weight 0, which is the stock loss."""
-        arguments.number("weight", weight, 0)
+        weight = arguments.number("weight", weight, 0)
         if not callable(loss):
             arguments.formula(loss)
         if max_side is not None:
-            arguments.number("max_side", max_side, 0)
-            max_side = float(max_side)
+            max_side = arguments.number("max_side", max_side, 0)
         if names is not None:
             if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
                 raise TypeError(f"names: expected a sequence of names of classes, got {names!r}")
@@ -53,7 +52,7 @@ class UniformTerm(NamedTuple):
             for name in names:
                 if not isinstance(name, str):
                     raise TypeError(f"names: expected names of classes, got {name!r}")
-        return cls(float(weight), loss, names, max_side) if weight else None
+        return cls(weight, loss, names, max_side) if weight else None
 
     def chooser(self, names: Sequence[str] | Mapping[int, str]) -> "Chooser":
         if self.names is None:

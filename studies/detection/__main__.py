@@ -13,7 +13,7 @@ DEFAULT = Path("build") / "training"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m studies.detection",
-        description="Train detectors on generated scenes with everything equal but the penalty.",
+        description="Train detectors on scenes and photographs with everything equal but terms of the box loss.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train what is not in results.csv yet")

@@ -9,6 +9,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -336,6 +337,18 @@ def test_command_is_there(module, arguments):
     assert options - set(re.findall(r"--[\w-]+", said)) == set()
 
 
+def test_commands_start_with_the_environment_that_is_set_for_them():
+    """Where the wheel is to come before the checkout, studies and benchmarks still have to be found in it."""
+    (block,) = re.findall(
+        r"^```\n([^`]*^export PYTHONPATH=[^`]*)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    (export,) = re.findall(r"^export .*", block, re.MULTILINE)
+    for command in re.findall(r"python3 (-m (?:studies|benchmarks)[\w.]*(?: run)?)", block):
+        line = f"{export}\n{shlex.quote(sys.executable)} {command} --help"
+        done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_targets_of_make_are_there():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
@@ -347,7 +360,7 @@ def test_targets_of_make_are_there():
 def test_files_are_there():
     """Those of this repository that pages name as code."""
     folders = "csrc|triton_kernels|icr_kernels|benchmarks|tests|studies|docs"
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
         for span in code(page):
             for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]+", span):
                 if not re.search(r"[A-Z]{3}", name):  # MACHINE stands for any

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -179,6 +180,18 @@ def test_weights_that_want_a_gradient_are_refused_rather_than_ignored(argument, 
     assert call({**good(backend), argument: value.detach()}, backend=backend).isfinite()
 
 
+@every_backend
+@pytest.mark.parametrize("argument", ["weight", "normalizer"])
+def test_forward_mode_of_a_weight_is_refused_too(argument, backend):
+    value = torch.ones(N if argument == "weight" else (), device=device_of(backend))
+
+    def loss(value):
+        return call({**good(backend), argument: value}, backend=backend)
+
+    with pytest.raises(ValueError, match=rf"^{argument}: expected a tensor that does not require grad "):
+        torch.func.jvp(loss, (value,), (torch.ones_like(value),))
+
+
 NAMES = [
     ("loss", "wiou", LOSS_NAMES),
     ("loss", "CIoU", LOSS_NAMES),
@@ -258,6 +271,42 @@ def test_numbers_that_float32_does_not_hold(argument, backend):
 def test_relative_that_is_no_bool(value, backend):
     with pytest.raises(TypeError, match=rf"^relative: expected True or False, got {type(value).__name__}$"):
         call(good(backend), relative=value, backend=backend)
+
+
+@every_backend
+def test_numbers_of_any_size_and_of_fractions(backend):
+    for value, said in ((10**5000, "inf"), (-(10**5000), "-inf")):
+        with pytest.raises(ValueError, match=rf"^penalty_weight: expected a number .* got {said}$"):
+            call(good(backend), penalty_weight=value, backend=backend)
+    half = call(good(backend), penalty_weight=0.5, backend=backend)
+    for value in (Fraction(1, 2), np.float16(0.5)):
+        assert same_bits(call(good(backend), penalty_weight=value, backend=backend), half)
+
+
+def test_numbers_that_are_kept_are_floats():
+    """A tensor cannot be compared with a fraction."""
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 3, 4], [8, 8, 9, 9]])
+    truth = boxes[:1]
+    assert icr.Matcher(Fraction(4, 5), Fraction(1, 2))(truth, boxes).tolist() == [0, -2, -1]
+    assert icr.match_anchor_objects(boxes, truth, min_containment=Fraction(1)).anchor_index.tolist() == [0, 0, -1]
+    relations = icr.Relations({"plate": "car"}, ["car", "plate"], min_containment=Fraction(1, 2))
+    assert relations.anchor_index(boxes, torch.tensor([0, 1, 1])).tolist() == [-1, 0, -1]
+
+
+def test_what_is_no_name_and_what_is_no_flag():
+    boxes = torch.tensor([[0.0, 0, 4, 4]])
+    with pytest.raises(ValueError, match=r"^backend: expected one of .* or None, got \['cpu'\]$"):
+        icr.pairwise_iou(boxes, boxes, backend=["cpu"])
+    with pytest.raises(ValueError, match=r"^backend: expected one of .* or None, got 'gpu'$"):
+        icr.ICRLoss(backend="gpu")
+    with pytest.raises(ValueError, match=r"^loss: expected one of .*, got array\("):
+        icr.box_iou_loss(boxes, boxes, loss=np.array(["ciou", "giou"]))
+    with pytest.raises(ValueError, match=r"^dim: expected one of the last two .* got True$"):
+        icr.pairwise_max(boxes, boxes, dim=True)
+    with pytest.raises(TypeError, match=r"^allow_low_quality_matches: expected True or False, got str$"):
+        icr.Matcher(0.5, 0.4, "no")
+    with pytest.raises(TypeError, match=r"^larger: expected True or False, got NoneType$"):
+        icr.match_anchor_objects(boxes, boxes, larger=None)
 
 
 def test_numbers_of_a_matcher():

@@ -92,7 +92,7 @@ def enable_icr(
     _check_model(model)
     # The names are known once the data set is; all else is checked now.
     mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
-    arguments.number("weight", weight, 0)
+    weight = arguments.number("weight", weight, 0)
     arguments.formula(penalty=penalty, relative=relative)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")

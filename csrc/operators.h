@@ -159,10 +159,10 @@ inline void check_count(const Numbers& numbers, size_t count) {
 }
 
 inline Formula<double> formula_of(const Numbers& numbers) {
-  constexpr size_t names = 4;
-  check_count(numbers, names + kNumberCount);
+  constexpr size_t choices = 4;  // loss, penalty, format, relative
+  check_count(numbers, choices + kNumberCount);
   Formula<double> formula{int(numbers[0]), int(numbers[1]), numbers[3] != 0, {}, int(numbers[2])};
-  std::copy(numbers.begin() + names, numbers.end(), formula.numbers);
+  std::copy(numbers.begin() + choices, numbers.end(), formula.numbers);
   return formula;
 }
 

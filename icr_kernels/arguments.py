@@ -201,7 +201,7 @@ def number(
     if not least <= value <= most:
         at_least = f" of at least {least:g}" if least > -_LARGEST else ""
         bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f"{at_least} that is finite in float32"
-        raise ValueError(f"{argument}: expected a number{bounds}, got {value:g}")
+        raise ValueError(f"{argument}: expected a number{bounds}, got {value!r}")
     return value
 
 

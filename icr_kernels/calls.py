@@ -51,7 +51,7 @@ class Sets(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """What is computed of each pair. Whatever follows the names is handed on as it is, up to the formula of a pair."""
+    """What is computed of each pair. What follows the names is handed on as it is, up to the program of a pair."""
 
     loss: str = "ciou"
     penalty: str = "containment"

@@ -271,7 +271,7 @@ def matching_cost(
 
 
 def _name(argument: str, name: str, known: tuple[str, ...]) -> None:
-    if not isinstance(name, str) or name not in known:
+    if name not in known:
         raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {name!r}")
 
 

@@ -58,6 +58,11 @@ BACKENDS = (
 
 BY_NAME = {backend.name: backend for backend in BACKENDS}
 
+_BY_DEVICE = {
+    device: tuple(backend for backend in BACKENDS if device in backend.devices or "any" in backend.devices)
+    for device in ("cpu", "cuda")
+}
+
 
 def device_type(tensor: torch.Tensor) -> str:
     """``tensor.device.type``, whose string takes longer to make than many a check."""
@@ -79,9 +84,7 @@ def choose(name: str | None, device: str) -> Backend:
         if reason is not None:
             raise RuntimeError(reason)
         return backend
-    for backend in BACKENDS:
-        if device not in backend.devices and "any" not in backend.devices:
-            continue
+    for backend in _BY_DEVICE.get(device, (BY_NAME["reference"],)):
         reason = backend.obstacle(device)
         if reason is None:
             break

@@ -78,12 +78,12 @@ def pairs(
 
 
 def formula(
-    loss: str = "ciou",
-    penalty: str = "containment",
-    box_format: str = "xyxy",
-    relative: bool = False,
-    penalty_weight: float = 1.0,
-    eps: float = 1e-7,
+    loss: str,
+    penalty: str,
+    box_format: str,
+    relative: bool,
+    penalty_weight: float,
+    eps: float,
 ) -> Formula:
     """The names and numbers that choose what is computed of each pair."""
     _name("loss", loss, LOSS_NAMES)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from . import arguments
 from .backends import named
+from .calls import Formula
 from .functional import box_iou_loss, icr_loss
 
 
@@ -12,7 +13,7 @@ class _Options(nn.Module):
 
     def __init__(self, reduction: str, backend: str | None, **formula) -> None:
         super().__init__()
-        arguments.formula(**formula)
+        arguments.formula(*Formula(**formula))
         arguments.reduction(reduction)
         if backend is not None:
             named(backend)

@@ -21,9 +21,8 @@ from benchmarks import aligned, catalogue, results
 from benchmarks.case import BOTH, COPY, FILL, FORWARD, Case, Function, Inputs, first_line, loaded
 from benchmarks.results import Row, quantiles
 from benchmarks.run import DISAGREES
-from icr_kernels import arguments
 from icr_kernels.backends import BY_NAME
-from icr_kernels.calls import PRED, LossCall
+from icr_kernels.calls import PRED, Formula, LossCall
 from icr_kernels.variants import REDUCTION_IDS
 
 from . import counting
@@ -116,7 +115,7 @@ def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
     operators = BY_NAME[name].operators
     assert operators is not None
     pred, target, anchor_objects = (rows.detach() for rows in given)
-    formula = arguments.formula("ciou", "containment")
+    formula = Formula("ciou", "containment")
     call = LossCall(
         pred,
         target,

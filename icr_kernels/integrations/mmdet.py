@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .. import arguments
-from ..calls import compute_dtype
+from ..calls import Formula, compute_dtype
 from ..functional import icr_loss, icr_terms
 from ..pairwise import pairwise_max
 from ..relations import Relations
@@ -65,7 +65,7 @@ class ICRBoxLoss(nn.Module):
             "relative": relative,
             "eps": eps,
         }
-        arguments.formula(**self.options)
+        arguments.formula(*Formula(**self.options))
         arguments.reduction(reduction)
         self.reduction = reduction
         self.loss_weight = arguments.number("loss_weight", loss_weight)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import arguments
+from ..calls import Formula
 from ..functional import box_iou_loss, icr_terms
 from ..relations import Relations
 from .handle import Losses, Record, are_same, trial_boxes
@@ -56,7 +57,7 @@ class Terms:
         label_key: str,
     ) -> "Terms":
         weight = arguments.number("weight", weight, 0)
-        arguments.formula(penalty=penalty, relative=relative)
+        arguments.formula(*Formula(penalty=penalty, relative=relative))
         uniform = UniformTerm.of_parts(box_term, relations)
         formula = {"penalty": penalty, "relative": relative}
         record = Record(relations, uniform)

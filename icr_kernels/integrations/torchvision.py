@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import arguments
+from ..calls import Formula
 from ..functional import icr_terms
 from ..relations import Relations
 from .handle import Handle, Record, framework
@@ -61,7 +62,7 @@ def enable_icr(
     framework("torchvision", "0.20", "1")
     relations = Relations(pairs, names, min_containment=min_containment)
     weight = arguments.number("weight", weight, 0)
-    arguments.formula(penalty=penalty, relative=relative)
+    arguments.formula(*Formula(penalty=penalty, relative=relative))
     uniform = UniformTerm.of_parts(box_term, relations)
     terms = _Terms(relations, weight, {"penalty": penalty, "relative": relative}, uniform)
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import arguments
+from ..calls import Formula
 from ..functional import box_iou_loss
 from ..relations import Relations, are_of, labels_of
 
@@ -40,7 +41,7 @@ class UniformTerm(NamedTuple):
         """Checked but for whether there are classes of these names; none at weight 0, which is the stock loss."""
         weight = arguments.number("weight", weight, 0)
         if not callable(loss):
-            arguments.formula(loss)
+            arguments.formula(*Formula(loss))
         if max_side is not None:
             max_side = arguments.number("max_side", max_side, 0)
         if names is not None:

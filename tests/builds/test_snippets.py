@@ -343,7 +343,9 @@ def test_commands_start_with_the_environment_that_is_set_for_them():
         r"^```\n([^`]*^export PYTHONPATH=[^`]*)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
     )
     (export,) = re.findall(r"^export .*", block, re.MULTILINE)
-    for command in re.findall(r"python3 (-m (?:studies|benchmarks)[\w.]*(?: run)?)", block):
+    commands = re.findall(r"python3 (-m (?:studies|benchmarks)[\w.]*(?: run)?)", block)
+    assert commands
+    for command in commands:
         line = f"{export}\n{shlex.quote(sys.executable)} {command} --help"
         done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

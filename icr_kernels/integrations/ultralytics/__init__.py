@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ... import arguments
+from ...calls import Formula
 from ...relations import Relations, names_of_wholes
 from ..handle import Handle, Record, framework, place_of
 from ..uniform import BoxLoss, UniformTerm
@@ -93,7 +94,7 @@ def enable_icr(
     # The names are known once the data set is; all else is checked now.
     mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
     weight = arguments.number("weight", weight, 0)
-    arguments.formula(penalty=penalty, relative=relative)
+    arguments.formula(*Formula(penalty=penalty, relative=relative))
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     uniform = UniformTerm.of_parts(box_term, mentioned)

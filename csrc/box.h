@@ -20,6 +20,12 @@ struct Box {
   Y2 y2;
 };
 
+// Coordinates that are corners.
+template <class S>
+ICR_INLINE Box<S> box_of(const S (&c)[4]) {
+  return {c[0], c[1], c[2], c[3]};
+}
+
 // The corners of four coordinates in a format. An inverted side becomes a side of length 0 at its first corner, so that
 // every formula may count on a valid box. NaN stays NaN.
 template <class S>
@@ -29,7 +35,7 @@ ICR_INLINE Box<S> corners(const S (&coordinates)[4], BoxFormat format) {
   for (int i = 0; i < 4; ++i) {
     c[i] = lesser(limit, greater(-limit, coordinates[i]));
   }
-  Box<S> box{c[0], c[1], c[2], c[3]};
+  Box<S> box = box_of(c);
   if (format == kCXCYWH) {
     box = {c[0] - half * c[2], c[1] - half * c[3], c[0] + half * c[2], c[1] + half * c[3]};
   } else if (format == kXYWH) {
@@ -38,6 +44,19 @@ ICR_INLINE Box<S> corners(const S (&coordinates)[4], BoxFormat format) {
   box.x2 = greater(box.x1, box.x2);
   box.y2 = greater(box.y1, box.y2);
   return box;
+}
+
+// Where corners() and pull_back() leave rows of corners as they are: every side has some length, none is NaN, and all
+// together are shorter than numbers of T are apart at the limit, so that no coordinate is beyond it.
+template <class T, class S, class... More>
+ICR_INLINE auto are_corners(const S (&first)[4], const More&... others) {
+  const S apart(sizeof(T) == 4 ? T(0x1p36) : T(0x1p7));
+  S shortest = lesser(first[2] - first[0], first[3] - first[1]);
+  S together = (first[2] - first[0]) + (first[3] - first[1]);
+  ((shortest = lesser(shortest, lesser(others[2] - others[0], others[3] - others[1])),
+    together = together + ((others[2] - others[0]) + (others[3] - others[1]))),
+   ...);
+  return (S(0) < shortest) & (together < apart);
 }
 
 // The gradient with respect to corners() as one with respect to its coordinates: the transpose of its derivative. A

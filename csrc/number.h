@@ -24,10 +24,23 @@ namespace icr {
 
 ICR_INLINE float select(bool condition, float a, float b) { return condition ? a : b; }
 ICR_INLINE double select(bool condition, double a, double b) { return condition ? a : b; }
-// The smaller and the larger of two; b if either is NaN.
+// The smaller and the larger of two. If b is NaN, so are they.
+#if defined(__CUDA_ARCH__)
+ICR_INLINE float lesser(float a, float b) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+ICR_INLINE float greater(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+#else
 ICR_INLINE float lesser(float a, float b) { return a < b ? a : b; }
-ICR_INLINE double lesser(double a, double b) { return a < b ? a : b; }
 ICR_INLINE float greater(float a, float b) { return a > b ? a : b; }
+#endif
+ICR_INLINE double lesser(double a, double b) { return a < b ? a : b; }
 ICR_INLINE double greater(double a, double b) { return a > b ? a : b; }
 ICR_INLINE float abs(float x) { return ::fabsf(x); }
 ICR_INLINE double abs(double x) { return ::fabs(x); }
@@ -139,7 +152,10 @@ ICR_INLINE auto constant(const X& x) {
 }
 
 // Factors and derivatives known at compile time.
-struct Zero {};
+struct Zero {
+  template <class S>
+  ICR_INLINE explicit operator S() const { return S(0); }
+};
 struct One {};
 struct MinusOne {};
 
@@ -310,7 +326,18 @@ ICR_INLINE auto arctangent(const Y& y, const X& x, S eps) {
   return chain(atan2(yv, xv), xv * r, y, -(yv * r), x);
 }
 
-// The smaller and the larger of two numbers from one comparison. A tie splits the derivative in halves.
+// What the smaller of two numbers has of the first: all of it or nothing, and half where they are equal.
+template <class S>
+ICR_INLINE S share_of_first(S a, S b) {
+  return select(a < b, S(1), select(a == b, S(0.5), S(0)));
+}
+#if defined(__CUDA_ARCH__)
+// Without a comparison, of which a GPU makes half as many: any difference of two floats but the tiniest, times 2^127, is
+// beyond 1.
+ICR_INLINE float share_of_first(float a, float b) { return __saturatef(::fmaf(b - a, 0x1p127f, 0.5f)); }
+#endif
+
+// The smaller and the larger of two numbers. A tie splits the derivative in halves.
 template <class Low, class High>
 struct Ordered {
   Low low;
@@ -320,7 +347,7 @@ template <class A, class B>
 ICR_INLINE auto ordered(const A& a, const B& b) {
   const auto av = value_of(a), bv = value_of(b);
   using S = decltype(value_of(a));
-  const S a_is_low = select(av < bv, S(1), select(av == bv, S(0.5), S(0)));
+  const S a_is_low = share_of_first(av, bv);
   const S b_is_low = S(1) - a_is_low;
   const auto low = chain(lesser(av, bv), a_is_low, a, b_is_low, b);
   const auto high = chain(greater(av, bv), b_is_low, a, a_is_low, b);

@@ -63,11 +63,10 @@ ICR_INLINE auto maybe_variables(const Box<S>& box) {
 // The derivative of y with respect to the box at variable First, times k.
 template <int First, class S, class Y>
 ICR_INLINE void set_partials(const Y& y, S k, S (&gradient)[4]) {
-  const S zero(0);
-  gradient[0] = zero + k * partial<First + 0>(y);
-  gradient[1] = zero + k * partial<First + 1>(y);
-  gradient[2] = zero + k * partial<First + 2>(y);
-  gradient[3] = zero + k * partial<First + 3>(y);
+  gradient[0] = S(k * partial<First + 0>(y));
+  gradient[1] = S(k * partial<First + 1>(y));
+  gradient[2] = S(k * partial<First + 2>(y));
+  gradient[3] = S(k * partial<First + 3>(y));
 }
 template <int First, class S, class Y>
 ICR_INLINE void add_partials(const Y& y, S k, S (&gradient)[4]) {

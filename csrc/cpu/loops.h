@@ -48,7 +48,8 @@ ICR_INLINE void load(const T* from, Pack<T, N> (&x)[4]) {
   rows_to_columns(x, std::make_integer_sequence<int, N>{});
 }
 
-// Rows of any kind into `buffer`, zeros beyond `count` and for pairs without a row. Returns which pairs have one.
+// Rows of any kind into `buffer`, a box like any other beyond `count` and for pairs without a row. Returns which pairs
+// have one.
 template <class T, int N>
 typename Pack<T, N>::Mask collect(const Rows& rows, int64_t first, int count, T* buffer) {
   if (rows.index == nullptr && rows.column_stride == 1 && rows.row_stride == 4 && count == N) {
@@ -61,7 +62,7 @@ typename Pack<T, N>::Mask collect(const Rows& rows, int64_t first, int count, T*
     found[i] = T(row >= 0);
     for (int c = 0; c < 4; ++c) {
       const int64_t at = row * rows.row_stride + c * rows.column_stride;
-      buffer[4 * i + c] = row >= 0 ? element<T>(rows.data, rows.type, at) : T(0);
+      buffer[4 * i + c] = row >= 0 ? element<T>(rows.data, rows.type, at) : T(c / 2);
     }
   }
   return Pack<T, N>::load(found) > Pack<T, N>(T(0));
@@ -176,8 +177,9 @@ void store_zeros(const Task& task, int64_t first, int64_t count) {
 // One group of pairs
 
 template <class T, int N, class M>
-ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, BoxFormat format, bool keep_all, M keep,
-                               Pack<T, N> factor, const Pack<T, N> (&coordinates)[4], Pack<T, N> (&gradient)[4]) {
+ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, BoxFormat format, bool are_corners,
+                               bool keep_all, M keep, Pack<T, N> factor, const Pack<T, N> (&coordinates)[4],
+                               Pack<T, N> (&gradient)[4]) {
   if (rows.data == nullptr) return;
   gradient[0] = gradient[0] * factor;
   gradient[1] = gradient[1] * factor;
@@ -190,7 +192,7 @@ ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, Bo
     gradient[2] = select(keep, gradient[2], zero);
     gradient[3] = select(keep, gradient[3], zero);
   }
-  pull_back(coordinates, format, gradient);
+  if (!are_corners) pull_back(coordinates, format, gradient);
   store_rows(rows, first, count, gradient);
 }
 
@@ -216,9 +218,12 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
     if (formula.penalty >= 0) {
       has_anchor = load_rows(task.anchor_objects, direct_anchor_objects, first, count, anchor);
     } else {
-      anchor[0] = anchor[1] = anchor[2] = anchor[3] = zero;
+      anchor[0] = anchor[1] = zero;
+      anchor[2] = anchor[3] = P(T(1));
     }
-    const Boxes<P> boxes{corners(pred, format), corners(target, format), corners(anchor, format)};
+    const bool are_corners = format == kXYXY && !any_lane<T, N>((!icr::are_corners<T>(pred, target, anchor)).m);
+    Boxes<P> boxes{box_of(pred), box_of(target), box_of(anchor)};
+    if (!are_corners) boxes = {corners(pred, format), corners(target, format), corners(anchor, format)};
     const bool keep_all = task.mask.data == nullptr && count == N;
     const auto keep = load_mask<T, N>(task.mask, first, count);
     Gradients<P> gradients;
@@ -243,11 +248,14 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
       factor = factor * weight * load_column<T, N>(task.grad_loss, first, count, T(1));
     }
     if constexpr (Want & kPred)
-      store_gradient(task.grad_pred, first, count, format, keep_all, keep, factor, pred, gradients.pred);
+      store_gradient(task.grad_pred, first, count, format, are_corners, keep_all, keep, factor, pred,
+                     gradients.pred);
     if constexpr (Want & kTarget)
-      store_gradient(task.grad_target, first, count, format, keep_all, keep, factor, target, gradients.target);
+      store_gradient(task.grad_target, first, count, format, are_corners, keep_all, keep, factor, target,
+                     gradients.target);
     if constexpr (Want & kAnchorObject)
-      store_gradient(task.grad_anchor_objects, first, count, format, keep_all, keep, factor, anchor, gradients.anchor);
+      store_gradient(task.grad_anchor_objects, first, count, format, are_corners, keep_all, keep, factor, anchor,
+                     gradients.anchor);
     // Few enough additions in float, then double.
     if (((first / N) & 15) == 15 || first + N >= end) {
       for (int i = 0; i < N; ++i) sum += double(lanes.v[i]);

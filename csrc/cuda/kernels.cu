@@ -70,15 +70,6 @@ __device__ void sum_of_launch(const Sum& sum, double scale, Partial mine) {
 // Pairs
 
 template <class T>
-__device__ void store_gradient(const RowsOut& rows, int64_t pair, icr::BoxFormat format, T factor,
-                               const T (&coordinates)[4], T (&gradient)[4]) {
-  if (rows.data == nullptr) return;
-  for (int c = 0; c < 4; ++c) gradient[c] *= factor;
-  icr::pull_back(coordinates, format, gradient);
-  store_row(rows, pair, gradient);
-}
-
-template <class T>
 __device__ void store_term(void* terms, int64_t pair, T value) {
   if (terms != nullptr) static_cast<T*>(terms)[pair] = value;
 }
@@ -98,33 +89,67 @@ __device__ void store_nothing(const Task& task, int64_t pair) {
   }
 }
 
-// Losses or all terms of the pairs, with the gradients in Want. Loss and penalty are chosen by branches that are the
+// What the compiler knows of the task of a kernel: nothing. Loss and penalty are then chosen by branches that are the
 // same for the whole launch.
-template <class T, unsigned Want, bool AllTerms>
+struct AnyTask {
+  using Index = int64_t;  // of a pair
+  template <class T>
+  __device__ static void tell(Task&, icr::Formula<T>&) {}
+};
+
+// Of most of a training: rows of floats side by side, corners, all pairs alike; and which loss and penalty.
+template <int Loss, int Penalty>
+struct PackedTask {
+  using Index = unsigned;
+  __device__ static void tell(Task& task, icr::Formula<float>& formula) {
+    for (Rows* rows : {&task.pred, &task.target, &task.anchor_objects}) {
+      rows->type = Type::kFloat;
+      rows->aligned = true;
+      rows->row_stride = 4;
+      rows->index = nullptr;
+    }
+    task.mask.data = task.weight.data = task.loss_out = nullptr;
+    task.grad_pred.type = Type::kFloat;
+    formula.loss = Loss;
+    formula.penalty = Penalty;
+    formula.relative = false;
+    formula.box_format = icr::kXYXY;
+  }
+};
+
+// Losses or all terms of the pairs, with the gradients in Want.
+template <class T, unsigned Want, bool AllTerms, class Known = AnyTask>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred ? kBlocksPerMultiprocessor : 1)
-    pairs_kernel(const __grid_constant__ Task task, const __grid_constant__ Sum sum) {
-  const icr::Formula<T> formula = icr::formula_in<T>(task.formula);
-  const auto format = icr::BoxFormat(task.formula.box_format);
+    pairs_kernel(const __grid_constant__ Task any_task, const __grid_constant__ icr::Formula<T> any_formula,
+                 const __grid_constant__ Sum sum) {
+  Task task = any_task;
+  icr::Formula<T> formula = any_formula;
+  Known::tell(task, formula);
+  const auto format = icr::BoxFormat(formula.box_format);
   T scale = T(task.scale);
   if (task.normalizer.data != nullptr) {
     const T normalizer = icr::element<T>(task.normalizer.data, task.normalizer.type, 0);
-    scale = scale / icr::greater(T(task.formula.numbers[icr::kEps]), normalizer);
+    scale = scale / icr::greater(formula.numbers[icr::kEps], normalizer);
   }
   const auto* mask = static_cast<const uint8_t*>(task.mask.data);
-  const int64_t step = int64_t(gridDim.x) * kThreads;
+  using Index = typename Known::Index;
+  const Index step = Index(gridDim.x) * kThreads;
   Partial total = {0, 0};
-  T few = T(0);  // Few enough additions in float, then double.
-  int added = 0;
-  for (int64_t pair = int64_t(blockIdx.x) * kThreads + threadIdx.x; pair < task.pairs; pair += step) {
-    if (mask != nullptr && mask[pair * task.mask.stride] == 0) {
-      store_nothing<T, Want>(task, pair);
-      continue;
+  for (Index pair = Index(blockIdx.x) * kThreads + threadIdx.x; pair < Index(task.pairs); pair += step) {
+    if (mask != nullptr) {
+      if (mask[pair * task.mask.stride] == 0) {
+        store_nothing<T, Want>(task, pair);
+        continue;
+      }
+      total.count += 1;
     }
-    T pred[4], target[4], anchor[4] = {T(0), T(0), T(0), T(0)};
+    T pred[4], target[4], anchor[4] = {T(0), T(0), T(1), T(1)};
     load_row(task.pred, pair, pred);
     load_row(task.target, pair, target);
-    const bool has_anchor = task.formula.penalty >= 0 && load_row(task.anchor_objects, pair, anchor);
-    const icr::Boxes<T> boxes{icr::corners(pred, format), icr::corners(target, format), icr::corners(anchor, format)};
+    const bool has_anchor = formula.penalty >= 0 && load_row(task.anchor_objects, pair, anchor);
+    const bool are_corners = format == icr::kXYXY && icr::are_corners<T>(pred, target, anchor);
+    icr::Boxes<T> boxes{icr::box_of(pred), icr::box_of(target), icr::box_of(anchor)};
+    if (!are_corners) boxes = {icr::corners(pred, format), icr::corners(target, format), icr::corners(anchor, format)};
     icr::Gradients<T> gradients;
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = T(0);
     T factor = scale;
@@ -142,22 +167,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
       const T loss = weight * icr::pair_loss<Want>(formula, boxes, has_anchor, gradients);
       store_term(task.loss_out, pair, loss * scale);
       factor = factor * weight;
-      few += loss;
-      total.count += 1;
-      if (++added == 16) {
-        total.loss += double(few);
-        few = T(0);
-        added = 0;
-      }
+      total.loss += double(loss);
     }
-    if constexpr (Want & icr::kPred) store_gradient(task.grad_pred, pair, format, factor, pred, gradients.pred);
-    if constexpr (Want & icr::kTarget) store_gradient(task.grad_target, pair, format, factor, target, gradients.target);
-    if constexpr (Want & icr::kAnchorObject) {
-      store_gradient(task.grad_anchor_objects, pair, format, factor, anchor, gradients.anchor);
-    }
+    const auto store = [&](const RowsOut& rows, const T(&coordinates)[4], T(&gradient)[4]) {
+      if (Want != icr::kPred && rows.data == nullptr) return;
+      for (int c = 0; c < 4; ++c) gradient[c] *= factor;
+      if (!are_corners) icr::pull_back(coordinates, format, gradient);
+      store_row(rows, pair, gradient);
+    };
+    if constexpr (Want & icr::kPred) store(task.grad_pred, pred, gradients.pred);
+    if constexpr (Want & icr::kTarget) store(task.grad_target, target, gradients.target);
+    if constexpr (Want & icr::kAnchorObject) store(task.grad_anchor_objects, anchor, gradients.anchor);
   }
   if constexpr (!AllTerms) {
-    total.loss += double(few);
     if (sum.value != nullptr) sum_of_launch<T>(sum, double(scale), total);
   }
 }
@@ -222,15 +244,52 @@ __global__ void __launch_bounds__(kTableThreads, 1)
 // Launches
 
 template <class T>
-cudaError_t run(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {
+using PairsKernel = void (*)(Task, icr::Formula<T>, Sum);
+
+// A kernel of packed tasks for every loss, without a penalty and with the first, which is the default.
+template <int... Losses>
+PairsKernel<float> packed_kernel(int loss, int penalty, std::integer_sequence<int, Losses...>) {
+  static constexpr PairsKernel<float> kernels[][sizeof...(Losses)] = {
+      {pairs_kernel<float, icr::kPred, false, PackedTask<Losses, -1>>...},
+      {pairs_kernel<float, icr::kPred, false, PackedTask<Losses, 0>>...}};
+  return kernels[penalty + 1][loss];
+}
+
+template <class... Variants>
+constexpr int count_of(icr::List<Variants...>) {
+  return sizeof...(Variants);
+}
+
+bool is_packed(const Task& task) {
+  const auto are_packed = [](const Rows& rows) {
+    return rows.type == Type::kFloat && rows.aligned && rows.row_stride == 4 && rows.index == nullptr;
+  };
+  const auto& formula = task.formula;
+  const bool has_anchors = formula.penalty >= 0;
+  return are_packed(task.pred) && are_packed(task.target) && (!has_anchors || are_packed(task.anchor_objects)) &&
+         task.mask.data == nullptr && task.weight.data == nullptr && task.loss_out == nullptr &&
+         task.grad_pred.type == Type::kFloat && formula.penalty <= 0 && !formula.relative &&
+         formula.box_format == icr::kXYXY && task.pairs <= int64_t(1) << 31;
+}
+
+template <class T>
+PairsKernel<T> kernel_for(const Task& task) {
   constexpr unsigned all = icr::kPred | icr::kTarget | icr::kAnchorObject;
   const bool pred = task.grad_pred.data != nullptr;
   const bool others = task.grad_target.data != nullptr || task.grad_anchor_objects.data != nullptr;
-  const auto kernel = task.terms ? (pred || others ? pairs_kernel<T, all, true> : pairs_kernel<T, 0, true>)
-                      : others   ? pairs_kernel<T, all, false>
-                      : pred     ? pairs_kernel<T, icr::kPred, false>
-                                 : pairs_kernel<T, 0, false>;
-  return launch(kernel, blocks, kThreads, stream, task, sum);
+  if (task.terms) return pred || others ? pairs_kernel<T, all, true> : pairs_kernel<T, 0, true>;
+  if (others) return pairs_kernel<T, all, false>;
+  if (!pred) return pairs_kernel<T, 0, false>;
+  if constexpr (sizeof(T) == 4) {
+    constexpr auto losses = std::make_integer_sequence<int, count_of(icr::Losses{})>{};
+    if (is_packed(task)) return packed_kernel(task.formula.loss, task.formula.penalty, losses);
+  }
+  return pairs_kernel<T, icr::kPred, false>;
+}
+
+template <class T>
+cudaError_t run(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {
+  return launch(kernel_for<T>(task), blocks, kThreads, stream, task, icr::formula_in<T>(task.formula), sum);
 }
 
 }  // namespace

@@ -39,12 +39,13 @@ __device__ void load_whole(const void* data, Type type, int64_t at, T (&x)[4]) {
   }
 }
 
-// The coordinates of a pair; zeros where it has no row. Returns whether it has one.
+// The coordinates of a pair; a box like any other where it has no row. Returns whether it has one.
 template <class T>
 __device__ bool load_row(const Rows& rows, int64_t pair, T (&x)[4]) {
   const int64_t row = icr::row_of(rows, pair);
   if (row < 0) {
-    x[0] = x[1] = x[2] = x[3] = T(0);
+    x[0] = x[1] = T(0);
+    x[2] = x[3] = T(1);
     return false;
   }
   const int64_t at = row * rows.row_stride;

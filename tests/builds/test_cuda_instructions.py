@@ -1,0 +1,249 @@
+"""How many instructions a warp issues for each pair in the CUDA kernels: speed without a GPU, so that a regression shows.
+
+The machine code that nvcc makes for sm_90 is run by an interpreter (tests/support/sass.py), its results are compared
+with the CPU's, and what it executed is compared with cuda_instructions.csv. Written anew by
+`python tests/builds/test_cuda_instructions.py`; with --print, shown beside the record instead. A kernel runs over few
+and over more pairs, and the difference counts, without what a launch does once.
+"""
+
+import csv
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import icr_kernels as icr
+from icr_kernels import reference
+from icr_kernels.variants import KIND_IDS, LOSS_IDS, PENALTY_IDS
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[2])]
+
+import cubin
+import sass
+from benchmarks.aligned import boxes
+from tolerances import assert_close
+
+RECORD = Path(__file__).parent / "cuda_instructions.csv"
+# Of the recorded count.
+TOLERANCE = 0.01
+
+ALIGNED, PAIRWISE = "csrc/cuda/kernels.cu", "csrc/cuda/pairwise.cu"
+STRUCTS = cubin.Structs(*cubin.HEADERS, PAIRWISE)
+THREADS = 256
+FEW, MANY = 2, 10
+EPS = 1e-7
+
+Check = Callable[[], None]
+
+
+class Work(NamedTuple):
+    """One launch: its arguments, and what has to be true afterwards."""
+
+    arguments: tuple[Any, ...]
+    pairs: int
+    check: Check
+
+
+class Case(NamedTuple):
+    """A kernel with an input of ordinary boxes; `prepare` puts one into memory, of so many pieces for each thread."""
+
+    name: str
+    source: str
+    kernel: str
+    prepare: Callable[[sass.Memory, int], Work]
+
+
+# Inputs and outputs
+
+
+def rows(memory: sass.Memory, values: Tensor) -> dict[str, Any]:
+    return {"data": memory.put(values.detach().numpy()), "aligned": True, "row_stride": 4, "row_count": len(values)}
+
+
+def written(memory: sass.Memory, address: int, *shape: int, dtype: Any = np.float32) -> Tensor:
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return torch.from_numpy(memory.view(address, count).view(dtype).reshape(shape).copy())
+
+
+def aligned(loss: str, penalty: str = "none", gradient: bool = True) -> Callable[[sass.Memory, int], Work]:
+    def prepare(memory: sass.Memory, pieces: int) -> Work:
+        pairs = pieces * THREADS
+        pred, target, anchor_objects = boxes(pairs)
+        given = [pred, target, anchor_objects if penalty != "none" else None]
+        value, rows_out = memory.reserve(4), memory.reserve(16 * pairs)
+        formula = {"loss": LOSS_IDS[loss], "penalty": PENALTY_IDS[penalty], "numbers": (1.0, EPS)}
+        task = {"pairs": pairs, "formula": formula}
+        for name, each in zip(("pred", "target", "anchor_objects"), given, strict=True):
+            if each is not None:
+                task[name] = rows(memory, each)
+        if gradient:
+            task["grad_pred"] = {"data": rows_out}
+
+        def check() -> None:
+            wide = [None if each is None else each.detach().double() for each in given]
+            leaf = wide[0].requires_grad_()
+            truth = reference.icr_loss(*wide, loss=loss, penalty=penalty, reduction="sum", eps=EPS)
+            truth.backward()
+            assert_close(written(memory, value), truth.detach(), "sum")
+            if gradient:
+                assert_close(written(memory, rows_out, pairs, 4), leaf.grad, "gradient")
+
+        return Work((task, {"value": value}), pairs, check)
+
+    return prepare
+
+
+def scaling(memory: sass.Memory, pieces: int) -> Work:
+    pairs = pieces * THREADS
+    gradient = boxes(pairs)[0].detach()
+    factor, out = torch.tensor([0.75]), memory.reserve(16 * pairs)
+    column = {"data": memory.put(factor.numpy())}
+    task = {"pairs": pairs, "gradient": rows(memory, gradient), "factor": column, "out": {"data": out}}
+    return Work((task,), pairs, lambda: assert_close(written(memory, out, pairs, 4), gradient * factor, "rows"))
+
+
+FUNCTION = {"kind": KIND_IDS["iou"], "eps": EPS}
+
+
+def box_set(memory: sass.Memory, values: Tensor) -> dict[str, Any]:
+    return {"rows": rows(memory, values), "count": len(values), "batch_stride": 4 * len(values)}
+
+
+def matrix(columns: int) -> Callable[[sass.Memory, int], Work]:
+    """As launch_matrix of pairwise.cu divides it; a block takes one tile after the other."""
+
+    def prepare(memory: sass.Memory, pieces: int) -> Work:
+        width = min(columns, THREADS)
+        tile_rows = min(16 * (THREADS // width), THREADS)
+        across, count = -(-columns // (4 * width)), pieces * tile_rows
+        first, second = boxes(count)[0].detach(), boxes(columns, 1)[2]
+        out = memory.reserve(4 * count * columns)
+        task = {"function": FUNCTION, "first": box_set(memory, first), "second": box_set(memory, second), "out": out}
+        tiles = {"width": width, "rows": tile_rows, "across": across, "down": pieces, "count": pieces * across}
+
+        def check() -> None:
+            truth = icr.pairwise_iou(first.double(), second.double(), backend="reference")
+            assert_close(written(memory, out, count, columns), truth, "matrix")
+
+        return Work((task, tiles, EPS), count * columns, check)
+
+    return prepare
+
+
+def row_maximum(memory: sass.Memory, pieces: int) -> Work:
+    """As many queries as threads; tile after tile of candidates."""
+    queries, candidates = boxes(THREADS)[0].detach(), boxes(pieces * THREADS, 1)[2]
+    values, indices = memory.reserve(4 * THREADS), memory.reserve(8 * THREADS)
+    task = {"function": FUNCTION, "queries": box_set(memory, queries), "candidates": box_set(memory, candidates)}
+    task |= {"values": values, "indices": indices}
+
+    def check() -> None:
+        truth = icr.pairwise_iou(queries.double(), candidates.double(), backend="reference")
+        assert_close(written(memory, values, THREADS), truth.amax(1), "maxima")
+        chosen = written(memory, indices, THREADS, dtype=np.int64)
+        assert_close(truth.gather(1, chosen[:, None])[:, 0].float(), truth.amax(1), "values at the indices")
+
+    return Work((task, 0, THREADS, EPS), THREADS * len(candidates), check)
+
+
+CASES = (
+    Case(
+        "ciou + containment, gradient to pred",
+        ALIGNED,
+        "pairs_kernel<float, 1u, false>",
+        aligned("ciou", "containment"),
+    ),
+    Case("ciou, gradient to pred", ALIGNED, "pairs_kernel<float, 1u, false>", aligned("ciou")),
+    Case("giou, gradient to pred", ALIGNED, "pairs_kernel<float, 1u, false>", aligned("giou")),
+    Case(
+        "ciou + containment, forward only",
+        ALIGNED,
+        "pairs_kernel<float, 0u, false>",
+        aligned("ciou", "containment", gradient=False),
+    ),
+    Case("scaling", ALIGNED, "scale_kernel<float>", scaling),
+    Case("matrix iou, 1,000 columns", PAIRWISE, "matrix_kernel<float>", matrix(1000)),
+    Case("matrix iou, 100 columns", PAIRWISE, "matrix_kernel<float>", matrix(100)),
+    Case("row maximum", PAIRWISE, "selection_kernel<float, 1>", row_maximum),
+)
+
+
+# Counting
+
+
+def compiled(cases: Sequence[Case], folder: Path) -> dict[str, cubin.Kernel]:
+    wanted = {
+        source: tuple(dict.fromkeys(case.kernel for case in cases if case.source == source))
+        for source in (ALIGNED, PAIRWISE)
+    }
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda item: cubin.compiled(*item, folder), [item for item in wanted.items() if item[1]])
+    return {name: kernel for kernels in found for name, kernel in kernels.items()}
+
+
+def launched(case: Case, kernel: cubin.Kernel, pieces: int) -> tuple[sass.Count, int]:
+    memory = sass.Memory(sass.GLOBAL, 1 << 25)
+    work = case.prepare(memory, pieces)
+    machine = cubin.run(STRUCTS, kernel, memory, work.arguments, blocks=1, threads=THREADS)
+    work.check()
+    return sass.count(machine), work.pairs
+
+
+def counted(case: Case, kernel: cubin.Kernel) -> sass.Count:
+    """Instructions for each pair of a lane."""
+    (few, pairs_of_few), (many, pairs_of_many) = (launched(case, kernel, pieces) for pieces in (FEW, MANY))
+    return (many - few).per((pairs_of_many - pairs_of_few) / sass.WARP)
+
+
+def table(cases: Sequence[Case] = CASES) -> list[dict[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        kernels = compiled(cases, Path(folder))
+    counts = [(case, counted(case, kernels[case.kernel])) for case in cases]
+    return [
+        {"case": case.name, "kernel": case.kernel}
+        | {name: f"{value:.2f}" for name, value in count._asdict().items()}
+        | {"nvcc": cubin.nvcc_version()}
+        for case, count in counts
+    ]
+
+
+def recorded() -> dict[str, dict[str, str]]:
+    with RECORD.open(newline="") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
+
+
+def shown(rows: list[dict[str, str]], before: dict[str, dict[str, str]]) -> str:
+    """Counts, each beside the recorded one."""
+    lines = []
+    for row in rows:
+        counts = [f"{name} {row[name]} ({before.get(row['case'], {}).get(name, '-')})" for name in sass.Count._fields]
+        lines.append(f"{row['case']}: {', '.join(counts)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import argparse
+
+    parser = argparse.ArgumentParser(description="Writes the record, or shows counts beside it.")
+    parser.add_argument("--print", action="store_true", help="leave the record as it is")
+    parser.add_argument("--case", default="", help="only cases whose name has this in it; only with --print")
+    options = parser.parse_args()
+    if reason := cubin.obstacle():
+        raise SystemExit(reason)
+    chosen = [case for case in CASES if options.case in case.name]
+    rows = table(chosen)
+    print(shown(rows, recorded() if RECORD.exists() else {}))
+    if not options.print and not options.case:
+        with RECORD.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"written: {RECORD}")

@@ -1,4 +1,4 @@
-"""How many instructions a warp issues for each pair in the CUDA kernels: speed without a GPU, so that a regression shows.
+"""How many instructions the CUDA kernels execute for each pair: speed without a GPU, so that a regression shows.
 
 The machine code that nvcc makes for sm_90 is run by an interpreter (tests/support/sass.py), its results are compared
 with the CPU's, and what it executed is compared with cuda_instructions.csv. Written anew by
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -26,9 +25,13 @@ from icr_kernels.variants import KIND_IDS, LOSS_IDS, PENALTY_IDS
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[2])]
 
-import cubin
-import sass
 from benchmarks.aligned import boxes
+from sass import cubin
+from sass.counting import Count, count
+from sass.launch import run
+from sass.machine import WARP
+from sass.memory import GLOBAL, Memory
+from sass.structs import Structs
 from tolerances import assert_close
 
 RECORD = Path(__file__).parent / "cuda_instructions.csv"
@@ -36,7 +39,7 @@ RECORD = Path(__file__).parent / "cuda_instructions.csv"
 TOLERANCE = 0.01
 
 ALIGNED, PAIRWISE = "csrc/cuda/kernels.cu", "csrc/cuda/pairwise.cu"
-STRUCTS = cubin.Structs(*cubin.HEADERS, PAIRWISE)
+STRUCTS = Structs("csrc/task.h", "csrc/cuda/kernels.h", "csrc/cuda/pairwise.h", ALIGNED, PAIRWISE)
 THREADS = 256
 FEW, MANY = 2, 10
 EPS = 1e-7
@@ -58,23 +61,23 @@ class Case(NamedTuple):
     name: str
     source: str
     kernel: str
-    prepare: Callable[[sass.Memory, int], Work]
+    prepare: Callable[[Memory, int], Work]
 
 
 # Inputs and outputs
 
 
-def rows(memory: sass.Memory, values: Tensor) -> dict[str, Any]:
+def rows(memory: Memory, values: Tensor) -> dict[str, Any]:
     return {"data": memory.put(values.detach().numpy()), "aligned": True, "row_stride": 4, "row_count": len(values)}
 
 
-def written(memory: sass.Memory, address: int, *shape: int, dtype: Any = np.float32) -> Tensor:
+def written(memory: Memory, address: int, *shape: int, dtype: Any = np.float32) -> Tensor:
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return torch.from_numpy(memory.view(address, count).view(dtype).reshape(shape).copy())
 
 
-def aligned(loss: str, penalty: str = "none", gradient: bool = True) -> Callable[[sass.Memory, int], Work]:
-    def prepare(memory: sass.Memory, pieces: int) -> Work:
+def aligned(loss: str, penalty: str = "none", gradient: bool = True) -> Callable[[Memory, int], Work]:
+    def prepare(memory: Memory, pieces: int) -> Work:
         pairs = pieces * THREADS
         pred, target, anchor_objects = boxes(pairs)
         given = [pred, target, anchor_objects if penalty != "none" else None]
@@ -101,7 +104,7 @@ def aligned(loss: str, penalty: str = "none", gradient: bool = True) -> Callable
     return prepare
 
 
-def scaling(memory: sass.Memory, pieces: int) -> Work:
+def scaling(memory: Memory, pieces: int) -> Work:
     pairs = pieces * THREADS
     gradient = boxes(pairs)[0].detach()
     factor, out = torch.tensor([0.75]), memory.reserve(16 * pairs)
@@ -113,14 +116,14 @@ def scaling(memory: sass.Memory, pieces: int) -> Work:
 FUNCTION = {"kind": KIND_IDS["iou"], "eps": EPS}
 
 
-def box_set(memory: sass.Memory, values: Tensor) -> dict[str, Any]:
+def box_set(memory: Memory, values: Tensor) -> dict[str, Any]:
     return {"rows": rows(memory, values), "count": len(values), "batch_stride": 4 * len(values)}
 
 
-def matrix(columns: int) -> Callable[[sass.Memory, int], Work]:
+def matrix(columns: int) -> Callable[[Memory, int], Work]:
     """As launch_matrix of pairwise.cu divides it; a block takes one tile after the other."""
 
-    def prepare(memory: sass.Memory, pieces: int) -> Work:
+    def prepare(memory: Memory, pieces: int) -> Work:
         width = min(columns, THREADS)
         tile_rows = min(16 * (THREADS // width), THREADS)
         across, count = -(-columns // (4 * width)), pieces * tile_rows
@@ -138,7 +141,7 @@ def matrix(columns: int) -> Callable[[sass.Memory, int], Work]:
     return prepare
 
 
-def row_maximum(memory: sass.Memory, pieces: int) -> Work:
+def row_maximum(memory: Memory, pieces: int) -> Work:
     """As many queries as threads; tile after tile of candidates."""
     queries, candidates = boxes(THREADS)[0].detach(), boxes(pieces * THREADS, 1)[2]
     values, indices = memory.reserve(4 * THREADS), memory.reserve(8 * THREADS)
@@ -189,18 +192,18 @@ def compiled(cases: Sequence[Case], folder: Path) -> dict[str, cubin.Kernel]:
     return {name: kernel for kernels in found for name, kernel in kernels.items()}
 
 
-def launched(case: Case, kernel: cubin.Kernel, pieces: int) -> tuple[sass.Count, int]:
-    memory = sass.Memory(sass.GLOBAL, 1 << 25)
+def launched(case: Case, kernel: cubin.Kernel, pieces: int) -> tuple[Count, int]:
+    memory = Memory(GLOBAL, 1 << 25)
     work = case.prepare(memory, pieces)
-    machine = cubin.run(STRUCTS, kernel, memory, work.arguments, blocks=1, threads=THREADS)
+    machine = run(STRUCTS, kernel, memory, work.arguments, blocks=1, threads=THREADS)
     work.check()
-    return sass.count(machine), work.pairs
+    return count(machine), work.pairs
 
 
-def counted(case: Case, kernel: cubin.Kernel) -> sass.Count:
+def counted(case: Case, kernel: cubin.Kernel) -> Count:
     """Instructions for each pair of a lane."""
     (few, pairs_of_few), (many, pairs_of_many) = (launched(case, kernel, pieces) for pieces in (FEW, MANY))
-    return (many - few).per((pairs_of_many - pairs_of_few) / sass.WARP)
+    return (many - few).per((pairs_of_many - pairs_of_few) / WARP)
 
 
 def table(cases: Sequence[Case] = CASES) -> list[dict[str, str]]:
@@ -224,7 +227,7 @@ def shown(rows: list[dict[str, str]], before: dict[str, dict[str, str]]) -> str:
     """Counts, each beside the recorded one."""
     lines = []
     for row in rows:
-        counts = [f"{name} {row[name]} ({before.get(row['case'], {}).get(name, '-')})" for name in sass.Count._fields]
+        counts = [f"{name} {row[name]} ({before.get(row['case'], {}).get(name, '-')})" for name in Count._fields]
         lines.append(f"{row['case']}: {', '.join(counts)}")
     return "\n".join(lines)
 

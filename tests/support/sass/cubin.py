@@ -1,11 +1,6 @@
-"""Compiled kernels without a GPU: machine code of chosen kernels, what else is in its file, and the structs they take.
-
-The structs are read from the headers, so that what a test hands to a kernel has the layout that the kernel has.
-"""
+"""Compiled kernels: the machine code of chosen ones, and what else of them is in its file."""
 
 import ast
-import ctypes
-import functools
 import importlib.util
 import os
 import re
@@ -14,15 +9,15 @@ import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
+from . import listing
+from .listing import Instruction
 
-import sass
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ARCHITECTURE = "sm_90"
-HEADERS = ("csrc/task.h", "csrc/cuda/kernels.h", "csrc/cuda/pairwise.h")
+# Where parameters begin in constant bank 0.
+PARAMETERS = 0x210
 
 
 # The programs
@@ -115,7 +110,7 @@ def sections(file: bytes) -> list[Section]:
 class Kernel(NamedTuple):
     name: str  # as it is written, with its template arguments
     parameters: tuple[str, ...]  # their types
-    code: list[sass.Instruction]
+    code: list[Instruction]
     tables: bytes  # of jumps: constant bank 2
     globals_at: tuple[int, ...]  # offsets in .nv.global of the addresses that are in constant bank 4
     globals_bytes: int
@@ -139,7 +134,7 @@ def compiled(source: str, wanted: tuple[str, ...], folder: Path) -> dict[str, Ke
 
 
 def read(cubin: Path, signatures: Mapping[str, str]) -> dict[str, Kernel]:
-    code = sass.kernels(output_of(str(cuobjdump()), "-sass", cubin))
+    code = listing.kernels(output_of(str(cuobjdump()), "-sass", cubin))
     parts = {section.name: section for section in sections(cubin.read_bytes())}
     nothing = Section("", b"", 0, 0, 0)
     symbols = parts[".symtab"].data
@@ -160,101 +155,6 @@ def read(cubin: Path, signatures: Mapping[str, str]) -> dict[str, Kernel]:
             tuple(addresses),
             parts.get(".nv.global", nothing).size,
             parts.get(f".nv.shared.{entry}", nothing).size,
-            parts[f".nv.constant0.{entry}"].size - sass.PARAMETERS,
+            parts[f".nv.constant0.{entry}"].size - PARAMETERS,
         )
     return found
-
-
-# Structs
-
-PLAIN = {"bool": ctypes.c_bool, "int": ctypes.c_int32, "unsigned": ctypes.c_uint32, "int64_t": ctypes.c_int64}
-PLAIN |= {"float": ctypes.c_float, "double": ctypes.c_double, "int32_t": ctypes.c_int32, "uint32_t": ctypes.c_uint32}
-PLAIN |= {"int8_t": ctypes.c_int8, "uint8_t": ctypes.c_uint8}
-
-
-class Structs:
-    """The structs of some sources of C++, as ctypes, with the values that their members begin with."""
-
-    def __init__(self, *sources: str):
-        text = "\n".join((ROOT / source).read_text() for source in sources)
-        text = re.sub(r"//.*", "", text)
-        found = re.finditer(
-            r"(?:template <class (\w+)>\s*)?struct (?:alignas\(\d+\) )?(\w+) \{(.*?)\n\};", text, re.DOTALL
-        )
-        self.bodies = {name: (parameter, body) for parameter, name, body in (match.groups() for match in found)}
-        self.numbers, self.kinds = {"nullptr": 0, "false": 0, "true": 1}, dict(PLAIN)
-        for scope, name, kind, body in re.findall(r"enum (class )?(\w+)(?: : (\w+))? \{(.*?)\};", text, re.DOTALL):
-            self.kinds[name] = PLAIN[kind or "int"]
-            value = -1
-            for entry in filter(None, map(str.strip, body.split(","))):
-                label, _, given = entry.partition("=")
-                value = int(given) if given else value + 1
-                self.numbers[f"{name}::{label.strip()}" if scope else label.strip()] = value
-
-    @functools.cache  # noqa: B019
-    def kind(self, name: str) -> Any:
-        """The type of that name."""
-        name = name.removeprefix("const ").removesuffix(" const")
-        if name.endswith("*"):
-            return ctypes.c_uint64
-        if name in self.kinds:
-            return self.kinds[name]
-        base, _, argument = name.rstrip(">").partition("<")
-        parameter, body = self.bodies[base]
-        fields, defaults = [], {}
-        for statement in filter(None, (part.strip() for part in body.split(";"))):
-            kind, members = re.fullmatch(
-                r"((?:const )?[\w:]+(?:<\w+>)?(?: ?\*)?)\s*(.*)", statement, re.DOTALL
-            ).groups()
-            one = self.kind(argument if kind == parameter else kind.replace(" ", "") if "*" in kind else kind)
-            for member in re.split(r",(?![^{]*\})", members):
-                label, length, value = re.fullmatch(r"\s*(\w+)(?:\[(\w+)\])?(?: = (.*))?", member).groups()
-                fields.append((label, one * self.number(length) if length else one))
-                if value not in (None, "{}"):
-                    defaults[label] = self.number(value)
-        return type(base, (ctypes.Structure,), {"_fields_": fields, "defaults": defaults})
-
-    def number(self, text: str) -> Any:
-        return self.numbers[text] if text in self.numbers else float(text) if "." in text else int(text)
-
-    def made(self, name: str, given: Any) -> Any:
-        """A value of that type: a number, or what a mapping says of the members of a struct."""
-        kind = self.kind(name)
-        if not isinstance(given, Mapping):
-            return kind(given)
-        value = kind()
-        self.fill(value, given)
-        return value
-
-    def fill(self, value: ctypes.Structure, given: Mapping[str, Any]) -> None:
-        unknown = set(given) - {name for name, _ in value._fields_}
-        assert not unknown, f"{type(value).__name__} has no {sorted(unknown)}"
-        for name, kind in value._fields_:
-            if issubclass(kind, ctypes.Structure):
-                self.fill(getattr(value, name), given.get(name, {}))
-            elif issubclass(kind, ctypes.Array):
-                setattr(value, name, kind(*given.get(name, ())))
-            else:
-                setattr(value, name, given.get(name, value.defaults.get(name, 0)))
-
-
-def packed(structs: Structs, kernel: Kernel, arguments: tuple[Any, ...]) -> bytes:
-    """The parameters of a kernel as they lie in its constant bank."""
-    data = b""
-    for kind, given in zip(kernel.parameters, arguments, strict=True):
-        value = structs.made(kind, given)
-        data += bytes(-len(data) % ctypes.alignment(value)) + bytes(value)
-    assert len(data) == kernel.parameter_bytes, f"{kernel.name}: {len(data)} bytes, not {kernel.parameter_bytes}"
-    return data
-
-
-def run(
-    structs: Structs, kernel: Kernel, memory: sass.Memory, arguments: tuple[Any, ...], blocks: int, threads: int
-) -> sass.Machine:
-    """Runs a kernel, with its arguments as mappings and numbers, over a memory that they point into."""
-    variables = memory.reserve(kernel.globals_bytes)
-    addresses = np.array([variables + at for at in kernel.globals_at], np.uint64).tobytes()
-    banks = {0: bytes(sass.PARAMETERS) + packed(structs, kernel, arguments), 2: kernel.tables, 4: addresses}
-    machine = sass.Machine(kernel.code, memory, banks, kernel.shared_bytes)
-    machine.launch(blocks, threads)
-    return machine

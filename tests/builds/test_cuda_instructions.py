@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -27,9 +28,9 @@ if __name__ == "__main__":
 
 from benchmarks.aligned import boxes
 from sass import cubin
-from sass.counting import Count, count
-from sass.launch import run
-from sass.machine import WARP
+from sass.counting import Count, counted
+from sass.launch import packed, run
+from sass.machine import WARP, Machine
 from sass.memory import GLOBAL, Memory
 from sass.structs import Structs
 from tolerances import assert_close
@@ -183,39 +184,32 @@ CASES = (
 
 
 def compiled(cases: Sequence[Case], folder: Path) -> dict[str, cubin.Kernel]:
-    wanted = {
-        source: tuple(dict.fromkeys(case.kernel for case in cases if case.source == source))
-        for source in (ALIGNED, PAIRWISE)
-    }
+    wanted: dict[str, list[str]] = {}
+    for case in cases:
+        wanted.setdefault(case.source, []).append(case.kernel)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda item: cubin.compiled(*item, folder), [item for item in wanted.items() if item[1]])
+        found = pool.map(lambda item: cubin.compiled(*item, folder), wanted.items())
     return {name: kernel for kernels in found for name, kernel in kernels.items()}
 
 
-def launched(case: Case, kernel: cubin.Kernel, pieces: int) -> tuple[Count, int]:
+def launched(case: Case, kernel: cubin.Kernel, pieces: int) -> tuple[Machine, int]:
+    """A launch of one block, whose results are right, and its number of pairs."""
     memory = Memory(GLOBAL, 1 << 25)
     work = case.prepare(memory, pieces)
     machine = run(STRUCTS, kernel, memory, work.arguments, blocks=1, threads=THREADS)
     work.check()
-    return count(machine), work.pairs
+    return machine, work.pairs
 
 
-def counted(case: Case, kernel: cubin.Kernel) -> Count:
-    """Instructions for each pair of a lane."""
+def executed(case: Case, kernel: cubin.Kernel) -> np.ndarray:
+    """How often each instruction is executed for each pair of a lane."""
     (few, pairs_of_few), (many, pairs_of_many) = (launched(case, kernel, pieces) for pieces in (FEW, MANY))
-    return (many - few).per((pairs_of_many - pairs_of_few) / WARP)
+    return (many.executed - few.executed) / ((pairs_of_many - pairs_of_few) / WARP)
 
 
-def table(cases: Sequence[Case] = CASES) -> list[dict[str, str]]:
-    with tempfile.TemporaryDirectory() as folder:
-        kernels = compiled(cases, Path(folder))
-    counts = [(case, counted(case, kernels[case.kernel])) for case in cases]
-    return [
-        {"case": case.name, "kernel": case.kernel}
-        | {name: f"{value:.2f}" for name, value in count._asdict().items()}
-        | {"nvcc": cubin.nvcc_version()}
-        for case, count in counts
-    ]
+def row_of(case: Case, count: Count) -> dict[str, str]:
+    counts = {name: f"{value:.2f}" for name, value in count._asdict().items()}
+    return {"case": case.name, "kernel": case.kernel, **counts, "nvcc": cubin.nvcc_version()}
 
 
 def recorded() -> dict[str, dict[str, str]]:
@@ -223,13 +217,75 @@ def recorded() -> dict[str, dict[str, str]]:
         return {row["case"]: row for row in csv.DictReader(file)}
 
 
-def shown(rows: list[dict[str, str]], before: dict[str, dict[str, str]]) -> str:
-    """Counts, each beside the recorded one."""
-    lines = []
-    for row in rows:
-        counts = [f"{name} {row[name]} ({before.get(row['case'], {}).get(name, '-')})" for name in Count._fields]
-        lines.append(f"{row['case']}: {', '.join(counts)}")
-    return "\n".join(lines)
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> dict[str, cubin.Kernel]:
+    if reason := cubin.obstacle():
+        pytest.skip(reason)
+    return compiled(CASES, tmp_path_factory.mktemp("cubin"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernels_execute_as_many_instructions_as_recorded(kernels, case):
+    row = row_of(case, counted(kernels[case.kernel].code, executed(case, kernels[case.kernel])))
+    before = recorded()[case.name]
+    if row["nvcc"] != before["nvcc"]:
+        pytest.skip(f"right results; recorded with nvcc {before['nvcc']}, this is {row['nvcc']}")
+    assert row["kernel"] == before["kernel"]
+    wrong = {
+        name: f"{row[name]} instead of {before[name]}"
+        for name in Count._fields
+        if abs(float(row[name]) - float(before[name])) > TOLERANCE * float(before[name])
+    }
+    assert wrong == {}, f"slower, or faster: then record it with `python tests/builds/{Path(__file__).name}`"
+
+
+def test_record_has_every_case():
+    assert list(recorded()) == [case.name for case in CASES]
+
+
+def test_blocks_add_up_one_sum(kernels):
+    """Shuffles, barriers, shared memory, a ticket of the kernel's own and the last block: all are in it."""
+    memory = Memory(GLOBAL, 1 << 20)
+    case = CASES[0]
+    work = case.prepare(memory, 3)
+    task, total = work.arguments
+    arguments = (task, {**total, "partials": memory.reserve(16 * 3), "ticket_number": 5})
+    run(STRUCTS, kernels[case.kernel], memory, arguments, blocks=3, threads=THREADS)
+    work.check()
+
+
+def test_another_instruction_gives_other_results(kernels):
+    """Each of the differences of coordinates, made a sum, is found out; so is a comparison that is turned around."""
+    case = CASES[0]
+    kernel = kernels[case.kernel]
+    is_executed = launched(case, kernel, 1)[0].executed > 0
+    differences = [
+        place
+        for place, each in enumerate(kernel.code)
+        if is_executed[place] and each.name == "FADD" and each.operands[2].negative and each.operands[1].kind == "R"
+    ]
+    assert len(differences) > 8
+    for place in differences[::3]:
+        each = kernel.code[place]
+        first, second, third = each.operands
+        changed = each._replace(operands=(first, second, third._replace(negative=False)))
+        code = [*kernel.code[:place], changed, *kernel.code[place + 1 :]]
+        with pytest.raises(AssertionError):
+            launched(case, kernel._replace(code=code), 1)
+
+
+def test_structs_have_the_size_that_the_kernel_says(kernels):
+    kernel = kernels["scale_kernel<float>"]
+    with pytest.raises(AssertionError, match=r"scale_kernel<float>: \d+ bytes, not 3"):
+        packed(STRUCTS, kernel._replace(parameter_bytes=3), ({},))
+    with pytest.raises(AssertionError, match="Scaling has no"):
+        packed(STRUCTS, kernel, ({"pears": 1},))
+
+
+def listing(kernel: cubin.Kernel, times: np.ndarray) -> str:
+    """The instructions that are executed, and how often for each pair."""
+    found = zip(times, kernel.code, strict=True)
+    return "\n".join(f"{often:8.3f}  {each.address:05x}  {each.text}" for often, each in found if often)
 
 
 if __name__ == "__main__":
@@ -237,14 +293,25 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser(description="Writes the record, or shows counts beside it.")
     parser.add_argument("--print", action="store_true", help="leave the record as it is")
-    parser.add_argument("--case", default="", help="only cases whose name has this in it; only with --print")
+    parser.add_argument("--listing", action="store_true", help="likewise, and show what is executed")
+    parser.add_argument("--case", default="", help="only cases with this in their name; leaves the record as it is")
     options = parser.parse_args()
     if reason := cubin.obstacle():
         raise SystemExit(reason)
-    chosen = [case for case in CASES if options.case in case.name]
-    rows = table(chosen)
-    print(shown(rows, recorded() if RECORD.exists() else {}))
-    if not options.print and not options.case:
+    chosen, before, rows = [case for case in CASES if options.case in case.name], {}, []
+    if RECORD.exists():
+        before = recorded()
+    with tempfile.TemporaryDirectory() as temporary:
+        found = compiled(chosen, Path(temporary))
+    for case in chosen:
+        times = executed(case, found[case.kernel])
+        row = row_of(case, counted(found[case.kernel].code, times))
+        rows.append(row)
+        beside = (f"{name} {row[name]} ({before.get(case.name, {}).get(name, '-')})" for name in Count._fields)
+        print(f"{case.name}: {', '.join(beside)}", flush=True)
+        if options.listing:
+            print(listing(found[case.kernel], times))
+    if not (options.print or options.listing or options.case):
         with RECORD.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .machine import Machine
+from .listing import Instruction
 
 # Of the 128 lanes for which a multiprocessor of compute capability 9.0 issues in a clock, so many are executed: 64 of
 # what compares, selects, counts and shifts, and of doubles; 16 of reciprocals, exponentials and conversions. From the
@@ -24,14 +24,9 @@ class Count(NamedTuple):
     half_rate: float
     eighth_rate: float
 
-    def __sub__(self, other: "Count") -> "Count":
-        return Count(*(a - b for a, b in zip(self, other, strict=True)))
 
-    def per(self, number: float) -> "Count":
-        return Count(*(value / number for value in self))
-
-
-def count(machine: Machine) -> Count:
-    names = np.array([step.instruction.name for step in machine.program])
-    by_rate = (np.isin(names, list(rate)) for rate in (HALF_RATE, EIGHTH_RATE))
-    return Count(*(float(machine.executed[which].sum()) for which in (slice(None), *by_rate)))
+def counted(code: list[Instruction], times: np.ndarray) -> Count:
+    """Of code whose instructions were executed so many times."""
+    names = np.array([each.name for each in code])
+    by_rate = (times[np.isin(names, list(rate))].sum() for rate in (HALF_RATE, EIGHTH_RATE))
+    return Count(float(times.sum()), *map(float, by_rate))

@@ -118,7 +118,7 @@ class Kernel(NamedTuple):
     parameter_bytes: int
 
 
-def compiled(source: str, wanted: tuple[str, ...], folder: Path) -> dict[str, Kernel]:
+def compiled(source: str, wanted: list[str], folder: Path) -> dict[str, Kernel]:
     """The kernels of a source whose names, with template arguments, are wanted. Only these are made machine code of."""
     ptx, cubin = folder / f"{Path(source).stem}.ptx", folder / f"{Path(source).stem}.cubin"
     common = [str(nvcc()), *flags_of(source), f"-arch={ARCHITECTURE}"]

@@ -188,7 +188,7 @@ def compiled(cases: Sequence[Case], folder: Path) -> dict[str, cubin.Kernel]:
     for case in cases:
         wanted.setdefault(case.source, []).append(case.kernel)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda item: cubin.compiled(*item, folder), wanted.items())
+        found = pool.map(lambda item: cubin.compiled(*item, folder, cubin.flags_of(item[0])), wanted.items())
     return {name: kernel for kernels in found for name, kernel in kernels.items()}
 
 

@@ -1,14 +1,19 @@
 """The interpreter of machine code: what single instructions do, and lanes that part and meet."""
 
+import ctypes
+import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sass.launch import decoded
+from sass import cubin
+from sass.launch import decoded, run
 from sass.listing import UnknownInstruction, instruction
 from sass.machine import Machine
-from sass.memory import Fault, Memory
+from sass.memory import GLOBAL, Fault, Memory
+from sass.structs import Structs
 
 
 def ran(*lines: str, threads: int = 32, memory: Memory | None = None) -> Machine:
@@ -206,6 +211,41 @@ def test_lanes_that_do_not_meet_count_on():
     assert [*ran(*whole, threads=64).executed] == [2, 2, 2, 2, 1, 1, 1, 2, 2, 2]
 
 
+def test_parts_meet_apart_at_barriers_of_the_same_name():
+    """Lanes go to four places; the even and the odd ones each meet at a B1 of their own before all meet at B0."""
+    machine = ran(
+        "S2R R1, SR_TID.X",
+        "LOP3.LUT P0, RZ, R1, 0x1, RZ, 0xc0, !PT",
+        "LOP3.LUT P1, RZ, R1, 0x2, RZ, 0xc0, !PT",
+        "BSSY B0, 0x110",
+        "@P0 BRA 0xb0",
+        "BSSY B1, 0x90",
+        "@P1 BRA 0x80",
+        "VIADD R0, R0, 0x1",
+        "BSYNC B1",
+        "VIADD R0, R0, 0x10",
+        "BRA 0x100",
+        "BSSY B1, 0xf0",
+        "@P1 BRA 0xe0",
+        "VIADD R0, R0, 0x2",
+        "BSYNC B1",
+        "VIADD R0, R0, 0x20",
+        "BSYNC B0",
+        "VIADD R0, R0, 0x40",
+        threads=64,
+    )
+    even, first = np.arange(64) % 2 == 0, np.arange(64) // 2 % 2 == 0
+    assert (machine.registers[0] == np.where(even, 0x50 + first, 0x60 + 2 * first)).all()
+    assert [machine.executed[place] for place in (9, 15, 16, 17)] == [2, 2, 4, 2]
+
+
+def test_lanes_that_break_out_are_not_waited_for():
+    broken = [*PARTED[:4], "BREAK B0", "BRA 0x80", *PARTED[6:]]
+    machine = ran(*broken, threads=64)
+    assert (machine.registers[0] == np.where(np.arange(64) % 2, 3, 1)).all()
+    assert machine.executed[7] == 2 and machine.executed[8] == 4
+
+
 def test_lanes_that_leave_are_not_waited_for():
     leaving = [*PARTED[:4], "EXIT", *PARTED[5:]]
     machine = ran(*leaving, "BAR.SYNC.DEFER_BLOCKING 0x0", threads=64)
@@ -270,3 +310,56 @@ def test_waiting_for_ever_is_a_fault():
             "@P0 WARPSYNC.ALL",
             "@!P0 BAR.SYNC.DEFER_BLOCKING 0x0",
         )
+
+
+SAMPLE = "tests/support/cpp/ordinary_arithmetic.cu"
+NUMBERS = np.dtype(
+    [
+        *((name, "f4") for name in "abc"),
+        *((name, "i4") for name in "ij"),
+        *((name, "u4") for name in "uv"),
+        ("l", "i8"),
+    ],
+    align=True,
+)
+WHAT = np.dtype([("floats", "f4", 18), ("ints", "i4", 18), ("longs", "i8", 6), ("doubles", "f8", 6)], align=True)
+
+
+def numbers(count: int) -> np.ndarray:
+    """Small and large ones, and among the floats some that are special."""
+    random = np.random.default_rng(0)
+    found = np.zeros(count, NUMBERS)
+    for name in "abc":
+        values = random.normal(size=count) * 10 ** random.uniform(-3, 4, count)
+        found[name] = np.where(random.random(count) < 0.1, random.choice([0, -0.0, 1, 0.5, 2], count), values)
+    for name in "ij":
+        found[name] = random.integers(-(2**31), 2**31, count) >> random.integers(0, 31, count)
+    for name in "uv":
+        found[name] = random.integers(0, 2**32, count) >> random.integers(0, 32, count)
+    found["l"] = random.integers(-(2**62), 2**62, count) >> random.integers(0, 62, count)
+    return found
+
+
+def test_ordinary_arithmetic_is_that_of_the_host(tmp_path):
+    """Of one source the interpreter runs what nvcc makes of it, and the host what its compiler does."""
+    if reason := cubin.obstacle() or (None if shutil.which("g++") else "no g++"):
+        pytest.skip(reason)
+    library, given = tmp_path / "host.so", numbers(1024)
+    source = Path(cubin.ROOT, SAMPLE)
+    cubin.output_of("g++", "-x", "c++", "-O2", "-ffp-contract=off", "-shared", "-fPIC", source, "-o", library)
+    truth = np.zeros(len(given), WHAT)
+    ctypes.CDLL(str(library)).compute_all(
+        given.ctypes.data_as(ctypes.c_void_p), truth.ctypes.data_as(ctypes.c_void_p), len(given)
+    )
+    (kernel,) = cubin.compiled(SAMPLE, ["compute_all"], tmp_path, ["-std=c++17", "-O3", "-fmad=false"]).values()
+    memory = Memory(GLOBAL, 1 << 20)
+    results = memory.reserve(truth.nbytes)
+    run(Structs(), kernel, memory, (memory.put(given.view(np.uint8)), results, len(given)), blocks=4, threads=256)
+    found = memory.view(results, truth.nbytes).view(WHAT)
+    for name in ("floats", "ints", "longs"):
+        for place, (column, wanted) in enumerate(zip(found[name].T, truth[name].T, strict=True)):
+            is_same = (column == wanted) | ((column != column) & (wanted != wanted))
+            assert is_same.all(), (
+                f"{name}[{place}] of {given[~is_same][0]}: {column[~is_same][0]}, not {wanted[~is_same][0]}"
+            )
+    np.testing.assert_allclose(found["doubles"], truth["doubles"], rtol=2**-51)

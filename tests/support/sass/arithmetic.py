@@ -11,17 +11,18 @@ U32, U64, S32, S64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.floa
 MASK = U64(0xFFFF_FFFF)
 
 
-def narrow(exact: Array, rounding: str = "RN") -> Array:
-    """To float32. `exact` has the digits that decide, or is odd in its last bit where digits are missing."""
-    near = np.asarray(exact, F64).astype(F32)
+def narrow(exact: Array, rounding: str = "RN", dtype: Any = F32) -> Array:
+    """To a narrower type. `exact` has the digits that decide, or is odd in its last bit where digits are missing."""
+    exact = np.asarray(exact)
+    near = exact.astype(dtype)
     if rounding == "RN":
         return near
-    back = near.astype(F64)
+    back = near.astype(exact.dtype)
     if rounding == "RM":
-        return np.where(back > exact, np.nextafter(near, F32(-np.inf)), near)
+        return np.where(back > exact, np.nextafter(near, dtype(-np.inf)), near)
     if rounding == "RP":
-        return np.where(back < exact, np.nextafter(near, F32(np.inf)), near)
-    return np.where(np.abs(back) > np.abs(exact), np.nextafter(near, F32(0)), near)
+        return np.where(back < exact, np.nextafter(near, dtype(np.inf)), near)
+    return np.where(np.abs(back) > np.abs(exact), np.nextafter(near, dtype(0)), near)
 
 
 def fused(a: Array, b: Array, c: Array, rounding: str = "RN") -> Array:

@@ -53,49 +53,48 @@ def _(m: Machine, each: Instruction, lanes: np.ndarray) -> Moved:
     return m.release()
 
 
+# A convergence barrier is a set of lanes, and each lane has its own: the parts of a warp may each make one in the same
+# register at the same time.
+
+
 @operation("BSSY", "RECONVERGENT RELIABLE", control=True)
 def _(m: Machine, each: Instruction, lanes: np.ndarray) -> Moved:
-    warps = np.unique(lanes // WARP)
-    m.barriers[each.operands[0].index, warps] = m.masks(lanes)[warps]
+    m.barriers[each.operands[0].index, lanes] = m.masks(lanes)[lanes // WARP]
     return None
 
 
 @operation("BSYNC", "RECONVERGENT RELIABLE", control=True)
 def _(m: Machine, each: Instruction, lanes: np.ndarray) -> Moved:
-    warps = np.unique(lanes // WARP)
-    needed = m.barriers[each.operands[0].index, warps] & m.masks(np.flatnonzero(m.is_live))[warps]
-    if not (needed & ~m.masks(lanes)[warps]).any():
+    register = each.operands[0].index
+    absent = m.masks(np.flatnonzero(m.is_live)) & ~m.masks(lanes)
+    if not (m.barriers[register, lanes] & absent[lanes // WARP]).any():
         return None
-    return m.wait("BSYNC", each.address, lanes, each.operands[0].index)
+    return m.wait("BSYNC", each.address, lanes, register)
 
 
 @operation("BREAK", "RECONVERGENT RELIABLE", control=True)
 def _(m: Machine, each: Instruction, lanes: np.ndarray) -> Moved:
-    warps = np.unique(lanes // WARP)
-    m.barriers[each.operands[-1].index, warps] &= ~m.masks(lanes)[warps]
-    released = m.release()
-    return [*released, (each.address + BYTES, lanes)] if released else None
+    (barrier,) = each.operands
+    m.barriers[barrier.index] &= ~m.masks(lanes)[np.arange(m.threads) // WARP]
+    return [*m.release(), (each.address + BYTES, lanes)]
 
 
 @operation("BMOV", "32 CLEAR", control=True)
 def _(m: Machine, each: Instruction, lanes: np.ndarray) -> Moved:
     result, source = each.operands
-    warps, first = np.unique(lanes // WARP, return_index=True)
     if result.kind == "B":
-        m.barriers[result.index, warps] = np.broadcast_to(m.word(source, scope_of(lanes)), lanes.shape)[first]
-    else:
-        m.put(result, scope_of(lanes), m.barriers[source.index, lanes // WARP])
-        if "CLEAR" in each.modifiers:
-            m.barriers[source.index, warps] = 0
+        m.barriers[result.index, lanes] = m.word(source, scope_of(lanes))
+        return None
+    m.put(result, scope_of(lanes), m.barriers[source.index, lanes])
+    if "CLEAR" in each.modifiers:
+        m.barriers[source.index, lanes] = 0
     return None
 
 
 @operation("WARPSYNC", "ALL EXCLUSIVE", control=True)
 def _(m: Machine, each: Instruction, lanes: np.ndarray) -> Moved:
-    needed = np.full(m.warps, 0xFFFF_FFFF, U32)
-    if each.operands:
-        needed[lanes // WARP] = m.word(each.operands[0], scope_of(lanes))
-    return m.wait("WARPSYNC", each.address, lanes, needed)
+    mask = m.word(each.operands[0], scope_of(lanes)) if each.operands else U32(0xFFFF_FFFF)
+    return m.wait("WARPSYNC", each.address, lanes, np.broadcast_to(mask, lanes.shape))
 
 
 @operation("BAR", "SYNC DEFER_BLOCKING", control=True)

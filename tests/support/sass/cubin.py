@@ -118,10 +118,10 @@ class Kernel(NamedTuple):
     parameter_bytes: int
 
 
-def compiled(source: str, wanted: list[str], folder: Path) -> dict[str, Kernel]:
+def compiled(source: str, wanted: list[str], folder: Path, flags: list[str]) -> dict[str, Kernel]:
     """The kernels of a source whose names, with template arguments, are wanted. Only these are made machine code of."""
     ptx, cubin = folder / f"{Path(source).stem}.ptx", folder / f"{Path(source).stem}.cubin"
-    common = [str(nvcc()), *flags_of(source), f"-arch={ARCHITECTURE}"]
+    common = [str(nvcc()), *flags, f"-arch={ARCHITECTURE}"]
     output_of(*common, "-ptx", ROOT / source, "-o", ptx)
     entries = re.findall(r"^\s*(?:\.visible\s+|\.weak\s+)*\.entry\s+(\w+)", ptx.read_text(), re.MULTILINE)
     named = {re.sub(r"\(.*", "", name): (entry, name) for entry, name in zip(entries, readable(entries), strict=True)}

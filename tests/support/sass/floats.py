@@ -144,12 +144,12 @@ def _(m: Machine, each: Instruction, s: Scope) -> None:
     m.put_truth(result, s, is_far | (left == 255) | (right < 2) | (right > 252))
 
 
-@operation("DADD DMUL DFMA")
+@operation("DADD DMUL DFMA", "RN RM RP RZ")
 def _(m: Machine, each: Instruction, s: Scope) -> None:
     result, *operands = each.operands
     a, b, *c = (np.asarray(m.double(op, s), np.longdouble) for op in operands)
     value = a + b if each.name == "DADD" else a * b if each.name == "DMUL" else a * b + c[0]
-    m.put_long(result, s, value.astype(F64))
+    m.put_long(result, s, narrow(value, rounding_of(each), F64))
 
 
 def halves(m: Machine, each: Instruction, s: Scope, op: Operand) -> list[Array]:

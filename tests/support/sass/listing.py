@@ -71,7 +71,7 @@ def instruction(address: int, text: str) -> Instruction:
     guard, opcode, rest = match.groups()
     name, *modifiers = opcode.split(".")
     operands = [operand(part) for part in re.split(r",\s*(?![^\[]*\])", rest.strip()) if part.strip()]
-    if name in ("BRX", "BRXU"):  # its operands stand side by side
+    if name in ("BRX", "RET"):  # their operands stand side by side
         operands = [operand(part) for part in rest.split()]
     return Instruction(address, guard and operand(guard), name, tuple(modifiers), tuple(operands), text)
 

@@ -34,7 +34,7 @@ class Wait(NamedTuple):
     kind: str
     address: int
     lanes: np.ndarray
-    needed: Any  # the barrier register, or the mask of each warp
+    needed: Any  # the barrier register, or the mask that each lane waits for
 
 
 class Step(NamedTuple):
@@ -70,7 +70,7 @@ class Machine:
         self.predicates = np.zeros((8, threads), bool)
         self.uniform_predicates = np.zeros((8, self.warps), bool)
         self.predicates[TRUE] = self.uniform_predicates[TRUE] = True
-        self.barriers = np.zeros((16, self.warps), U32)
+        self.barriers = np.zeros((16, threads), U32)  # each lane's own: which lanes of its warp it meets
         self.shared = Memory(0, -(-self.shared_bytes // 16) * 16)
         self.shared.is_there[SYSTEM_SHARED : self.shared_bytes] = True
         self.is_live = np.ones(threads, bool)
@@ -283,14 +283,17 @@ class Machine:
         for kind, address in dict.fromkeys((wait.kind, wait.address) for wait in self.waits if wait.kind != "BAR"):
             waits = [wait for wait in self.waits if (wait.kind, wait.address) == (kind, address)]
             lanes = np.concatenate([wait.lanes for wait in waits])
-            needed = [self.barriers[wait.needed] if kind == "BSYNC" else wait.needed for wait in waits]
-            needed = np.bitwise_and.reduce(needed) & everyone
-            arrived = self.masks(lanes)
-            is_free = ((needed & ~arrived) == 0)[lanes // WARP]
-            if is_free.any():
-                released.append((address + BYTES, np.sort(lanes[is_free])))
-            if not is_free.all():
-                kept.append(waits[0]._replace(lanes=lanes[~is_free]))
+            needed = [self.barriers[wait.needed, wait.lanes] if kind == "BSYNC" else wait.needed for wait in waits]
+            missing = np.concatenate(needed) & (everyone & ~self.masks(lanes))[lanes // WARP]
+            is_free = missing == 0
+            # Those of a warp that meet in two sets go on in two.
+            for mask in np.unique(np.concatenate(needed)[is_free]):
+                released.append((address + BYTES, np.sort(lanes[is_free & (np.concatenate(needed) == mask)])))
+            for wait in waits:
+                is_held = ~np.isin(wait.lanes, lanes[is_free])
+                if is_held.any():
+                    still = wait.needed if kind == "BSYNC" else wait.needed[is_held]
+                    kept.append(wait._replace(lanes=wait.lanes[is_held], needed=still))
         self.waits = [wait for wait in self.waits if wait.kind == "BAR"] + kept
         return released
 

@@ -254,22 +254,21 @@ def test_blocks_add_up_one_sum(kernels):
     work.check()
 
 
-def test_another_instruction_gives_other_results(kernels):
-    """Each of the differences of coordinates, made a sum, is found out; so is a comparison that is turned around."""
+def test_other_instructions_give_other_results(kernels):
+    """A difference that is made a sum is found out, and so is a minimum that is made a maximum."""
     case = CASES[0]
     kernel = kernels[case.kernel]
     is_executed = launched(case, kernel, 1)[0].executed > 0
-    differences = [
-        place
-        for place, each in enumerate(kernel.code)
-        if is_executed[place] and each.name == "FADD" and each.operands[2].negative and each.operands[1].kind == "R"
-    ]
-    assert len(differences) > 8
-    for place in differences[::3]:
-        each = kernel.code[place]
-        first, second, third = each.operands
-        changed = each._replace(operands=(first, second, third._replace(negative=False)))
-        code = [*kernel.code[:place], changed, *kernel.code[place + 1 :]]
+    changed = {}
+    for place, each in enumerate(kernel.code):
+        *others, last = each.operands or (None,)
+        if is_executed[place] and each.name == "FADD" and last.negative and others[1].kind == "R":
+            changed[place] = each._replace(operands=(*others, last._replace(negative=False)))
+        elif is_executed[place] and each.name == "FMNMX":
+            changed[place] = each._replace(operands=(*others, last._replace(inverted=not last.inverted)))
+    assert len(changed) > 20
+    for place in list(changed)[::3]:
+        code = [*kernel.code[:place], changed[place], *kernel.code[place + 1 :]]
         with pytest.raises(AssertionError):
             launched(case, kernel._replace(code=code), 1)
 

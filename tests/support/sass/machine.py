@@ -110,19 +110,18 @@ class Machine:
             self.executed[address // BYTES] += len(warps)
             scope = together if is_uniform else everyone
             if is_control:
-                active = lanes
+                is_active = np.ones(len(lanes), bool)
                 if each.guard is not None:
-                    active = lanes[np.broadcast_to(self.truth(each.guard, everyone), len(lanes))]
-                if len(active):
-                    moved = run(self, each, active)
-                    if moved is not None:
-                        others = np.setdiff1d(lanes, active, assume_unique=True)
-                        address = self.spread([*moved, (address + BYTES, others)], lanes)
-                        if address is None or address >= limit:
-                            if address is not None:
-                                self.groups.append(Group(address, lanes))
-                            return
-                        continue
+                    is_active = np.broadcast_to(self.truth(each.guard, everyone), len(lanes))
+                moved = run(self, each, lanes[is_active]) if is_active.any() else None
+                if moved is not None:
+                    address = self.spread([*moved, (address + BYTES, lanes[~is_active])], lanes)
+                    if address is None:
+                        return
+                    if address >= limit:
+                        self.groups.append(Group(address, lanes))
+                        return
+                    continue
             elif each.guard is None:
                 run(self, each, scope)
             else:

@@ -14,6 +14,13 @@ PLAIN |= {"float": ctypes.c_float, "double": ctypes.c_double, "int32_t": ctypes.
 PLAIN |= {"int8_t": ctypes.c_int8, "uint8_t": ctypes.c_uint8}
 
 
+def matched(pattern: str, text: str) -> tuple[str, ...]:
+    match = re.fullmatch(pattern, text, re.DOTALL)
+    if match is None:
+        raise ValueError(f"members of structs are plain here, {text!r} is not")
+    return match.groups()
+
+
 class Structs:
     """The structs of some sources of C++, as ctypes, with the values that their members begin with."""
 
@@ -45,12 +52,10 @@ class Structs:
         parameter, body = self.bodies[base]
         fields, defaults = [], {}
         for statement in filter(None, (part.strip() for part in body.split(";"))):
-            kind, members = re.fullmatch(
-                r"((?:const )?[\w:]+(?:<\w+>)?(?: ?\*)?)\s*(.*)", statement, re.DOTALL
-            ).groups()
+            kind, members = matched(r"((?:const )?[\w:]+(?:<\w+>)?(?: ?\*)?)\s*(.*)", statement)
             one = self.kind(argument if kind == parameter else kind.replace(" ", "") if "*" in kind else kind)
             for member in re.split(r",(?![^{]*\})", members):
-                label, length, value = re.fullmatch(r"\s*(\w+)(?:\[(\w+)\])?(?: = (.*))?", member).groups()
+                label, length, value = matched(r"\s*(\w+)(?:\[(\w+)\])?(?: = (.*))?", member)
                 fields.append((label, one * self.number(length) if length else one))
                 if value not in (None, "{}"):
                     defaults[label] = self.number(value)

@@ -6,6 +6,7 @@ with the CPU's, and what it executed is compared with cuda_instructions.csv. Wri
 and over more pairs, and the difference counts, without what a launch does once.
 """
 
+import argparse
 import csv
 import sys
 import tempfile
@@ -287,9 +288,7 @@ def listing(kernel: cubin.Kernel, times: np.ndarray) -> str:
     return "\n".join(f"{often:8.3f}  {each.address:05x}  {each.text}" for often, each in found if often)
 
 
-if __name__ == "__main__":
-    import argparse
-
+def main() -> None:
     parser = argparse.ArgumentParser(description="Writes the record, or shows counts beside it.")
     parser.add_argument("--print", action="store_true", help="leave the record as it is")
     parser.add_argument("--listing", action="store_true", help="likewise, and show what is executed")
@@ -297,22 +296,25 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if reason := cubin.obstacle():
         raise SystemExit(reason)
-    chosen, before, rows = [case for case in CASES if options.case in case.name], {}, []
-    if RECORD.exists():
-        before = recorded()
-    with tempfile.TemporaryDirectory() as temporary:
-        found = compiled(chosen, Path(temporary))
-    for case in chosen:
+    before = recorded() if RECORD.exists() else {}
+    cases, rows_found = [case for case in CASES if options.case in case.name], []
+    with tempfile.TemporaryDirectory() as folder:
+        found = compiled(cases, Path(folder))
+    for case in cases:
         times = executed(case, found[case.kernel])
         row = row_of(case, counted(found[case.kernel].code, times))
-        rows.append(row)
+        rows_found.append(row)
         beside = (f"{name} {row[name]} ({before.get(case.name, {}).get(name, '-')})" for name in Count._fields)
         print(f"{case.name}: {', '.join(beside)}", flush=True)
         if options.listing:
             print(listing(found[case.kernel], times))
     if not (options.print or options.listing or options.case):
         with RECORD.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, list(rows_found[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(rows_found)
         print(f"written: {RECORD}")
+
+
+if __name__ == "__main__":
+    main()

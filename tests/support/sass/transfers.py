@@ -88,6 +88,6 @@ def _(m: Machine, each: Instruction, s: Scope) -> None:
         m.put(result, s, before)
 
 
-@operation("MEMBAR ERRBAR CCTL CGAERRBAR NOP DEPBAR YIELD NANOSLEEP", "SC GPU SYS CTA IVALL ALL LE")
+@operation("MEMBAR ERRBAR CCTL CGAERRBAR NOP DEPBAR YIELD NANOSLEEP ACQBULK PREEXIT", "SC GPU SYS CTA IVALL ALL LE")
 def _(m: Machine, each: Instruction, s: Scope) -> None:
-    """Order in memory: here everything has it."""
+    """Order in memory and among launches: here everything has it."""

@@ -7,10 +7,10 @@ import numpy as np
 from .listing import Instruction
 
 # Of the 128 lanes for which a multiprocessor of compute capability 9.0 issues in a clock, so many are executed: 64 of
-# what compares, selects, counts and shifts, and of doubles; 16 of reciprocals, exponentials and conversions. From the
-# table "Throughput of Native Arithmetic Instructions" of the CUDA C++ Programming Guide, but for selects, moves and
-# predicates, which it does not have: Nsight Compute's guide names the same unit for them (ALU). The uniform datapath,
-# memory and branches have no rate here.
+# what compares, counts and shifts, and of doubles; 16 of reciprocals, exponentials and conversions. From the table
+# "Throughput of Native Arithmetic Instructions" of the CUDA C++ Best Practices Guide (before 13.0: of the Programming
+# Guide), but for selects, moves and predicates, which it does not have: they are taken to be executed where comparisons
+# are. The uniform datapath, memory and branches have no rate here.
 HALF = "FMNMX FSEL FSETP FSET SEL ISETP ISET IADD3 IADD VIADD IMAD LEA SHF LOP3 PRMT MOV IABS VIMNMX VIMNMX3 VIADDMNMX"
 HALF += " IMNMX PLOP3 P2R R2P SGXT BMSK F2FP I2FP VOTE DADD DMUL DFMA DSETP FCHK"
 EIGHTH = "MUFU F2F F2I I2F FRND POPC FLO BREV REDUX"

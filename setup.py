@@ -38,6 +38,7 @@ ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
 
 CPU_SOURCES = ["csrc/ops.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cpp"))
+KERNEL_FLAGS = ["-std=c++17", "-O3"]
 # All pairs without multiply-adds that the compiler fuses as it likes, differently from kernel to kernel: a pair has the
 # same value, to the bit, in the matrix, as the best of its row and as the best of its column.
 KERNELS = {"csrc/cuda/kernels.cu": [], "csrc/cuda/pairwise.cu": ["-fmad=false"]}
@@ -200,7 +201,7 @@ class Build(cpp_extension.BuildExtension):
         record = output.with_suffix(".command")
         command = [
             *nvcc,
-            *("-std=c++17", "-O3", *KERNELS[source], "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+            *(*KERNEL_FLAGS, *KERNELS[source], "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
             *("-c", source, "-o", str(output)),
         ]
         newest = max(Path(path).stat().st_mtime for path in (source, *KERNEL_HEADERS))

@@ -59,6 +59,7 @@ LONGEST = (
     "test_cuda_build",
     "test_detection",
     "test_triton_ahead_of_time",
+    "test_cuda_instructions",
     "test_properties",
     "test_packaging",
     "test_pairwise",

@@ -34,7 +34,7 @@ from sass.launch import packed, run
 from sass.machine import WARP, Machine
 from sass.memory import GLOBAL, Memory
 from sass.structs import Structs
-from tolerances import assert_close
+from tolerances import assert_close, same_bits
 
 RECORD = Path(__file__).parent / "cuda_instructions.csv"
 # Of the recorded count.
@@ -78,19 +78,24 @@ def written(memory: Memory, address: int, *shape: int, dtype: Any = np.float32) 
     return torch.from_numpy(memory.view(address, count).view(dtype).reshape(shape).copy())
 
 
+def aligned_arguments(
+    memory: Memory, loss: str, penalty: str, given: Sequence[Tensor | None], value: int, gradient: int = 0
+) -> tuple[Any, ...]:
+    task: dict[str, Any] = {"pairs": len(given[0]), "grad_pred": {"data": gradient}}
+    for name, each in zip(("pred", "target", "anchor_objects"), given, strict=False):
+        if each is not None:
+            task[name] = rows(memory, each)
+    formula = {"loss": LOSS_IDS[loss], "penalty": PENALTY_IDS[penalty], "numbers": (1.0, EPS)}
+    return task, formula, {"value": value}
+
+
 def aligned(loss: str, penalty: str = "none", gradient: bool = True) -> Callable[[Memory, int], Work]:
     def prepare(memory: Memory, pieces: int) -> Work:
         pairs = pieces * THREADS
         pred, target, anchor_objects = boxes(pairs)
         given = [pred, target, anchor_objects if penalty != "none" else None]
         value, rows_out = memory.reserve(4), memory.reserve(16 * pairs)
-        formula = {"loss": LOSS_IDS[loss], "penalty": PENALTY_IDS[penalty], "numbers": (1.0, EPS)}
-        task = {"pairs": pairs, "formula": formula}
-        for name, each in zip(("pred", "target", "anchor_objects"), given, strict=True):
-            if each is not None:
-                task[name] = rows(memory, each)
-        if gradient:
-            task["grad_pred"] = {"data": rows_out}
+        arguments = aligned_arguments(memory, loss, penalty, given, value, rows_out if gradient else 0)
 
         def check() -> None:
             wide = [None if each is None else each.detach().double() for each in given]
@@ -101,7 +106,7 @@ def aligned(loss: str, penalty: str = "none", gradient: bool = True) -> Callable
             if gradient:
                 assert_close(written(memory, rows_out, pairs, 4), leaf.grad, "gradient")
 
-        return Work((task, {"value": value}), pairs, check)
+        return Work(arguments, pairs, check)
 
     return prepare
 
@@ -159,19 +164,27 @@ def row_maximum(memory: Memory, pieces: int) -> Work:
     return Work((task, 0, THREADS, EPS), THREADS * len(candidates), check)
 
 
+GENERAL = "pairs_kernel<float, 1u, false, AnyTask>"
+
+
+def specialised(loss: str, penalty: str = "none") -> str:
+    return f"pairs_kernel<float, 1u, false, PackedTask<{LOSS_IDS[loss]}, {PENALTY_IDS[penalty]}> >"
+
+
 CASES = (
     Case(
         "ciou + containment, gradient to pred",
         ALIGNED,
-        "pairs_kernel<float, 1u, false>",
+        specialised("ciou", "containment"),
         aligned("ciou", "containment"),
     ),
-    Case("ciou, gradient to pred", ALIGNED, "pairs_kernel<float, 1u, false>", aligned("ciou")),
-    Case("giou, gradient to pred", ALIGNED, "pairs_kernel<float, 1u, false>", aligned("giou")),
+    Case("ciou + containment, general kernel", ALIGNED, GENERAL, aligned("ciou", "containment")),
+    Case("ciou, gradient to pred", ALIGNED, specialised("ciou"), aligned("ciou")),
+    Case("giou, gradient to pred", ALIGNED, specialised("giou"), aligned("giou")),
     Case(
         "ciou + containment, forward only",
         ALIGNED,
-        "pairs_kernel<float, 0u, false>",
+        "pairs_kernel<float, 0u, false, AnyTask>",
         aligned("ciou", "containment", gradient=False),
     ),
     Case("scaling", ALIGNED, "scale_kernel<float>", scaling),
@@ -249,10 +262,31 @@ def test_blocks_add_up_one_sum(kernels):
     memory = Memory(GLOBAL, 1 << 20)
     case = CASES[0]
     work = case.prepare(memory, 3)
-    task, total = work.arguments
-    arguments = (task, {**total, "partials": memory.reserve(16 * 3), "ticket_number": 5})
+    task, formula, total = work.arguments
+    arguments = (task, formula, {**total, "partials": memory.reserve(16 * 3), "ticket_number": 5})
     run(STRUCTS, kernels[case.kernel], memory, arguments, blocks=3, threads=THREADS)
     work.check()
+
+
+@pytest.mark.parametrize(("loss", "penalty"), [("ciou", "containment"), ("giou", "none")])
+def test_specialised_and_general_kernels_agree(kernels, loss, penalty):
+    """To the bit, over boxes that are anything but ordinary too."""
+    generator = torch.Generator().manual_seed(3)
+    numbers = torch.tensor(
+        [0.0, -0.0, 1, 2, 2, 3, 5, -4, 1e-30, 1e-20, 1e10, 9e17, 1e18, -2e18, 1e30, torch.inf, torch.nan]
+    )
+    given = [numbers[torch.randint(len(numbers), (8 * THREADS, 4), generator=generator)] for _ in range(3)]
+    for each, ordinary in zip(given, boxes(len(given[0])), strict=True):
+        each[::4] = ordinary.detach()[::4]
+    results = []
+    for name in (specialised(loss, penalty), GENERAL):
+        memory = Memory(GLOBAL, 1 << 22)
+        value, gradient = memory.reserve(4), memory.reserve(16 * len(given[0]))
+        arguments = aligned_arguments(memory, loss, penalty, given[: 3 if penalty != "none" else 2], value, gradient)
+        run(STRUCTS, kernels[name], memory, arguments, blocks=1, threads=THREADS)
+        results.append(written(memory, gradient, len(given[0]), 4))
+    assert 0.1 < results[0].isnan().any(1).double().mean() < 0.8, "of both kinds"
+    assert same_bits(*results)
 
 
 def test_other_instructions_give_other_results(kernels):

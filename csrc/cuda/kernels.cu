@@ -97,7 +97,7 @@ struct AnyTask {
   __device__ static void tell(Task&, icr::Formula<T>&) {}
 };
 
-// Of most of a training: rows of floats side by side, corners, all pairs alike; and which loss and penalty.
+// Most of a training: rows of floats side by side, corners, all pairs alike; and which loss and penalty.
 template <int Loss, int Penalty>
 struct PackedTask {
   using Index = unsigned;
@@ -116,6 +116,17 @@ struct PackedTask {
     formula.box_format = icr::kXYXY;
   }
 };
+
+// Whether all that is so.
+bool is_packed(const Task& task) {
+  const auto are_packed = [](const Rows& rows) {
+    return rows.type == Type::kFloat && rows.aligned && rows.row_stride == 4 && rows.index == nullptr;
+  };
+  return are_packed(task.pred) && are_packed(task.target) &&
+         (task.formula.penalty < 0 || are_packed(task.anchor_objects)) && task.mask.data == nullptr &&
+         task.weight.data == nullptr && task.loss_out == nullptr && task.grad_pred.type == Type::kFloat &&
+         !task.formula.relative && task.formula.box_format == icr::kXYXY && task.pairs <= int64_t(1) << 31;
+}
 
 // Losses or all terms of the pairs, with the gradients in Want.
 template <class T, unsigned Want, bool AllTerms, class Known = AnyTask>
@@ -246,30 +257,20 @@ __global__ void __launch_bounds__(kTableThreads, 1)
 template <class T>
 using PairsKernel = void (*)(Task, icr::Formula<T>, Sum);
 
-// A kernel of packed tasks for every loss, without a penalty and with the first, which is the default.
+// The kernel of packed tasks with that loss, and without a penalty or with the first, which is the default; nullptr: none.
 template <int... Losses>
 PairsKernel<float> packed_kernel(int loss, int penalty, std::integer_sequence<int, Losses...>) {
-  static constexpr PairsKernel<float> kernels[][sizeof...(Losses)] = {
+  constexpr int losses = sizeof...(Losses);
+  static constexpr PairsKernel<float> kernels[][losses] = {
       {pairs_kernel<float, icr::kPred, false, PackedTask<Losses, -1>>...},
       {pairs_kernel<float, icr::kPred, false, PackedTask<Losses, 0>>...}};
-  return kernels[penalty + 1][loss];
+  const bool is_there = loss >= 0 && loss < losses && penalty >= -1 && penalty <= 0;
+  return is_there ? kernels[penalty + 1][loss] : nullptr;
 }
 
 template <class... Variants>
-constexpr int count_of(icr::List<Variants...>) {
-  return sizeof...(Variants);
-}
-
-bool is_packed(const Task& task) {
-  const auto are_packed = [](const Rows& rows) {
-    return rows.type == Type::kFloat && rows.aligned && rows.row_stride == 4 && rows.index == nullptr;
-  };
-  const auto& formula = task.formula;
-  const bool has_anchors = formula.penalty >= 0;
-  return are_packed(task.pred) && are_packed(task.target) && (!has_anchors || are_packed(task.anchor_objects)) &&
-         task.mask.data == nullptr && task.weight.data == nullptr && task.loss_out == nullptr &&
-         task.grad_pred.type == Type::kFloat && formula.penalty <= 0 && !formula.relative &&
-         formula.box_format == icr::kXYXY && task.pairs <= int64_t(1) << 31;
+auto numbers_of(icr::List<Variants...>) {
+  return std::make_integer_sequence<int, sizeof...(Variants)>{};
 }
 
 template <class T>
@@ -281,8 +282,8 @@ PairsKernel<T> kernel_for(const Task& task) {
   if (others) return pairs_kernel<T, all, false>;
   if (!pred) return pairs_kernel<T, 0, false>;
   if constexpr (sizeof(T) == 4) {
-    constexpr auto losses = std::make_integer_sequence<int, count_of(icr::Losses{})>{};
-    if (is_packed(task)) return packed_kernel(task.formula.loss, task.formula.penalty, losses);
+    const auto packed = packed_kernel(task.formula.loss, task.formula.penalty, numbers_of(icr::Losses{}));
+    if (packed != nullptr && is_packed(task)) return packed;
   }
   return pairs_kernel<T, icr::kPred, false>;
 }

@@ -49,6 +49,7 @@ ICR_INLINE int64_t bytes_of(Type type) {
 // The boxes of a batch.
 ICR_INLINE Rows rows_of(const BoxSet& set, int64_t batch) {
   Rows rows = set.rows;
+  rows.index = nullptr;  // it is; code for an index then is none
   rows.data = static_cast<const char*>(rows.data) + batch * set.batch_stride * bytes_of(rows.type);
   return rows;
 }

@@ -30,55 +30,80 @@ __device__ icr::SizedBox<T> sized(const icr::Box<T>& box) {
 
 // The matrix
 
-// So many columns per thread, and rows one after the other.
+// A thread has so many columns: what it stores at once.
 template <class T>
-constexpr int kColumns = sizeof(T) == 4 ? 4 : 2;
-constexpr int kRows = 16;
+constexpr int kColumns = 16 / sizeof(T);
+// For the boxes of a tile: all that its threads may have as columns, and rows.
+template <class T>
+constexpr int kPlaces = (kColumns<T> + 1) * kThreads;
+template <class T>
+struct alignas(16) Values {
+  T columns[kColumns<T>];
+};
 
-// How the matrices are divided among blocks. Threads side by side have columns side by side, `width` of them; where
-// that leaves threads, they have the same columns of the next rows.
+// How the matrices are divided among blocks: tiles of `width` threads side by side, each of which has its columns side
+// by side where rows can be stored `whole`, and otherwise `width` apart. The threads that this leaves have the same
+// columns of the next rows.
 struct Tiles {
   int width, rows;
+  bool whole;
   int64_t across, down, count;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
     matrix_kernel(const __grid_constant__ PairwiseTask task, const __grid_constant__ Tiles tiles, T eps) {
-  alignas(16) __shared__ icr::Box<T> firsts[kThreads];
-  const int thread = int(threadIdx.x), at_once = kThreads / tiles.width;
-  const int64_t columns = task.second.count;
+  constexpr int per_thread = kColumns<T>;
+  alignas(16) __shared__ icr::Box<T> boxes[kPlaces<T>];
+  __shared__ T areas[kPlaces<T>];
+  const int thread = int(threadIdx.x), at_once = kThreads / tiles.width, most_columns = per_thread * tiles.width;
+  const int own_row = thread / tiles.width, lane = thread % tiles.width;
+  const int own_column = tiles.whole ? per_thread * lane : lane, apart = tiles.whole ? 1 : tiles.width;
+  const int format = task.function.box_format;
   for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
     const int64_t band = tile / tiles.across, batch = band / tiles.down;
-    const int64_t first_row = band % tiles.down * tiles.rows;
-    const int64_t first_column = tile % tiles.across * (kColumns<T> * tiles.width) + thread % tiles.width;
-    const int64_t rows_left = task.first.count - first_row;
+    const int64_t first_row = band % tiles.down * tiles.rows, first_column = tile % tiles.across * most_columns;
+    const int64_t rows_left = task.first.count - first_row, columns_left = task.second.count - first_column;
     const int rows = rows_left < tiles.rows ? int(rows_left) : tiles.rows;
-    __syncthreads();  // nobody needs the rows of the tile before
-    if (thread < rows) {
-      firsts[thread] = load_box<T>(icr::rows_of(task.first, batch), first_row + thread, task.function.box_format);
-    }
+    const int columns = columns_left < most_columns ? int(columns_left) : most_columns;
+    const Rows of_first = icr::rows_of(task.first, batch), of_second = icr::rows_of(task.second, batch);
+    __syncthreads();  // nobody needs the boxes of the tile before
+    const auto put = [&](int place, const Rows& all, int64_t number) {
+      boxes[place] = load_box<T>(all, number, format);
+      areas[place] = icr::area(boxes[place]);
+    };
+    for (int i = thread; i < rows; i += kThreads) put(i, of_first, first_row + i);
+    for (int i = thread; i < columns; i += kThreads) put(tiles.rows + i, of_second, first_column + i);
     __syncthreads();
-    if (thread >= at_once * tiles.width) continue;
-    icr::SizedBox<T> seconds[kColumns<T>];
+    if (own_row >= at_once || own_column >= columns) continue;
+    icr::SizedBox<T> own[per_thread] = {};
     int count = 0;
 #pragma unroll
-    for (int c = 0; c < kColumns<T>; ++c) {
-      const int64_t column = first_column + c * tiles.width;
+    for (int c = 0; c < per_thread; ++c) {
+      const int column = own_column + c * apart;
       if (column >= columns) break;
-      seconds[c] = sized(load_box<T>(icr::rows_of(task.second, batch), column, task.function.box_format));
+      own[c] = {boxes[tiles.rows + column], areas[tiles.rows + column]};
       ++count;
     }
-    const int own_row = thread / tiles.width;
-    T* out = static_cast<T*>(task.out) + (batch * task.first.count + first_row + own_row) * columns + first_column;
+    T* out = static_cast<T*>(task.out) + (batch * task.first.count + first_row + own_row) * task.second.count +
+             first_column + own_column;
     icr::visit(icr::PairFunctions{}, task.function.kind, [&](auto kind) {
       for (int row = own_row; row < rows; row += at_once) {
-        const icr::SizedBox<T> first = sized(firsts[row]);
+        const icr::SizedBox<T> first = {boxes[row], areas[row]};
+        Values<T> values;
 #pragma unroll
-        for (int c = 0; c < kColumns<T>; ++c) {
-          if (c < count) out[c * tiles.width] = kind.value(first, seconds[c], eps);
+        for (int c = 0; c < per_thread; ++c) values.columns[c] = kind.value(first, own[c], eps);
+        if (tiles.whole) {
+          *reinterpret_cast<Values<T>*>(out) = values;
+        } else {
+          T* to = out;
+#pragma unroll
+          for (int c = 0; c < per_thread; ++c) {
+            if (c < count) *to = values.columns[c];
+            to += apart;
+          }
         }
-        out += at_once * columns;
+        out += at_once * task.second.count;
       }
     });
   }
@@ -205,8 +230,30 @@ __device__ T insert(T (&values)[Most][Threads], int32_t (&indices)[Most][Threads
   return values[kept - 1][mine];
 }
 
+// Merges the lists of the threads that share a query, of which there are `queries` side by side, two and two; then the
+// first of these threads stores its row.
+template <class T, int Most, int Threads>
+__device__ void finish(const SelectionTask& task, T (&values)[Most][Threads], int32_t (&indices)[Most][Threads],
+                       int kept, int queries, int64_t row, bool is_there) {
+  const int thread = int(threadIdx.x), share = thread / queries;
+  for (int apart = Threads / queries / 2; apart > 0; apart /= 2) {
+    __syncthreads();
+    if (share >= apart) continue;
+    const int other = thread + apart * queries;
+    for (int i = 0; i < kept; ++i) insert(values, indices, kept, values[i][other], indices[i][other]);
+  }
+  if (is_there && share == 0) {
+    for (int i = 0; i < kept; ++i) {
+      const T value = values[i][thread];
+      static_cast<T*>(task.values)[row * kept + i] = value;
+      task.indices[row * kept + i] = value == T(-INFINITY) ? -1 : indices[i][thread];
+    }
+  }
+  __syncthreads();  // nobody needs the lists
+}
+
 // A block has so many `queries`, a power of two, and divides the candidates of each among the threads that this leaves.
-// Each thread has a list of its best; those of a query are merged in the end, two and two.
+// Each thread has a list of its best; those of a query are merged in the end.
 template <class T, int Most>
 __global__ void __launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 ? 4 : 1)
     selection_kernel(const __grid_constant__ SelectionTask task, const GroupRange* ranges, int queries, T eps) {
@@ -302,20 +349,98 @@ __global__ void __launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 ? 4 : 1)
       });
     }
 
-    for (int apart = shares / 2; apart > 0; apart /= 2) {
-      __syncthreads();
-      if (share >= apart) continue;
-      const int other = thread + apart * queries;
-      for (int i = 0; i < kept; ++i) insert(values, indices, kept, values[i][other], indices[i][other]);
+    finish(task, values, indices, kept, queries, row, is_there);
+  }
+}
+
+// Their maximum alone: in single floats, of all candidates
+
+// A thread has so many queries and takes so many candidates together, of whose values it looks at the largest alone.
+// Which candidate that was of is found out once per tile, if it is the best so far.
+constexpr int kQueries = 2, kTogether = 4, kGroupsInTile = 256;
+
+// Of the block's threads so many are `owners` of queries of their own, a power of two; the others have shares of the
+// candidates of each.
+template <class Kind>
+__global__ void __launch_bounds__(kThreads, 4)
+    maximum_kernel(const __grid_constant__ SelectionTask task, int owners, float eps) {
+  // Those of a group lie far apart, so that the banks of neighbouring groups differ.
+  alignas(16) __shared__ icr::Box<float> boxes[kTogether][kGroupsInTile];
+  alignas(16) __shared__ float areas[kGroupsInTile][kTogether];
+  __shared__ float values[1][kThreads];
+  __shared__ int32_t indices[1][kThreads];
+  const int thread = int(threadIdx.x), shares = kThreads / owners, share = thread / owners;
+  const int64_t candidates = task.candidates.count;
+  const int format = task.function.box_format;
+  const int64_t pieces = (task.queries.count + kQueries * owners - 1) / (kQueries * owners);
+  for (int64_t piece = blockIdx.x; piece < task.batches * pieces; piece += gridDim.x) {
+    const int64_t batch = piece / pieces, first_number = piece % pieces * (kQueries * owners) + thread % owners;
+    const Rows of_queries = icr::rows_of(task.queries, batch), of_candidates = icr::rows_of(task.candidates, batch);
+    icr::SizedBox<float> queries[kQueries] = {};
+    float best[kQueries];
+    int32_t best_index[kQueries];
+#pragma unroll
+    for (int q = 0; q < kQueries; ++q) {
+      const int64_t number = first_number + q * owners;
+      if (number < task.queries.count) queries[q] = sized(load_box<float>(of_queries, number, format));
+      best[q] = -INFINITY;
+      best_index[q] = -1;
     }
-    if (is_there && share == 0) {
-      for (int i = 0; i < kept; ++i) {
-        const T value = values[i][thread];
-        static_cast<T*>(task.values)[row * kept + i] = value;
-        task.indices[row * kept + i] = value == T(-INFINITY) ? -1 : indices[i][thread];
+    for (int64_t begin = 0; begin < candidates; begin += kTogether * kGroupsInTile) {
+      const int64_t left = candidates - begin, groups_left = (left + kTogether - 1) / kTogether;
+      const int groups = groups_left < kGroupsInTile ? int(groups_left) : kGroupsInTile;
+      __syncthreads();  // nobody needs the tile before
+      for (int group = thread / kTogether; group < groups; group += kThreads / kTogether) {
+        const int c = thread % kTogether, i = kTogether * group + c;
+        icr::Box<float> box = {NAN, NAN, NAN, NAN};  // What fills up the last group is never chosen.
+        if (i < left) box = load_box<float>(of_candidates, begin + i, format);
+        boxes[c][group] = box;
+        areas[group][c] = icr::area(box);
+      }
+      __syncthreads();
+      const auto candidate = [&](int group, int c) { return icr::SizedBox<float>{boxes[c][group], areas[group][c]}; };
+      const auto look = [&](auto value_of) {
+        int best_group[kQueries];
+#pragma unroll
+        for (int q = 0; q < kQueries; ++q) best_group[q] = -1;
+        for (int group = share; group < groups; group += shares) {
+          icr::SizedBox<float> some[kTogether];
+#pragma unroll
+          for (int c = 0; c < kTogether; ++c) some[c] = candidate(group, c);
+#pragma unroll
+          for (int q = 0; q < kQueries; ++q) {
+            float largest = value_of(queries[q], some[0]);
+#pragma unroll
+            for (int c = 1; c < kTogether; ++c) largest = ::fmaxf(largest, value_of(queries[q], some[c]));
+            if (largest > best[q]) {
+              best[q] = largest;
+              best_group[q] = group;
+            }
+          }
+        }
+#pragma unroll
+        for (int q = 0; q < kQueries; ++q) {
+          const int group = best_group[q];
+          if (group < 0) continue;
+          int c = 0;
+#pragma unroll 1
+          while (c < kTogether - 1 && value_of(queries[q], candidate(group, c)) != best[q]) ++c;
+          best_index[q] = int32_t(begin) + kTogether * group + c;
+        }
+      };
+      if (task.candidate_first) {
+        look([&](const auto& query, const auto& other) { return Kind::value(other, query, eps); });
+      } else {
+        look([&](const auto& query, const auto& other) { return Kind::value(query, other, eps); });
       }
     }
-    __syncthreads();  // nobody needs the lists
+#pragma unroll
+    for (int q = 0; q < kQueries; ++q) {
+      const int64_t number = first_number + q * owners;
+      values[0][thread] = best[q];
+      indices[0][thread] = best_index[q];
+      finish(task, values, indices, 1, owners, batch * task.queries.count + number, number < task.queries.count);
+    }
   }
 }
 
@@ -355,12 +480,22 @@ int64_t blocks_of(int64_t pieces, int multiprocessors) {
 
 template <class T>
 cudaError_t launch_matrix(const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
+  const int64_t columns = task.second.count, chunks = ceil_divide(columns, kColumns<T>);
   Tiles tiles;
-  tiles.width = int(std::min<int64_t>(task.second.count, kThreads));
-  tiles.rows = std::min(kRows * (kThreads / tiles.width), kThreads);
-  tiles.across = ceil_divide(task.second.count, kColumns<T> * tiles.width);
+  tiles.whole = columns % kColumns<T> == 0 && uintptr_t(task.out) % sizeof(Values<T>) == 0;
+  tiles.across = ceil_divide(chunks, kThreads);
+  tiles.width = int(ceil_divide(chunks, tiles.across));
+  // Rows enough to be worth reading the columns for; and tiles for all blocks that run at the same time, equally many
+  // for each.
+  constexpr int fewest_per_thread = 8;
+  const int at_once = kThreads / tiles.width, most = (kPlaces<T> - kColumns<T> * tiles.width) / at_once;
+  const int64_t blocks = 4 * multiprocessors, bands = task.batches * tiles.across;
+  const int64_t rounds = ceil_divide(bands * ceil_divide(task.first.count, at_once * most), blocks);
+  const int64_t down = std::max<int64_t>(rounds * blocks / bands, 1);
+  const int64_t per_thread = ceil_divide(task.first.count, down * at_once);
+  tiles.rows = at_once * int(std::min<int64_t>(std::max<int64_t>(per_thread, fewest_per_thread), most));
   tiles.down = ceil_divide(task.first.count, tiles.rows);
-  tiles.count = task.batches * tiles.down * tiles.across;
+  tiles.count = bands * tiles.down;
   return launch(matrix_kernel<T>, blocks_of(tiles.count, multiprocessors), kThreads, stream, task, tiles,
                 T(task.function.eps));
 }
@@ -403,6 +538,29 @@ cudaError_t launch_selection(const SelectionTask& task, const GroupRange* ranges
                 T(task.function.eps));
 }
 
+template <class Kind>
+cudaError_t launch_maximum(const SelectionTask& task, int multiprocessors, cudaStream_t stream) {
+  const auto pieces = [&](int owners) { return task.batches * ceil_divide(task.queries.count, kQueries * owners); };
+  // Reading a tile, and finding out which of it was best, takes a block as long as its values with the queries of three
+  // owners. One block alone does not keep a multiprocessor busy.
+  const auto time = [&](int owners) {
+    return std::max<int64_t>(ceil_divide(pieces(owners), multiprocessors), 2) * (owners + 3);
+  };
+  int owners = kThreads;
+  for (int fewer = kThreads / 2; fewer * 2 * ceil_divide(task.candidates.count, kTogether) > kThreads; fewer /= 2) {
+    if (time(fewer) < time(owners)) owners = fewer;
+  }
+  return launch(maximum_kernel<Kind>, blocks_of(pieces(owners), multiprocessors), kThreads, stream, task, owners,
+                float(task.function.eps));
+}
+
+// The last kind stands for all beyond, as in icr::visit.
+template <class... Kinds>
+cudaError_t launch_maximum(icr::List<Kinds...>, const SelectionTask& task, int multiprocessors, cudaStream_t stream) {
+  constexpr cudaError_t (*launches[])(const SelectionTask&, int, cudaStream_t) = {launch_maximum<Kinds>...};
+  return launches[std::min<size_t>(task.function.kind, sizeof...(Kinds) - 1)](task, multiprocessors, stream);
+}
+
 template <class T>
 cudaError_t launch_cost(const CostTask& task, int multiprocessors, cudaStream_t stream) {
   const icr::Cost<T> cost = icr::cost_in<T>(task.cost);
@@ -436,6 +594,11 @@ cudaError_t find_group_ranges(const SelectionTask& task, GroupRange* ranges, int
 
 cudaError_t select_candidates(const SelectionTask& task, const GroupRange* ranges, int multiprocessors,
                               cudaStream_t stream) {
+  const bool of_all = task.query_group.data == nullptr && task.candidate_group.data == nullptr && !task.larger;
+  const bool is_largest = task.k <= 1 && task.offset.data == nullptr && task.at_least.data == nullptr;
+  if (of_all && is_largest && !task.in_double) {
+    return launch_maximum(icr::PairFunctions{}, task, multiprocessors, stream);
+  }
   const auto run = task.in_double
                        ? (task.k > 1 ? launch_selection<double, kMostSelected> : launch_selection<double, 1>)
                        : (task.k > 1 ? launch_selection<float, kMostSelected> : launch_selection<float, 1>);

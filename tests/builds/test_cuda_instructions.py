@@ -127,17 +127,20 @@ def box_set(memory: Memory, values: Tensor) -> dict[str, Any]:
     return {"rows": rows(memory, values), "count": len(values), "batch_stride": 4 * len(values)}
 
 
-def matrix(columns: int) -> Callable[[Memory, int], Work]:
-    """As launch_matrix of pairwise.cu divides it; a block takes one tile after the other."""
+def matrix(columns: int, rows_of_thread: int = 16) -> Callable[[Memory, int], Work]:
+    """As launch_matrix of pairwise.cu divides one of 8400 rows; a block takes one tile after the other."""
 
     def prepare(memory: Memory, pieces: int) -> Work:
-        width = min(columns, THREADS)
-        tile_rows = min(16 * (THREADS // width), THREADS)
-        across, count = -(-columns // (4 * width)), pieces * tile_rows
+        chunks = -(-columns // 4)
+        across = -(-chunks // THREADS)
+        width = -(-chunks // across)
+        tile_rows = THREADS // width * rows_of_thread
+        count = pieces * tile_rows
         first, second = boxes(count)[0].detach(), boxes(columns, 1)[2]
         out = memory.reserve(4 * count * columns)
         task = {"function": FUNCTION, "first": box_set(memory, first), "second": box_set(memory, second), "out": out}
-        tiles = {"width": width, "rows": tile_rows, "across": across, "down": pieces, "count": pieces * across}
+        tiles = {"whole": True, "width": width, "rows": tile_rows, "across": across}
+        tiles |= {"down": pieces, "count": pieces * across}
 
         def check() -> None:
             truth = icr.pairwise_iou(first.double(), second.double(), backend="reference")
@@ -148,20 +151,25 @@ def matrix(columns: int) -> Callable[[Memory, int], Work]:
     return prepare
 
 
-def row_maximum(memory: Memory, pieces: int) -> Work:
-    """As many queries as threads; tile after tile of candidates."""
-    queries, candidates = boxes(THREADS)[0].detach(), boxes(pieces * THREADS, 1)[2]
-    values, indices = memory.reserve(4 * THREADS), memory.reserve(8 * THREADS)
-    task = {"function": FUNCTION, "queries": box_set(memory, queries), "candidates": box_set(memory, candidates)}
-    task |= {"values": values, "indices": indices}
+def row_maximum(owners: int) -> Callable[[Memory, int], Work]:
+    """Of so many threads that own two queries each; tile after tile of candidates."""
 
-    def check() -> None:
-        truth = icr.pairwise_iou(queries.double(), candidates.double(), backend="reference")
-        assert_close(written(memory, values, THREADS), truth.amax(1), "maxima")
-        chosen = written(memory, indices, THREADS, dtype=np.int64)
-        assert_close(truth.gather(1, chosen[:, None])[:, 0].float(), truth.amax(1), "values at the indices")
+    def prepare(memory: Memory, pieces: int) -> Work:
+        queries, candidates = boxes(2 * owners)[0].detach(), boxes(pieces * 1024, 1)[2]
+        count = len(queries)
+        values, indices = memory.reserve(4 * count), memory.reserve(8 * count)
+        task = {"function": FUNCTION, "queries": box_set(memory, queries), "candidates": box_set(memory, candidates)}
+        task |= {"values": values, "indices": indices}
 
-    return Work((task, 0, THREADS, EPS), THREADS * len(candidates), check)
+        def check() -> None:
+            truth = icr.pairwise_iou(queries.double(), candidates.double(), backend="reference")
+            assert_close(written(memory, values, count), truth.amax(1), "maxima")
+            chosen = written(memory, indices, count, dtype=np.int64)
+            assert_close(truth.gather(1, chosen[:, None])[:, 0].float(), truth.amax(1), "values at the indices")
+
+        return Work((task, owners, EPS), count * len(candidates), check)
+
+    return prepare
 
 
 GENERAL = "pairs_kernel<float, 1u, false, AnyTask>"
@@ -190,7 +198,8 @@ CASES = (
     Case("scaling", ALIGNED, "scale_kernel<float>", scaling),
     Case("matrix iou, 1,000 columns", PAIRWISE, "matrix_kernel<float>", matrix(1000)),
     Case("matrix iou, 100 columns", PAIRWISE, "matrix_kernel<float>", matrix(100)),
-    Case("row maximum", PAIRWISE, "selection_kernel<float, 1>", row_maximum),
+    Case("row maximum of many", PAIRWISE, "maximum_kernel<Similarity<IoU> >", row_maximum(256)),
+    Case("row maximum of 8,400", PAIRWISE, "maximum_kernel<Similarity<IoU> >", row_maximum(16)),
 )
 
 

@@ -40,7 +40,7 @@ def test_max_is_that_of_the_matrix(kind, dim, dtype, backend):
 def test_of_equals_the_first_is_best(kind, dim, backend):
     """Boxes of small integers are full of ties."""
     device = device_of(backend)
-    boxes = grid_boxes(90, 3, 0, torch.float32).to(device), grid_boxes(310, 3, 1, torch.float32).to(device)
+    boxes = grid_boxes(90, 3, 0, torch.float32).to(device), grid_boxes(1100, 3, 1, torch.float32).to(device)
     assert_is_max_of_matrix(*boxes, backend, dim, kind=kind)
 
 
@@ -50,6 +50,20 @@ def test_of_equals_the_first_is_best(kind, dim, backend):
 def test_max_of_sizes(n, m, dim, backend):
     device = device_of(backend)
     assert_is_max_of_matrix(crowd(n, 0, device=device), crowd(m, 1, device=device), backend, dim)
+
+
+@every_backend
+@both_dimensions
+@every_kind
+def test_groups_that_hold_all_boxes_change_no_bit(kind, dim, backend):
+    """The maximum alone may have a kernel of its own."""
+    device = device_of(backend)
+    boxes = crowd(70, 0, device=device), crowd(1050, 1, device=device)
+    boxes[0][5, 1] = boxes[1][9, 2] = math.nan
+    groups = {f"group{i}": torch.zeros(len(each), dtype=torch.long, device=device) for i, each in enumerate(boxes, 1)}
+    alone = icr.pairwise_max(*boxes, kind=kind, dim=dim, backend=backend)
+    grouped = icr.pairwise_max(*boxes, kind=kind, dim=dim, **groups, backend=backend)
+    assert all(map(same_bits, alone, grouped))
 
 
 @every_backend

@@ -185,7 +185,11 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
     selection.query_group = {query_group.data, Type::kInt64, 1};
     selection.candidate_group = {candidate_group.data, Type::kInt64, 1};
   }
-  (by_area ? selection.at_least : selection.offset) = {by_area ? at_least.data : offset.data, compute, 1};
+  if (by_area) {
+    selection.at_least = {at_least.data, compute, 1};
+  } else if (grouped) {
+    selection.offset = {offset.data, compute, 1};
+  }
   selection.candidate_first = runs % 2;
   selection.larger = runs % 5 == 1;
   selection.k = k;

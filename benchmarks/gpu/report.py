@@ -16,13 +16,28 @@ CLAMP, TORCHVISION = "eager, clamp form", "eager, torchvision"
 COMPILED = ("torch.compile, clamp form, dynamic", "torch.compile, reference, dynamic")
 
 
+OF_A_COPY = "device time, forward with gradient, 10,000,000 pairs, of a copy of the same 64 bytes per pair"
+HOST_TIME = "host time, one forward with gradient, 1,000 pairs"
+OF_A_FILL = "device time, IoU matrix of 8400 x 1000, of a fill of its memory"
+PAIRS_A_SECOND = "device time, row maximum of 1,000,000 x 2000: pairs per second"
+
+# What is expected of an H100 (132 multiprocessors at 1.755 GHz, 3.35 TB/s), by the instructions a pair that
+# tests/builds/cuda_instructions.csv has, written down before anything ran: 270 for the first, 26 for the third, 19 for
+# the last. The host's time is that of a CPU's call and a launch.
+PREDICTED = {
+    OF_A_COPY: "95 to 100 %",
+    HOST_TIME: "6 to 12 µs",
+    OF_A_FILL: "80 to 95 %",
+    PAIRS_A_SECOND: "1.2 to 1.5e+12",
+}
+
+
 def targets(rows: Sequence[Row]) -> list[Target]:
     """Each speed target: what of, how much is wanted, what was measured, met or not."""
     table = Table(rows, aligned.MAIN)
     row = table.row("device", "cuda", "forward with gradient", 10_000_000)
     share = None if row is None else float(row["fraction_of_copy"])
-    what = "device time, forward with gradient, 10,000,000 pairs, of a copy of the same 64 bytes per pair"
-    found = [target(what, ">= 90 %", share, "{:.1%}".format, share is not None and share >= 0.9)]
+    found = [target(OF_A_COPY, ">= 95 %", share, "{:.1%}".format, share is not None and share >= 0.95)]
     for name in (CLAMP, TORCHVISION):
         for pairs, times in ((1_000, 25), (10_000, 25), (100_000, 25), (10_000_000, 20)):
             what = f"end to end, forward + backward, {pairs:,} pairs, against {name}"
@@ -33,8 +48,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     what = "device time, forward + backward, 10,000,000 pairs, against the faster torch.compile(dynamic=True)"
     found.append(at_least(what, 1.2, table.ratio("device", BOTH, 10_000_000, COMPILED), digits=2))
     time = table.median("host", "cuda", "forward with gradient", 1_000)
-    what = "host time, one forward with gradient, 1,000 pairs"
-    found.append(target(what, "<= 15 µs", time, "{:.1f} µs".format, time is not None and time <= 15))
+    found.append(target(HOST_TIME, "<= 15 µs", time, "{:.1f} µs".format, time is not None and time <= 15))
     ratios = [
         ratio
         for quantity in table.quantities("device")
@@ -46,12 +60,10 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     found.append(target(what, "<= 1.3 x", worst, "{:.2f} x".format, worst is not None and worst <= 1.3))
     matrix = Table(rows, "pairwise iou").row("device", "cuda", FORWARD, 8_400 * 1_000)
     share = None if matrix is None else float(matrix["fraction_of_copy"])
-    what = "device time, IoU matrix of 8400 x 1000, of a fill of its memory"
-    found.append(target(what, ">= 85 %", share, "{:.1%}".format, share is not None and share >= 0.85))
+    found.append(target(OF_A_FILL, ">= 85 %", share, "{:.1%}".format, share is not None and share >= 0.85))
     time = Table(rows, "row maximum").median("device", "cuda", FORWARD, 1_000_000 * 2_000)
     speed = None if time is None else 1_000_000 * 2_000 / time * 1e6
-    what = "device time, row maximum of 1,000,000 x 2000: pairs per second"
-    found.append(target(what, "> 10^12", speed, "{:.2e}".format, speed is not None and speed > 1e12))
+    found.append(target(PAIRS_A_SECOND, "> 10^12", speed, "{:.2e}".format, speed is not None and speed > 1e12))
     return found
 
 
@@ -155,7 +167,8 @@ def write(folder: Path) -> Path:
         met = targets(rows)
         reached = sum(each[3] == "yes" for each in met)
         lines += ["## Speed targets", "", f"{reached} of {len(met)} met.", ""]
-        lines += [markdown(("target", "wanted", "measured", "met"), met), ""]
+        head, beside = ("target", "wanted", "predicted", "measured", "met"), PREDICTED
+        lines += [markdown(head, [(what, wanted, beside.get(what, ""), *rest) for what, wanted, *rest in met]), ""]
         lines += [
             *figures(table),
             *all_pairs(rows),

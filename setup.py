@@ -1,9 +1,11 @@
-"""Builds the extensions icr_kernels._C (C++, CPU) and icr_kernels._C_cuda (CUDA).
+"""Builds the extensions icr_kernels._C (C++, CPU) and icr_kernels._C_cuda (CUDA), which serve any torch, and
+icr_kernels._C_autograd_*, which serves the torch that builds it: its version is in the name, and `icr_kernels.builds`
+imports only what has the name of the torch that runs.
 
-Without a C++ compiler it installs without either, without nvcc or with a torch without CUDA it installs without the
+Without a C++ compiler it installs without any, without nvcc or with a torch without CUDA it installs without the
 second, and says so. Whether a GPU is present makes no difference. ICR_KERNELS_CUDA=0 leaves the second out;
-ICR_KERNELS_CUDA=1 builds it or fails, with a torch without CUDA too: what comes out serves any torch.
-TORCH_CUDA_ARCH_LIST chooses the GPU architectures.
+ICR_KERNELS_CUDA=1 builds it or fails, with a torch without CUDA too. TORCH_CUDA_ARCH_LIST chooses the GPU
+architectures.
 """
 
 import itertools
@@ -45,14 +47,8 @@ KERNELS = {"csrc/cuda/kernels.cu": [], "csrc/cuda/pairwise.cu": ["-fmad=false"]}
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 KERNEL_HEADERS = [path for path in HEADERS if not path.startswith("csrc/cpu/")]
 
-COMPILER_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-g0",
-    "-fvisibility=hidden",
-    "-Wall",
-    f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}",
-]
+PLAIN_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+COMPILER_FLAGS = ["-std=c++17", *PLAIN_FLAGS, f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
 CPU_FLAGS = [
     # Without these two no loop with a comparison is vectorised.
     "-fno-math-errno",
@@ -129,6 +125,17 @@ def cpu_extension() -> Extension:
     )
 
 
+def autograd_extension() -> Extension:
+    """Against all of libtorch, whose headers are written in C++20."""
+    return cpp_extension.CppExtension(
+        f"icr_kernels._C_autograd_{re.sub('[^0-9A-Za-z]', '_', torch.__version__)}",
+        ["csrc/autograd.cpp"],
+        depends=["csrc/direct.h", "csrc/task.h"],
+        extra_compile_args={"cxx": ["-std=c++20", *PLAIN_FLAGS]},
+        extra_link_args=LINKER_FLAGS,
+    )
+
+
 def cuda_extension() -> Extension | None:
     wish = os.environ.get("ICR_KERNELS_CUDA", "")
     found = nvcc()
@@ -188,12 +195,21 @@ class Build(cpp_extension.BuildExtension):
             self.build_temp = ordinary.build_temp
 
     def build_extensions(self):
+        self.remove_those_of_another_torch()
         for extension in self.extensions:
             if hasattr(extension, "nvcc"):
                 with ThreadPoolExecutor() as pool:
                     results = pool.map(self.compile_kernels, itertools.repeat(extension.nvcc), KERNELS)
                     extension.extra_objects = list(results)
         super().build_extensions()
+
+    def remove_those_of_another_torch(self):
+        """What an earlier build has left here calls the other extensions, which are about to be new."""
+        ours = {extension.name.rpartition(".")[2] for extension in self.extensions}
+        for folder in (Path(self.build_lib), Path()):
+            for path in folder.glob("icr_kernels/_C_autograd_*"):
+                if path.name.partition(".")[0] not in ours:
+                    path.unlink()
 
     def compile_kernels(self, nvcc: list[str], source: str) -> str:
         output = Path(self.build_temp).absolute() / Path(source).with_suffix(".o")
@@ -224,7 +240,7 @@ def extensions() -> list[Extension]:
         # From 2.13 on torch takes CXX for one word and puts a launcher before it by itself.
         os.environ["CXX"] = " ".join(without_launcher(found))
     cuda = cuda_extension()
-    return [cpu_extension()] if cuda is None else [cpu_extension(), cuda]
+    return [cpu_extension(), autograd_extension(), *([] if cuda is None else [cuda])]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=False)})

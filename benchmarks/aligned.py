@@ -343,11 +343,10 @@ def case(
 
 
 def bytes_of(boxes_a_pair: int, dtype: torch.dtype) -> int:
-    """Boxes read and a gradient written, in the precision of the arithmetic; it read again, scaled and written in the
-    boxes' own."""
+    """Boxes read and a gradient written; one of half precision in that of the arithmetic, read again, scaled and
+    rounded."""
     size = dtype.itemsize
-    arithmetic = max(size, 4)
-    return 4 * (boxes_a_pair * size + 2 * arithmetic + size)
+    return 4 * (boxes_a_pair * size + (size if size >= 4 else 4 + 4 + size))
 
 
 def main_case(pairs: int, dtype: torch.dtype = torch.float32, usage: Any = Mean, **rest: Any) -> Case:

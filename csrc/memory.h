@@ -89,10 +89,16 @@ ICR_INLINE T factor_of(const Scaling& scaling, int64_t pair) {
   return value_or(T(1), scaling.factor, pair) * value_or(T(1), scaling.pending, pair);
 }
 
-// A gradient that is 0 (a masked pair's) stays 0, whatever the factor.
+// A gradient that is 0 (a masked pair's) stays as it is, whatever the factor.
 template <class T>
 ICR_INLINE T scaled(T gradient, T factor) {
-  return gradient == T(0) ? T(0) : gradient * factor;
+  return gradient == T(0) ? gradient : gradient * factor;
+}
+
+// Whether that would leave all gradients as they are.
+template <class T>
+ICR_INLINE bool is_by_one(const Scaling& scaling) {
+  return scaling.factor.stride == 0 && factor_of<T>(scaling, 0) == T(1);
 }
 
 }  // namespace icr

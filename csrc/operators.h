@@ -12,15 +12,9 @@
 #include <tuple>
 #include <vector>
 
-#include "task.h"
+#include "direct.h"
 
 namespace icr_kernels {
-
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using ScalarType = torch::headeronly::ScalarType;
-
-enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
 inline Type type_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -134,14 +128,18 @@ inline std::vector<int64_t> shape_of(const Tensor& tensor, int64_t trailing) {
   return std::vector<int64_t>(sizes.begin(), sizes.end() - trailing);
 }
 
-// Memory for the gradient of some boxes, one row per pair. Not asked for: a tensor of no elements, because an operator
-// returns as many tensors as its schema says.
-inline Tensor gradient_rows(const Tensor& pred, const OptionalTensor& boxes, bool in_box_dtype, ScalarType dtype,
-                            RowsOut& out) {
-  if (!boxes.has_value()) return empty(pred, {0}, dtype);
+// Memory for the gradient of some boxes, if they are there, one row per pair.
+inline OptionalTensor gradient_rows(const Tensor& pred, const OptionalTensor& boxes, bool in_box_dtype,
+                                    ScalarType dtype, RowsOut& out) {
+  if (!boxes.has_value()) return std::nullopt;
   Tensor rows = empty(pred, shape_of(pred, 0), in_box_dtype ? boxes->scalar_type() : dtype);
   out = {rows.data_ptr(), type_of(rows)};
   return rows;
+}
+
+// An operator returns as many tensors as its schema says: one of no elements for what is not there.
+inline Tensor or_nothing(const OptionalTensor& tensor, const Tensor& like, ScalarType dtype) {
+  return tensor.has_value() ? *tensor : empty(like, {0}, dtype);
 }
 
 inline bool any_double(const Tensor& pred, const Tensor& target, const OptionalTensor& anchor_objects) {
@@ -168,9 +166,10 @@ inline Formula<double> formula_of(const Numbers& numbers) {
 
 // The part of a task that the loss and the terms share.
 inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchor_objects,
-                      const OptionalTensor& anchor_index, const OptionalTensor& mask, const Numbers& numbers) {
+                      const OptionalTensor& anchor_index, const OptionalTensor& mask,
+                      const Formula<double>& formula) {
   Task task;
-  task.formula = formula_of(numbers);
+  task.formula = formula;
   if (!anchor_objects.has_value()) task.formula.penalty = -1;
   task.pairs = pred.numel() / 4;
   task.in_double = any_double(pred, target, anchor_objects);
@@ -181,57 +180,66 @@ inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, 
   return task;
 }
 
-// The loss, what the gradients are still to be multiplied by (no elements: nothing), and those that are wanted.
+template <class Backend>
+LossResult loss_of(const LossCall& call) {
+  const Tensor& pred = call.pred;
+  const Backend backend(pred);
+  Inputs inputs(7);
+  Task task =
+      make_task(inputs, pred, call.target, call.anchor_objects, call.anchor_index, call.mask, call.formula);
+  task.weight = inputs.column(call.weight);
+  task.normalizer = inputs.column(call.normalizer);
+  task.scale = call.scale;
+
+  const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
+  const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, RowsOut& out) {
+    return gradient_rows(pred, call.wanted & bit ? boxes : std::nullopt, call.in_box_dtype, dtype, out);
+  };
+  OptionalTensor grad_pred = gradient(pred, kPred, task.grad_pred);
+  OptionalTensor grad_target = gradient(call.target, kTarget, task.grad_target);
+  OptionalTensor grad_anchor_objects = gradient(call.anchor_objects, kAnchorObject, task.grad_anchor_objects);
+  if (call.reduction == kNone) {
+    Tensor losses = empty(pred, shape_of(pred, 1), dtype);
+    task.loss_out = losses.data_ptr();
+    backend.run(task);
+    return {losses, std::nullopt, grad_pred, grad_target, grad_anchor_objects};
+  }
+  const bool over_count = call.reduction == kMean && !call.normalizer.has_value();
+  auto [total, pending] = backend.sum(task, over_count, call.mask.has_value());
+  return {total, pending, grad_pred, grad_target, grad_anchor_objects};
+}
+
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, OptionalTensor anchor_objects,
                                                         OptionalTensor anchor_index, OptionalTensor weight,
                                                         OptionalTensor mask, OptionalTensor normalizer, double scale,
                                                         int64_t reduction, Numbers numbers, int64_t wanted,
                                                         bool in_box_dtype) {
-  const Backend backend(pred);
-  Inputs inputs(7);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, numbers);
-  task.weight = inputs.column(weight);
-  task.normalizer = inputs.column(normalizer);
-  task.scale = scale;
-
-  const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
-  const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, RowsOut& out) {
-    return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, in_box_dtype, dtype, out);
-  };
-  Tensor grad_pred = gradient(pred, kPred, task.grad_pred);
-  Tensor grad_target = gradient(target, kTarget, task.grad_target);
-  Tensor grad_anchor_objects = gradient(anchor_objects, kAnchorObject, task.grad_anchor_objects);
-  if (reduction == kNone) {
-    Tensor losses = empty(pred, shape_of(pred, 1), dtype);
-    task.loss_out = losses.data_ptr();
-    backend.run(task);
-    return {losses, empty(pred, {0}, dtype), grad_pred, grad_target, grad_anchor_objects};
-  }
-  const bool over_count = reduction == kMean && !normalizer.has_value();
-  auto [total, pending] = backend.sum(task, over_count, mask.has_value());
-  return {total, pending, grad_pred, grad_target, grad_anchor_objects};
+  const LossResult found = loss_of<Backend>({pred, target, anchor_objects, anchor_index, weight, mask, normalizer,
+                                             scale, reduction, formula_of(numbers), wanted, in_box_dtype});
+  const ScalarType dtype = found.value.scalar_type();
+  return {found.value, or_nothing(found.pending, pred, dtype), or_nothing(found.grad_pred, pred, dtype),
+          or_nothing(found.grad_target, pred, dtype), or_nothing(found.grad_anchor_objects, pred, dtype)};
 }
 
-// A gradient of the pairs times factor and pending, as far as they are there; of a table (anchor objects with their
-// index), that of its rows.
 template <class Backend>
-Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype,
-              OptionalTensor anchor_objects, OptionalTensor anchor_index) {
-  const Backend backend(gradient);
-  if (!gradient.is_contiguous()) gradient = torch::stable::contiguous(gradient);
+Tensor scaled_of(const ScalingCall& call) {
+  const Backend backend(call.gradient);
+  const Tensor gradient =
+      call.gradient.is_contiguous() ? call.gradient : torch::stable::contiguous(call.gradient);
   Inputs inputs(5);
   Scaling scaling;
   scaling.pairs = gradient.numel() / 4;
   scaling.in_double = gradient.scalar_type() == ScalarType::Double;
   scaling.gradient = inputs.rows(gradient);
-  scaling.factor = inputs.column(factor);
-  scaling.pending = inputs.column(pending);
-  const bool of_table = anchor_index.has_value();
-  Tensor out = empty(gradient, shape_of(of_table ? *anchor_objects : gradient, 0), dtype);
+  scaling.factor = inputs.column(call.factor);
+  scaling.pending = inputs.column(call.pending);
+  const bool of_table = call.anchor_index.has_value();
+  Tensor out = call.in_place ? gradient
+                             : empty(gradient, shape_of(of_table ? *call.anchor_objects : gradient, 0), call.dtype);
   scaling.out = {out.data_ptr(), type_of(out)};
   if (of_table) {
-    backend.add_to_table(scaling, inputs.anchor_objects(anchor_objects, anchor_index));
+    backend.add_to_table(scaling, inputs.anchor_objects(call.anchor_objects, call.anchor_index));
   } else {
     backend.scale(scaling);
   }
@@ -239,11 +247,26 @@ Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, Sc
 }
 
 template <class Backend>
+Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype,
+              OptionalTensor anchor_objects, OptionalTensor anchor_index) {
+  return scaled_of<Backend>({gradient, factor, pending, dtype, anchor_objects, anchor_index, false});
+}
+
+// In the place of the gradient, which is contiguous.
+template <class Backend>
+void scaled_in_place(Tensor gradient, OptionalTensor factor, OptionalTensor pending) {
+  scaled_of<Backend>({gradient, factor, pending, gradient.scalar_type(), std::nullopt, std::nullopt, true});
+}
+
+template <class Backend>
+constexpr Direct direct{&loss_of<Backend>, &scaled_of<Backend>};
+
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchor_objects,
                                                  OptionalTensor anchor_index, OptionalTensor mask, Numbers numbers) {
   const Backend backend(pred);
   Inputs inputs(5);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, numbers);
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, formula_of(numbers));
   task.terms = true;
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const auto term = [&](void*& out) {
@@ -264,7 +287,7 @@ std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_
                                                   OptionalTensor mask, Numbers numbers, int64_t wanted) {
   const Backend backend(pred);
   Inputs inputs(9);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, numbers);
+  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, formula_of(numbers));
   task.terms = true;
   task.grad_loss = inputs.column(grad_loss);
   task.grad_iou = inputs.column(grad_iou);
@@ -275,15 +298,16 @@ std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_
     return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, in_box_dtype, dtype, out);
   };
   const bool of_table = anchor_index.has_value();
-  Tensor grad_pred = gradient(pred, kPred, true, task.grad_pred);
-  Tensor grad_target = gradient(target, kTarget, true, task.grad_target);
-  Tensor grad_anchor_objects = gradient(anchor_objects, kAnchorObject, !of_table, task.grad_anchor_objects);
+  const OptionalTensor grad_pred = gradient(pred, kPred, true, task.grad_pred);
+  const OptionalTensor grad_target = gradient(target, kTarget, true, task.grad_target);
+  OptionalTensor grad_anchor_objects = gradient(anchor_objects, kAnchorObject, !of_table, task.grad_anchor_objects);
   backend.run(task);
-  if (of_table && (wanted & kAnchorObject)) {
-    grad_anchor_objects = scaled<Backend>(grad_anchor_objects, std::nullopt, std::nullopt,
+  if (of_table && grad_anchor_objects.has_value()) {
+    grad_anchor_objects = scaled<Backend>(*grad_anchor_objects, std::nullopt, std::nullopt,
                                           anchor_objects->scalar_type(), anchor_objects, anchor_index);
   }
-  return {grad_pred, grad_target, grad_anchor_objects};
+  return {or_nothing(grad_pred, pred, dtype), or_nothing(grad_target, pred, dtype),
+          or_nothing(grad_anchor_objects, pred, dtype)};
 }
 
 }  // namespace icr_kernels

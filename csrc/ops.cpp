@@ -59,6 +59,7 @@ std::pair<double, std::vector<double>> pair(const icr_kernels::Numbers& numbers,
 
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
+  m.attr("direct") = py::capsule(&icr_kernels::direct<icr_cpu::Cpu>, icr_kernels::Direct::kName);
   m.def("losses", [] { return names(icr::Losses{}); }, "Names of the compiled losses, in the order of their numbers.");
   m.def("penalties", [] { return names(icr::Penalties{}); },
         "Names of the compiled penalties, in the order of their numbers.");

@@ -11,6 +11,7 @@ template <class Backend>
 void implement(torch::stable::detail::StableLibrary& library, const std::string& prefix = "") {
   library.impl((prefix + "loss").c_str(), TORCH_BOX(&loss<Backend>));
   library.impl((prefix + "scaled").c_str(), TORCH_BOX(&scaled<Backend>));
+  library.impl((prefix + "scaled_").c_str(), TORCH_BOX(&scaled_in_place<Backend>));
   library.impl((prefix + "terms").c_str(), TORCH_BOX(&terms<Backend>));
   library.impl((prefix + "terms_backward").c_str(), TORCH_BOX(&terms_backward<Backend>));
   library.impl((prefix + "pairwise").c_str(), TORCH_BOX(&pairwise<Backend>));

@@ -1,21 +1,26 @@
 """The autograd boundary: one Function per differentiable result, outside the operators, for every backend that has any.
 
-The loss computes its gradient in the forward pass, in the arithmetic's dtype, and the backward pass scales it out of
-place: a second backward pass works, and a half-precision gradient is rounded once, after scaling. On a CPU, where the
-arithmetic and not memory is the bound, that is faster than computing the gradient anew; on a GPU, where memory is, it
-moves 96 bytes per pair in both passes and computing anew would move 112. The terms, which have four upstream gradients,
-do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes.
+The loss computes its gradient in the forward pass, in the arithmetic's dtype, and the backward pass scales it: in place
+where autograd frees the graph, so that a factor of 1 costs nothing, and else out of place, so that a second backward
+pass works. A half-precision gradient is rounded once, after scaling. On a CPU, where the arithmetic and not memory is
+the bound, that is faster than computing the gradient anew; on a GPU, where memory is, it moves 64 bytes per pair in
+both passes (96 with another factor than 1) and computing anew would move 112. The terms, which have four upstream
+gradients, do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes.
 
 The boxes are kept in any case: what a backward pass returns is a function of them, and where autograd makes a graph of
 it, it has to say so.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch._C._autograd import _get_current_graph_task_keep_graph, _top_saved_tensors_default_hooks
 
 from . import calls, transforms
 from .backends import BY_NAME
 from .calls import ANCHOR_OBJECTS, BOXES1, BOXES2, PRED, TARGET
+from .operators import Operators, compiled
 
 
 def wanted(first: Tensor, second: Tensor, third: Tensor | None = None) -> int:
@@ -81,21 +86,50 @@ class Loss(torch.autograd.Function):
             grad_target if of_target else None,
             grad_anchor_objects if of_anchor_objects else None,
         )
-        ctx.scaled = operators.scaled
+        ctx.operators = operators
+        # A hook of saved tensors may hand out what somebody else has.
+        ctx.has_hooks = torch.compiler.is_compiling() or _top_saved_tensors_default_hooks(True) is not None
         return loss
 
     @staticmethod
     @first_derivative
     def backward(ctx, grad_loss):
         pred, target, anchor_objects, index, pending, grad_pred, grad_target, grad_anchor_objects = ctx.saved_tensors
+        is_last = not torch.compiler.is_compiling() and not ctx.has_hooks and _is_last_pass()
+
+        def scaled(gradient: Tensor, boxes: Tensor) -> Tensor:
+            if not is_last or gradient.dtype != boxes.dtype:
+                return ctx.operators.scaled(gradient, grad_loss, pending, boxes.dtype, None, None)
+            ctx.operators.scaled_(gradient, grad_loss, pending)
+            return gradient
+
         if pred is not None:
-            pred = ctx.scaled(grad_pred, grad_loss, pending, pred.dtype, None, None)
+            pred = scaled(grad_pred, pred)
         if target is not None:
-            target = ctx.scaled(grad_target, grad_loss, pending, target.dtype, None, None)
-        if anchor_objects is not None:
-            table = None if index is None else anchor_objects
-            anchor_objects = ctx.scaled(grad_anchor_objects, grad_loss, pending, anchor_objects.dtype, table, index)
+            target = scaled(grad_target, target)
+        if index is not None:
+            anchor_objects = ctx.operators.scaled(
+                grad_anchor_objects, grad_loss, pending, anchor_objects.dtype, anchor_objects, index
+            )
+        elif anchor_objects is not None:
+            anchor_objects = scaled(grad_anchor_objects, anchor_objects)
         return pred, target, anchor_objects, None, None
+
+
+def _is_last_pass() -> bool:
+    """Whether autograd will free what this backward pass has been saved, and nobody differentiates the pass."""
+    return not _get_current_graph_task_keep_graph() and not transforms.active()
+
+
+class _Context(NamedTuple):
+    saved_tensors: tuple[Tensor | None, ...]
+    operators: Operators
+    has_hooks: bool
+
+
+def backward_of_any(upstream: Tensor, *saved: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The backward pass of a loss of the compiled operators, for the node that C++ has of it (csrc/autograd.cpp)."""
+    return Loss.backward(_Context(saved, compiled, True), upstream)[:3]
 
 
 class Terms(torch.autograd.Function):

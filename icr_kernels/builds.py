@@ -1,6 +1,7 @@
 """Which implementations of the operators are here: the compiled extensions and Triton.
 
-One that is missing is no error: `CPU_ERROR`, `CUDA_ERROR` or `TRITON_ERROR` says why, and another backend runs.
+One that is missing is no error: `CPU_ERROR`, `CUDA_ERROR` or `TRITON_ERROR` says why, and another backend runs. Without
+the extension of autograd (`AUTOGRAD_ERROR`) the same backends run, with more to do around them.
 """
 
 import importlib
@@ -54,8 +55,23 @@ def _driver_error(driver: int, runtime: int) -> str | None:
     )
 
 
+def _load_autograd() -> tuple[Any, str | None]:
+    """That of this very torch: another could not even be loaded safely."""
+    prefix = "_C_autograd_"
+    name = prefix + re.sub("[^0-9A-Za-z]", "_", torch.__version__)
+    if importlib.util.find_spec(f"icr_kernels.{name}") is not None:
+        return _load(name, "reinstall icr_kernels")
+    others = sorted(path.name.split(".")[0] for path in Path(__file__).parent.glob(f"{prefix}*.so"))
+    found = f"there is {', '.join(others)}" if others else "there is none"
+    return None, (
+        f"{name} is missing, {found}: reinstall icr_kernels without build isolation, beside torch {torch.__version__}, "
+        "for calls with less overhead"
+    )
+
+
 cpu_build, CPU_ERROR = _load("_C", "install a C++17 compiler (GCC or Clang) and reinstall icr_kernels to build it")
 cuda_build, CUDA_ERROR = _load_cuda()
+autograd_build, AUTOGRAD_ERROR = _load_autograd()
 
 # Earlier versions lack what the kernels are written with.
 _OLDEST_TRITON = (3, 4)

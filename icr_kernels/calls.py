@@ -5,7 +5,7 @@ in which csrc/operators.h and triton_kernels/operators.py read them. An operator
 the operator's schema, from here to C++ and Triton.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,6 +121,15 @@ class ScalingCall(NamedTuple):
     anchor_index: Tensor | None
 
 
+Overwritten = Annotated[Tensor, "changed by the operator"]
+
+
+class OverwritingCall(NamedTuple):
+    gradient: Overwritten
+    factor: Tensor | None
+    pending: Tensor | None
+
+
 class TermsCall(NamedTuple):
     pred: Tensor
     target: Tensor
@@ -162,6 +171,7 @@ class CostCall(NamedTuple):
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
+    Overwritten: "Tensor(a!)",
     torch.dtype: "ScalarType",
     bool: "bool",
     int: "int",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, autograd, reference, transforms
+from . import arguments, autograd, reference, shortcut, transforms
 from .backends import choose, device_type
 from .calls import PRED, Formula, LossCall, Pairs, TermsCall
 from .reference import ICRTerms
@@ -101,6 +101,26 @@ def icr_loss(
     arXiv 2508.14343; the losses' papers are in `icr_kernels.variants`). The result is float32, or float64 for float64
     boxes: a 0-dim tensor, or one loss per pair with reduction="none".
     """
+    if not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
+        result = shortcut.icr_loss(
+            pred,
+            target,
+            anchor_objects,
+            anchor_index,
+            weight,
+            mask,
+            normalizer,
+            reduction,
+            loss,
+            penalty,
+            box_format,
+            relative,
+            penalty_weight,
+            eps,
+            backend,
+        )
+        if result is not None:
+            return result
     pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
     formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
     arguments.reduction(reduction)
@@ -223,6 +243,26 @@ def icr_loss_and_grad(
     each pair's own loss. Neither requires grad. Under transforms of `torch.func` the loss has a derivative, and to
     differentiate the gradient is a RuntimeError.
     """
+    if not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
+        result = shortcut.icr_loss_and_grad(
+            pred,
+            target,
+            anchor_objects,
+            anchor_index,
+            weight,
+            mask,
+            normalizer,
+            reduction,
+            loss,
+            penalty,
+            box_format,
+            relative,
+            penalty_weight,
+            eps,
+            backend,
+        )
+        if result is not None:
+            return result
     with torch.no_grad():
         pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
         formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)

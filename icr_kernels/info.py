@@ -64,6 +64,7 @@ def _extensions() -> Iterator[tuple[str, str]]:
     else:
         yield "CUDA extension", f"compiled with nvcc {build.compiler()}"
         yield "  architectures", ", ".join(build.architectures())
+    yield "autograd extension", f"no: {builds.AUTOGRAD_ERROR}" if builds.autograd_build is None else "in use"
 
 
 def _backends() -> Iterator[tuple[str, str]]:

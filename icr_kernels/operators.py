@@ -21,6 +21,7 @@ from .calls import (
     TARGET,
     CostCall,
     LossCall,
+    OverwritingCall,
     PairwiseCall,
     ScalingCall,
     SelectionCall,
@@ -30,7 +31,7 @@ from .calls import (
 )
 from .variants import REDUCTION_IDS
 
-Fake = Callable[..., Tensor | tuple[Tensor, ...]]
+Fake = Callable[..., Tensor | tuple[Tensor, ...] | None]
 
 
 class Operator(NamedTuple):
@@ -86,6 +87,11 @@ def scaled(family: "Operators", call: ScalingCall):
     a table, the gradient of that table."""
     rows = call.gradient if call.anchor_index is None or call.anchor_objects is None else call.anchor_objects
     return call.gradient.new_empty(rows.shape, dtype=call.dtype)
+
+
+@operator(OverwritingCall, results=0)
+def scaled_(family: "Operators", call: OverwritingCall) -> None:
+    """The same of a gradient that nobody else has, in its own dtype and place. A factor of 1 costs nothing."""
 
 
 @operator(TermsCall, results=4)

@@ -1,7 +1,7 @@
 """The kernels in Triton: the same losses and penalties as csrc/, for tensors on a GPU. In Triton's interpreter
 (TRITON_INTERPRET=1) they run on CPU tensors."""
 
-from .operators import loss, scaled, terms, terms_backward
+from .operators import loss, scaled, scaled_, terms, terms_backward
 from .pairwise_operators import matching_cost, pairwise, pairwise_backward, selected
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "pairwise",
     "pairwise_backward",
     "scaled",
+    "scaled_",
     "selected",
     "terms",
     "terms_backward",

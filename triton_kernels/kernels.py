@@ -287,20 +287,26 @@ def terms_kernel(
 
 
 @triton.jit
-def times_upstream(x, factor):
-    """A gradient that is 0 (that of a masked pair) stays 0, whatever the factor."""
-    return tl.where(x == 0.0, 0.0, x * factor)
-
-
-@triton.jit
-def load_scaled(gradient, factor, pending, rows, inside, DTYPE: tl.constexpr):
-    """Gradient rows times the upstream factor."""
-    g = load_rows(gradient, rows, inside, DTYPE)
+def load_factor(factor, pending, rows, inside, DTYPE: tl.constexpr):
+    """What a gradient is multiplied by."""
     k = tl.full((), 1.0, DTYPE)
     if factor.data is not None:
         k = load_value(factor, rows, inside).to(DTYPE)
     if pending is not None:
         k = k * tl.load(pending)
+    return k
+
+
+@triton.jit
+def times_upstream(x, factor):
+    """A gradient that is 0 (that of a masked pair) stays as it is, whatever the factor."""
+    return tl.where(x == 0.0, x, x * factor)
+
+
+@triton.jit
+def load_scaled(gradient, k, rows, inside, DTYPE: tl.constexpr):
+    """Gradient rows times their factors."""
+    g = load_rows(gradient, rows, inside, DTYPE)
     return Box(times_upstream(g.x1, k), times_upstream(g.y1, k), times_upstream(g.x2, k), times_upstream(g.y2, k))
 
 
@@ -311,12 +317,16 @@ def scaled_kernel(
     pending,
     out,
     pairs: tl.int64,
+    IN_PLACE: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < pairs
-    g = load_scaled(gradient_rows, factor, pending, rows, inside, DTYPE)
+    k = load_factor(factor, pending, rows, inside, DTYPE)
+    if IN_PLACE:
+        inside = inside & (k != 1.0)  # what would not change is neither read nor written
+    g = load_scaled(gradient_rows, k, rows, inside, DTYPE)
     store_rows(out, rows, inside, g)
 
 
@@ -344,7 +354,8 @@ def table_kernel(
         inside = rows < pairs
         found = load_value(index, rows, inside).to(tl.int64)
         match = (mine[:, None] == found[None, :]) & inside[None, :]
-        g = load_scaled(gradient_rows, factor, pending, rows, inside, DTYPE)
+        k = load_factor(factor, pending, rows, inside, DTYPE)
+        g = load_scaled(gradient_rows, k, rows, inside, DTYPE)
         x1 += tl.where(match, g.x1[None, :], 0.0)
         y1 += tl.where(match, g.y1[None, :], 0.0)
         x2 += tl.where(match, g.x2[None, :], 0.0)

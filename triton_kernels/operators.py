@@ -202,7 +202,7 @@ def scaled(*arguments):
     constants = {"DTYPE": DTYPES[gradient.dtype], "BLOCK": block}
     with torch.cuda.device_of(gradient):
         if not is_table:
-            launch(scaled_kernel, programs_for(pairs, block), *rows, out, pairs, **constants)
+            launch(scaled_kernel, programs_for(pairs, block), *rows, out, pairs, IN_PLACE=False, **constants)
         else:
             table_block = TABLE_BLOCK if gradient.is_cuda else INTERPRETED_TABLE_BLOCK
             launch(
@@ -217,6 +217,14 @@ def scaled(*arguments):
                 **constants,
             )
     return out
+
+
+def scaled_(gradient: Tensor, factor: Tensor | None, pending: Tensor | None) -> None:
+    pairs, block = gradient.numel() // 4, block_for(gradient)
+    rows = rows_of(gradient), column_of(factor), pending
+    constants = {"IN_PLACE": True, "DTYPE": DTYPES[gradient.dtype], "BLOCK": block}
+    with torch.cuda.device_of(gradient):
+        launch(scaled_kernel, programs_for(pairs, block), *rows, gradient, pairs, **constants)
 
 
 def terms(*arguments):

@@ -35,7 +35,7 @@ HOST_SIZES = (1_000, 10_000)
 COUNTED_SIZE = 100_000
 
 # What each quantity has to read and write, in bytes per pair of float32 boxes with a gradient to the prediction.
-BYTES = {FORWARD: 48, "forward with gradient": 64, "backward scaling": 32, BOTH: 96}
+BYTES = {FORWARD: 48, "forward with gradient": 64, "backward scaling": 32, BOTH: 64}
 
 # All pairs, whose time on the device is measured too.
 MATRICES = ("pairwise iou",)

@@ -67,7 +67,7 @@ void run_chunks(const Task& task, double* chunk_sums) {
 
 void Cpu::run(const Task& task) const { run_chunks(task, nullptr); }
 
-std::tuple<Tensor, Tensor> Cpu::sum(Task& task, bool over_count, bool) const {
+std::tuple<Tensor, OptionalTensor> Cpu::sum(Task& task, bool over_count, bool) const {
   if (over_count) task.scale /= double(std::max<int64_t>(count_true(task.mask, task.pairs), 1));
   if (task.normalizer.data != nullptr) {
     const double normalizer = icr::element<double>(task.normalizer.data, task.normalizer.type, 0);
@@ -84,10 +84,13 @@ std::tuple<Tensor, Tensor> Cpu::sum(Task& task, bool over_count, bool) const {
   } else {
     *static_cast<float*>(result.data_ptr()) = float(total * task.scale);
   }
-  return {result, icr_kernels::empty(like_, {0}, dtype)};
+  return {result, std::nullopt};
 }
 
 void Cpu::scale(const Scaling& scaling) const {
+  if (scaling.pairs == 0) return;
+  const bool by_one = scaling.in_double ? icr::is_by_one<double>(scaling) : icr::is_by_one<float>(scaling);
+  if (by_one && scaling.out.data == scaling.gradient.data) return;
   const auto loops = current().scale;
   torch::stable::parallel_for(0, scaling.pairs, kChunksPerThread * kChunk,
                               [&](int64_t begin, int64_t end) { loops(scaling, begin, end); });

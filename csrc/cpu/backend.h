@@ -11,6 +11,7 @@
 namespace icr_cpu {
 
 using icr_kernels::Column;
+using icr_kernels::OptionalTensor;
 using icr_kernels::ScalarType;
 using icr_kernels::Tensor;
 
@@ -20,7 +21,7 @@ class Cpu {
 
   void run(const Task& task) const;
   // Runs the task and adds up its losses, over the number of unmasked pairs if so asked. The gradients are complete.
-  std::tuple<Tensor, Tensor> sum(Task& task, bool over_count, bool is_masked) const;
+  std::tuple<Tensor, OptionalTensor> sum(Task& task, bool over_count, bool is_masked) const;
   void scale(const Scaling& scaling) const;
   void add_to_table(const Scaling& scaling, const Rows& table) const;
 

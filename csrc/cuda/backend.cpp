@@ -63,7 +63,7 @@ void Cuda::run(const Task& task) const {
   check(run_pairs(task, Sum{}, blocks_of_pairs(task.pairs, multiprocessors(device_)), stream_), "the launch for pairs");
 }
 
-std::tuple<Tensor, Tensor> Cuda::sum(Task& task, bool over_count, bool is_masked) const {
+std::tuple<Tensor, OptionalTensor> Cuda::sum(Task& task, bool over_count, bool is_masked) const {
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const bool defers_count = over_count && is_masked;
   if (over_count && !defers_count) task.scale /= double(std::max<int64_t>(task.pairs, 1));
@@ -75,11 +75,12 @@ std::tuple<Tensor, Tensor> Cuda::sum(Task& task, bool over_count, bool is_masked
   const size_t bytes = blocks == 1 ? sizeof(double) : head + blocks * sizeof(Partial);
   const Tensor buffer = icr_kernels::empty(like_, {int64_t(bytes / (task.in_double ? 8 : 4))}, dtype);
   char* const memory = static_cast<char*>(buffer.data_ptr());
-  Tensor pending = icr_kernels::empty(like_, defers_count ? std::vector<int64_t>{} : std::vector<int64_t>{0}, dtype);
+  OptionalTensor pending;
+  if (defers_count) pending = icr_kernels::empty(like_, {}, dtype);
 
   Sum sum;
   sum.value = memory;
-  if (defers_count) sum.pending = pending.data_ptr();
+  if (defers_count) sum.pending = pending->data_ptr();
   if (blocks > 1) {
     sum.partials = reinterpret_cast<Partial*>(memory + head);
     if (is_capturing(stream_)) {

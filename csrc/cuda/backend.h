@@ -10,6 +10,7 @@
 
 namespace icr_cuda {
 
+using icr_kernels::OptionalTensor;
 using icr_kernels::Tensor;
 
 class Cuda {
@@ -23,7 +24,7 @@ class Cuda {
   void run(const Task& task) const;
   // Runs the task and adds up its losses in one launch. Over the number of unmasked pairs, if so asked: where there is
   // a mask that number is known only at the end, so the gradients still lack the factor that comes second.
-  std::tuple<Tensor, Tensor> sum(Task& task, bool over_count, bool is_masked) const;
+  std::tuple<Tensor, OptionalTensor> sum(Task& task, bool over_count, bool is_masked) const;
   void scale(const Scaling& scaling) const;
   void add_to_table(const Scaling& scaling, const Rows& table) const;
   void pairwise(const PairwiseTask& task) const;

@@ -199,6 +199,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ Scaling scaling) {
+  if (scaling.out.data == scaling.gradient.data && icr::is_by_one<T>(scaling)) return;
   const int64_t step = int64_t(gridDim.x) * kThreads;
   for (int64_t pair = int64_t(blockIdx.x) * kThreads + threadIdx.x; pair < scaling.pairs; pair += step) {
     const T factor = icr::factor_of<T>(scaling, pair);

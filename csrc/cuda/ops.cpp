@@ -13,6 +13,7 @@
 STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CUDA, m) { icr_kernels::implement<icr_cuda::Cuda>(m); }
 
 PYBIND11_MODULE(_C_cuda, m) {
+  m.attr("direct") = pybind11::capsule(&icr_kernels::direct<icr_cuda::Cuda>, icr_kernels::Direct::kName);
   m.def("compiler", [] { return std::string(ICR_KERNELS_NVCC); }, "The version of nvcc of this build.");
   m.def("cuda_versions", [] {
     int driver = 0, runtime = 0;

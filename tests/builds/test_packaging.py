@@ -29,6 +29,7 @@ assert abs(loss.item() - (2 / 3 + 1 / 2)) < 1e-6, loss
 print(icr.__file__)
 print(icr.available_backends())
 print(icr.builds.CPU_ERROR)
+print(icr.builds.AUTOGRAD_ERROR)
 """
 
 
@@ -53,6 +54,9 @@ def wheel(compiled, tmp_path_factory):
     """A wheel of this checkout; objects that are already compiled are used again."""
     for stale in (ROOT / "build").glob("lib.*"):
         shutil.rmtree(stale)
+    of_another = ROOT / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "icr_kernels"
+    of_another.mkdir(parents=True)
+    (of_another / "_C_autograd_2_99_0_cpu.so").touch()
     output = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(output))
     return next(output.glob("*.whl"))
@@ -110,6 +114,14 @@ def test_extension_serves_every_torch(library):
     assert found["stable_shim_count"] > 20, "it sees what is used of torch"
 
 
+def test_extension_of_autograd_has_its_torch_in_its_name(wheel):
+    """It serves no other, and of another that has left one in the checkout there is none."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.startswith("icr_kernels/_C_autograd")]
+    version = re.sub(r"\W", "_", torch.__version__)
+    assert name.startswith(f"icr_kernels/_C_autograd_{version}.")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the tags of wheels for Linux")
 def test_wheel_bundles_nothing_and_has_the_tag_of_a_system(wheel, tmp_path):
     """As `make wheel` makes it."""
@@ -141,10 +153,10 @@ def test_wide_registers_stay_inside_the_loops_of_their_instruction_set(library):
 
 def test_wheel_installs_into_a_clean_environment_and_runs(wheel, tmp_path):
     python = clean_environment(tmp_path / "clean", wheel)
-    where, backends, error = run(python, "-c", USE, cwd=tmp_path).splitlines()
+    where, backends, *errors = run(python, "-c", USE, cwd=tmp_path).splitlines()
     assert where.startswith(str(tmp_path))
     assert backends == "['cpu', 'reference']"
-    assert error == "None"
+    assert errors == ["None", "None"]
     assert "cpu" in run(python, "-m", "icr_kernels", "info", cwd=tmp_path)
 
 
@@ -238,6 +250,6 @@ def test_without_a_compiler_the_reference_installs_and_says_so(tree, without_com
     wheel = next((tmp_path / "wheel").glob("*.whl"))
 
     python = clean_environment(tmp_path / "clean", wheel)
-    _, backends, error = run(python, "-c", USE, cwd=tmp_path).splitlines()
+    _, backends, error, _ = run(python, "-c", USE, cwd=tmp_path).splitlines()
     assert backends == "['reference']"
     assert "compiler" in error

@@ -51,22 +51,30 @@ def unpacked(version: str) -> Path:
 
 @needs_compiler
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("which", ["cpu", "cuda"])
+@pytest.mark.parametrize("which", ["cpu", "cuda", "autograd"])
 def test_sources_compile_against_the_headers(which, version):
     """Those of the installed one have just been compiled against."""
-    sources = [path for path in ROOT.glob("csrc/**/*.cpp") if (path.parent.name == "cuda") == (which == "cuda")]
-    assert len(sources) == {"cpu": 6, "cuda": 2}[which]
+    whose = {"cuda": "cuda", "autograd": "autograd"}
+    sources = {"cpu": [], "cuda": [], "autograd": []}
+    for path in ROOT.glob("csrc/**/*.cpp"):
+        sources[whose.get(path.parent.name) or whose.get(path.stem) or "cpu"].append(path)
+    assert {name: len(paths) for name, paths in sources.items()} == {"cpu": 6, "cuda": 2, "autograd": 1}
     if which == "cuda" and TOOLKIT is None:
         pytest.skip("no CUDA toolkit in CUDA_HOME or /usr/local/cuda, whose headers are needed too")
     includes = [
         pybind11.get_include(),
         str(unpacked(version) / "torch" / "include"),
+        str(unpacked(version) / "torch" / "include" / "torch" / "csrc" / "api" / "include"),
         sysconfig.get_path("include"),
         *([str(TOOLKIT)] if TOOLKIT else []),
     ]
-    command = ["c++", "-std=c++17", "-fsyntax-only", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}", "-DUSE_CUDA"]
-    command += ['-DICR_KERNELS_NVCC=""', '-DICR_KERNELS_ARCHITECTURES=""', *(f"-I{path}" for path in includes)]
-    for source in sources:
+    command = ["c++", "-fsyntax-only", *(f"-I{path}" for path in includes)]
+    if which == "autograd":
+        command += ["-std=c++20", "-DTORCH_EXTENSION_NAME=_C_autograd"]
+    else:
+        command += ["-std=c++17", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}", "-DUSE_CUDA"]
+        command += ['-DICR_KERNELS_NVCC=""', '-DICR_KERNELS_ARCHITECTURES=""']
+    for source in sources[which]:
         compiled = subprocess.run([*command, str(source)], capture_output=True, text=True)
         assert compiled.returncode == 0, compiled.stderr[:4000]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import load
 
-from icr_kernels import backends, operators
+from icr_kernels import backends, builds, operators
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "support" / "cpp" / "emulation"
@@ -30,6 +30,8 @@ def register():
         extra_ldflags=[f"-Wl,-T,{FOLDER / 'shared.ld'}"],
         build_directory=str(build),
     )
+    if builds.autograd_build is not None:
+        builds.autograd_build.add_backend(NAME, False, False, module.direct)
     backends.BY_NAME[NAME] = backends.Backend(NAME, "CUDA emulated", ("cpu",), _obstacle, family)
     return module
 

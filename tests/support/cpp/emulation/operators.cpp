@@ -16,6 +16,7 @@ STABLE_TORCH_LIBRARY_IMPL(icr_kernels, CPU, m) { icr_kernels::implement<icr_cuda
 PYBIND11_MODULE(_emulated, m) {
   using emulation::Device;
   namespace py = pybind11;
+  m.attr("direct") = py::capsule(&icr_kernels::direct<icr_cuda::Cuda>, icr_kernels::Direct::kName);
   py::enum_<Device::Order>(m, "Order")
       .value("forward", Device::kForward)
       .value("backward", Device::kBackward)

@@ -103,6 +103,17 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
   if (runs % 3) task.grad_anchor_objects = {grad_anchor_objects.data, compute};
   processor.run(task);
 
+  if (type == Type::kFloat && aligned && !indexed) {  // What a GPU has kernels of its own for.
+    Task packed;
+    packed.pairs = pairs;
+    packed.pred = task.pred;
+    packed.target = task.target;
+    packed.anchor_objects = task.anchor_objects;
+    packed.formula = {0, weighted ? 0 : -1, false, {1, 1e-7}, 0};
+    packed.grad_pred = task.grad_pred;
+    processor.run(packed);
+  }
+
   Block scaled(4 * pairs, 0, type), of_table(4 * 3, 0, type), rows_of_gradient(4 * pairs, 0, compute);
   Scaling scaling;
   scaling.pairs = pairs;

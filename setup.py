@@ -125,10 +125,14 @@ def cpu_extension() -> Extension:
     )
 
 
+# Of this torch and no other.
+AUTOGRAD = f"_C_autograd_{re.sub('[^0-9A-Za-z]', '_', torch.__version__)}"
+
+
 def autograd_extension() -> Extension:
     """Against all of libtorch, whose headers are written in C++20."""
     return cpp_extension.CppExtension(
-        f"icr_kernels._C_autograd_{re.sub('[^0-9A-Za-z]', '_', torch.__version__)}",
+        f"icr_kernels.{AUTOGRAD}",
         ["csrc/autograd.cpp"],
         depends=["csrc/direct.h", "csrc/task.h"],
         extra_compile_args={"cxx": ["-std=c++20", *PLAIN_FLAGS]},
@@ -205,10 +209,10 @@ class Build(cpp_extension.BuildExtension):
 
     def remove_those_of_another_torch(self):
         """What an earlier build has left here calls the other extensions, which are about to be new."""
-        ours = {extension.name.rpartition(".")[2] for extension in self.extensions}
-        for folder in (Path(self.build_lib), Path()):
+        is_here = self.inplace or self.editable_mode
+        for folder in (Path(self.build_lib), *([Path()] if is_here else [])):
             for path in folder.glob("icr_kernels/_C_autograd_*"):
-                if path.name.partition(".")[0] not in ours:
+                if path.name.partition(".")[0] != AUTOGRAD:
                     path.unlink()
 
     def compile_kernels(self, nvcc: list[str], source: str) -> str:

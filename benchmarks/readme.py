@@ -84,16 +84,16 @@ def processor(machine: Machine) -> str:
 
 
 def on_each_processor(case: str, pairs: int, cell: Callable[[Line], str]) -> Callable[[Sequence[Machine]], str]:
-    """Of a case in one size, where its peers were measured too."""
+    """Of a case in one size, where its peers were measured too; of two alike the one that was measured last."""
 
     def block(measured: Sequence[Machine]) -> str:
-        parts = []
-        for machine in measured:
+        parts: dict[str, str] = {}
+        for machine in sorted(measured, key=lambda machine: max(row["date"] for row in machine.rows)):
             shapes = {row["shape"] for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs}
             for line in tables.lines(machine):
                 if line.case == case and line.shape in shapes and line.eager and line.compiled:
-                    parts.append(f"{cell(line)} ({processor(machine)})")
-        return "; ".join(parts) or "not measured yet"
+                    parts[processor(machine)] = f"{cell(line)} ({processor(machine)})"
+        return "; ".join(parts.values()) or "not measured yet"
 
     return block
 

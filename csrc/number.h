@@ -262,13 +262,9 @@ template <class A, class B>
 ICR_INLINE auto overlap_area(const A& a, const B& b) {
   const auto av = value_of(a), bv = value_of(b);
   using S = decltype(value_of(a));
-  if constexpr ((vars_of<A> | vars_of<B>) == 0) {
-    return rounded_product(greater(S(0), av), greater(S(0), bv));
-  } else {
-    const auto empty = (av <= S(0)) | (bv <= S(0));
-    const S a_side = select(empty, S(0), av), b_side = select(empty, S(0), bv);
-    return chain(rounded_product(a_side, b_side), b_side, a, a_side, b);
-  }
+  const S a_side = greater(S(0), av), b_side = greater(S(0), bv);
+  return chain(rounded_product(a_side, b_side), select(av <= S(0), S(0), b_side), a,
+               select(bv <= S(0), S(0), a_side), b);
 }
 
 // f(x), differentiated with respect to x first: cheaper where x depends on many variables.

@@ -225,11 +225,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor targ
 template <class Backend>
 Tensor scaled_of(const ScalingCall& call) {
   const Backend backend(call.gradient);
+  STD_TORCH_CHECK(!call.in_place || call.gradient.is_contiguous(),
+                  "icr_kernels: gradient: expected a contiguous tensor to scale in place");
   const Tensor gradient =
       call.gradient.is_contiguous() ? call.gradient : torch::stable::contiguous(call.gradient);
   Inputs inputs(5);
   Scaling scaling;
   scaling.pairs = gradient.numel() / 4;
+  for (const OptionalTensor& factor : {call.factor, call.pending}) {
+    STD_TORCH_CHECK(!factor.has_value() || factor->numel() == 1 || factor->numel() == scaling.pairs,
+                    "icr_kernels: factor: expected one value, or one for each of ", scaling.pairs, " pairs");
+  }
   scaling.in_double = gradient.scalar_type() == ScalarType::Double;
   scaling.gradient = inputs.rows(gradient);
   scaling.factor = inputs.column(call.factor);
@@ -252,7 +258,7 @@ Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, Sc
   return scaled_of<Backend>({gradient, factor, pending, dtype, anchor_objects, anchor_index, false});
 }
 
-// In the place of the gradient, which is contiguous.
+// In the place of the gradient.
 template <class Backend>
 void scaled_in_place(Tensor gradient, OptionalTensor factor, OptionalTensor pending) {
   scaled_of<Backend>({gradient, factor, pending, gradient.scalar_type(), std::nullopt, std::nullopt, true});

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph, _top_saved_tensors_default_hooks
+from torch._C._functorch import is_legacy_batchedtensor
 
 from . import calls, transforms
 from .backends import BY_NAME
@@ -95,7 +96,7 @@ class Loss(torch.autograd.Function):
     @first_derivative
     def backward(ctx, grad_loss):
         pred, target, anchor_objects, index, pending, grad_pred, grad_target, grad_anchor_objects = ctx.saved_tensors
-        is_last = not torch.compiler.is_compiling() and not ctx.has_hooks and _is_last_pass()
+        is_last = not torch.compiler.is_compiling() and not ctx.has_hooks and _is_last_pass(grad_loss)
 
         def scaled(gradient: Tensor, boxes: Tensor) -> Tensor:
             if not is_last or gradient.dtype != boxes.dtype:
@@ -116,9 +117,10 @@ class Loss(torch.autograd.Function):
         return pred, target, anchor_objects, None, None
 
 
-def _is_last_pass() -> bool:
-    """Whether autograd will free what this backward pass has been saved, and nobody differentiates the pass."""
-    return not _get_current_graph_task_keep_graph() and not transforms.active()
+def _is_last_pass(upstream: Tensor) -> bool:
+    """Whether autograd will free what this backward pass was saved, and nobody differentiates or batches the pass."""
+    is_watched = transforms.active() or is_legacy_batchedtensor(upstream)
+    return not _get_current_graph_task_keep_graph() and not is_watched
 
 
 class _Context(NamedTuple):

@@ -132,7 +132,7 @@ def test_every_part_leaves_an_archive_that_can_be_taken_home(gpu, tmp_path):
     for line in ("# Imaginary GPU 1", "- times: ok", "- peers: ok", "- sanitizers: not run"):
         assert line in text
     block = readme.gpus(tables.machines(tmp_path / "results"))
-    assert block.startswith("[Imaginary GPU 1](results/imaginary-gpu-1/report.md)") and "| >= 90 % |" in block
+    assert block.startswith("[Imaginary GPU 1](results/imaginary-gpu-1/report.md)") and "| >= 95 % |" in block
 
 
 def test_results_of_two_gpus_are_kept_apart(gpu, tmp_path):

@@ -68,9 +68,11 @@ def test_huge_and_tiny_boxes_have_the_loss_of_ordinary_ones(power, loss, dtype, 
 @every_dtype
 @every_format
 @every_loss_and_penalty
-def test_nan_reaches_the_gradient_of_the_prediction(loss, penalty, box_format, dtype, backend):
+@pytest.mark.parametrize(
+    "corners", [((1, 1, 5, 5), (0, 0, 4, 4), (-1, -1, 3, 9)), ((1, 1, 5, 5), (6, 7, 9, 9), (10, 11, 20, 30))]
+)
+def test_nan_reaches_the_gradient_of_the_prediction(corners, loss, penalty, box_format, dtype, backend):
     """Wherever it is: a GradScaler must not take the step."""
-    corners = ((1, 1, 5, 5), (0, 0, 4, 4), (-1, -1, 3, 9))
     boxes = [to_format(box(*each, device=device_of(backend)), box_format).to(dtype).repeat(15, 1) for each in corners]
     for row, (number, coordinates) in enumerate(itertools.product(range(3), ([0], [1], [2], [3], [0, 1, 2, 3]))):
         boxes[number][row, coordinates] = float("nan")

@@ -240,3 +240,30 @@ def test_scaling_by_one_takes_no_memory(backend):
             loss.backward(retain_graph=keep)
         taken = [max(event.self_cpu_memory_usage, event.self_device_memory_usage) for event in profile.events()]
         assert (max(taken, default=0) >= boxes[0].nbytes) == keep
+
+
+@every_backend
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_batch_of_upstream_gradients(keep, backend):
+    """As `jacobian(vectorize=True)` has them: one pass for all."""
+    boxes = leaves(backend, 4)
+    loss = icr.icr_loss(*boxes, reduction="none", backend=backend)
+    one_by_one = [torch.autograd.grad(each, boxes[0], retain_graph=True)[0] for each in loss]
+    upstream = torch.eye(4, device=loss.device)
+    (batch,) = torch.autograd.grad(loss, boxes[0], upstream, is_grads_batched=True, retain_graph=keep)
+    assert torch.equal(batch, torch.stack(one_by_one))
+
+
+def test_operators_refuse_what_they_cannot_scale():
+    """They are public: nothing is read beyond a factor, and nothing is lost in a copy."""
+    operators = torch.ops.icr_kernels
+    rows = torch.ones(8, 4)
+    with pytest.raises(RuntimeError, match="gradient: expected a contiguous tensor to scale in place"):
+        operators.scaled_(torch.ones(4, 8).t(), torch.tensor(3.0), None)
+    for factor, pending in ((torch.rand(3), None), (None, torch.rand(9))):
+        message = "factor: expected one value, or one for each of 8 pairs"
+        with pytest.raises(RuntimeError, match=message):
+            operators.scaled_(rows, factor, pending)
+        with pytest.raises(RuntimeError, match=message):
+            operators.scaled(rows, factor, pending, torch.float32, None, None)
+    assert (rows == 1).all()

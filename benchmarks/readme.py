@@ -38,7 +38,9 @@ def write() -> None:
 
 def on_each_cpu(table: Callable[[Machine], str]) -> Callable[[Sequence[Machine]], str]:
     def block(measured: Sequence[Machine]) -> str:
-        parts = [f"{machine.title()}:\n\n{table(machine)}" for machine in measured if machine.has_cpu]
+        found = [(machine, table(machine)) for machine in measured if machine.has_cpu]
+        head = 2  # lines
+        parts = [f"{machine.title()}:\n\n{text}" for machine, text in found if len(text.splitlines()) > head]
         return "\n\n".join(parts) or "Not measured yet."
 
     return block

@@ -175,4 +175,5 @@ def test_plots_carry_the_digest_of_their_rows(tmp_path):
     assert plots.digest([{**rows[0], "p50": 10.1}, *rows[1:]]) != plots.digest(rows)
     assert plots.draw(tmp_path, []) == []
     assert plots.overview(rows, 2) is None  # it has three panels or none
-    assert all(plots.overview(machine.rows, machine.threads) for machine in tables.machines())
+    shown = [machine for machine in tables.machines() if (machine.folder / "overview.png").exists()]
+    assert shown and all(plots.overview(machine.rows, machine.threads) for machine in shown)

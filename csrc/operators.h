@@ -225,6 +225,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor targ
 template <class Backend>
 Tensor scaled_of(const ScalingCall& call) {
   const Backend backend(call.gradient);
+  STD_TORCH_CHECK(call.gradient.scalar_type() == ScalarType::Float || call.gradient.scalar_type() == ScalarType::Double,
+                  "icr_kernels: gradient: expected float32 or float64");
   STD_TORCH_CHECK(!call.in_place || call.gradient.is_contiguous(),
                   "icr_kernels: gradient: expected a contiguous tensor to scale in place");
   const Tensor gradient =
@@ -236,6 +238,8 @@ Tensor scaled_of(const ScalingCall& call) {
     STD_TORCH_CHECK(!factor.has_value() || factor->numel() == 1 || factor->numel() == scaling.pairs,
                     "icr_kernels: factor: expected one value, or one for each of ", scaling.pairs, " pairs");
   }
+  STD_TORCH_CHECK(!call.anchor_index.has_value() || call.anchor_index->numel() == scaling.pairs,
+                  "icr_kernels: anchor_index: expected one for each of ", scaling.pairs, " pairs");
   scaling.in_double = gradient.scalar_type() == ScalarType::Double;
   scaling.gradient = inputs.rows(gradient);
   scaling.factor = inputs.column(call.factor);

@@ -151,10 +151,10 @@ def area_of(a, b):
 @triton.jit
 def overlap_area(a, b):
     """relu(a) * relu(b), rounded. Nothing flows where either side is empty; NaN stays NaN."""
-    a_side = greater(a.value, 0.0)
-    b_side = greater(b.value, 0.0)
-    of_a, of_b = tl.where(a.value <= 0.0, 0.0, b_side), tl.where(b.value <= 0.0, 0.0, a_side)
-    return chain(rounded_product(a_side, b_side), of_a, a, of_b, b)
+    empty = lesser(a.value, b.value) <= 0.0
+    a_side = tl.where(empty, 0.0, a.value)
+    b_side = tl.where(empty, 0.0, b.value)
+    return chain(rounded_product(a_side, b_side), b_side, a, a_side, b)
 
 
 @triton.jit

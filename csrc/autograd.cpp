@@ -187,7 +187,7 @@ struct IcrLossBackward : autograd::Node {
   }
 };
 
-// Nodes are counted by themselves from torch 2.12 on, by shared pointers before.
+// Nodes are counted by shared pointers up to torch 2.11, and by themselves from 2.13 on at the latest.
 template <class Node>
 auto make_node() {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {

@@ -1,6 +1,6 @@
 """How many instructions the CUDA kernels execute for each pair: speed without a GPU, so that a regression shows.
 
-The machine code that nvcc makes for sm_90 is run by an interpreter (tests/support/sass.py), its results are compared
+The machine code that nvcc makes for sm_90 is run by an interpreter (tests/support/sass), its results are compared
 with the CPU's, and what it executed is compared with cuda_instructions.csv. Written anew by
 `python tests/builds/test_cuda_instructions.py`; with --print, shown beside the record instead. A kernel runs over few
 and over more pairs, and the difference counts, without what a launch does once.

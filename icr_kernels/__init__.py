@@ -1,17 +1,19 @@
 """Fused box-regression losses with the inter-class relational (ICR) penalty for PyTorch."""
 
+from .assignment import task_aligned_assign
 from .backends import available_backends, backend_for
 from .functional import box_iou_loss, icr_loss, icr_loss_and_grad, icr_terms
 from .matching import AnchorMatch, Matcher, detr_matching_cost, match_anchor_objects
 from .modules import BoxIoULoss, ICRLoss
 from .pairwise import pairwise_iou, pairwise_max, pairwise_topk
-from .reference import ICRTerms, Selection
+from .reference import Assignment, ICRTerms, Selection
 from .relations import Relations
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AnchorMatch",
+    "Assignment",
     "BoxIoULoss",
     "ICRLoss",
     "ICRTerms",
@@ -29,4 +31,5 @@ __all__ = [
     "pairwise_iou",
     "pairwise_max",
     "pairwise_topk",
+    "task_aligned_assign",
 ]

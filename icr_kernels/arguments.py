@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .calls import Formula, MatchingCost, PairFunction, Pairs, Sets
+from .calls import AssignmentRule, Formula, MatchingCost, PairFunction, Pairs, Sets
 from .variants import (
     BOX_FORMATS,
     CLASSIFICATIONS,
     KIND_NAMES,
     LOSS_NAMES,
+    MOST_ASSIGNED,
     MOST_SELECTED,
     PENALTY_NAMES,
     REDUCTIONS,
@@ -267,6 +268,70 @@ def matching_cost(
         number("gamma", gamma, 0),
         number("focal_eps", focal_eps, 1e-30, 1),
         _eps(eps),
+    )
+
+
+def dense(scores: Tensor, boxes: Tensor, points: Tensor, truth: Tensor, labels: Tensor, image: Tensor) -> None:
+    """What a dense head predicts at A points of B images with C classes, and the M boxes of their ground truth."""
+    _boxes("boxes", boxes)
+    if boxes.dim() != 3:
+        raise ValueError(f"boxes: expected boxes of shape (B, A, 4), got {tuple(boxes.shape)}")
+    _tensor("scores", scores, FLOAT_TYPES)
+    if scores.dim() != 3 or scores.shape[:2] != boxes.shape[:2]:
+        raise ValueError(
+            f"scores: expected (B, A, C) with the B and A of boxes, {tuple(boxes.shape[:2])}, got {tuple(scores.shape)}"
+        )
+    _tensor("points", points, FLOAT_TYPES)
+    if points.shape != (boxes.shape[1], 2):
+        raise ValueError(f"points: expected (A, 2) with the A of boxes, {boxes.shape[1]}, got {tuple(points.shape)}")
+    _boxes("truth", truth)
+    if truth.dim() != 2:
+        raise ValueError(f"truth: expected boxes of shape (M, 4), got {tuple(truth.shape)}")
+    for argument, values in (("labels", labels), ("image", image)):
+        _numbers(argument, values, "truth", truth)
+    others = {"scores": scores, "points": points, "truth": truth, "labels": labels, "image": image}
+    for argument, tensor in others.items():
+        _device(argument, tensor, boxes.device, "boxes")
+    if CHECK_VALUES:
+        _assignable(truth, labels, image, *scores.shape[::2])
+
+
+def _assignable(truth: Tensor, labels: Tensor, image: Tensor, images: int, classes: int) -> None:
+    """Opt-in: finite boxes, labels and images that there are, in every row that is not negative."""
+    counts = image >= 0
+    _finite("truth", truth, counts)
+    for argument, values, count, of in (("labels", labels, classes, "classes"), ("image", image, images, "images")):
+        outside = counts & ((values < 0) | (values >= count))
+        if outside.any():
+            raise ValueError(f"{argument}: expected one of {count} {of}, got {int(values[outside][0])}")
+
+
+def assignment_rule(
+    topk: int,
+    topk2: int | None,
+    alpha: float,
+    beta: float,
+    smallest_side: float | None,
+    from_logits: bool,
+    box_format: str,
+    eps: float,
+) -> AssignmentRule:
+    for argument, count in (("topk", topk), ("topk2", topk if topk2 is None else topk2)):
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{argument}: expected a whole number, got {type(count).__name__}")
+        if not 1 <= count <= MOST_ASSIGNED:
+            raise ValueError(f"{argument}: expected 1 to {MOST_ASSIGNED}, got {count}")
+    flag("from_logits", from_logits)
+    _name("box_format", box_format, BOX_FORMATS)
+    return AssignmentRule(
+        box_format,
+        topk,
+        topk2 or 0,
+        from_logits,
+        number("alpha", alpha, 0),
+        number("beta", beta, 0),
+        -1.0 if smallest_side is None else number("smallest_side", smallest_side, 0),
+        number("eps", eps, 0),
     )
 
 

@@ -93,6 +93,22 @@ class MatchingCost(NamedTuple):
         return [BOX_FORMAT_IDS[box_format], *numbers]
 
 
+class AssignmentRule(NamedTuple):
+    """How points are assigned to ground truth."""
+
+    box_format: str
+    topk: int
+    topk2: int  # 0: as many as there are
+    from_logits: bool
+    alpha: float
+    beta: float
+    smallest_side: float  # negative: boxes as they are
+    eps: float
+
+    def packed(self) -> list[float]:
+        return [BOX_FORMAT_IDS[self.box_format], *self[1:]]
+
+
 class LossCall(NamedTuple):
     pred: Tensor
     target: Tensor
@@ -163,6 +179,16 @@ class CostCall(NamedTuple):
     logits: Tensor
     log_normalizer: Tensor | None
     target_boxes: Tensor
+    labels: Tensor
+    image: Tensor
+    numbers: list[float]
+
+
+class AssignmentCall(NamedTuple):
+    scores: Tensor
+    boxes: Tensor
+    points: Tensor
+    truth: Tensor
     labels: Tensor
     image: Tensor
     numbers: list[float]

@@ -19,6 +19,7 @@ from .calls import (
     BOXES2,
     PRED,
     TARGET,
+    AssignmentCall,
     CostCall,
     LossCall,
     OverwritingCall,
@@ -157,6 +158,13 @@ def matching_cost(family: "Operators", call: CostCall):
     """The cost of each target with the queries of its own image."""
     shape = (call.target_boxes.shape[0], call.boxes.shape[1])
     return call.boxes.new_empty(shape, dtype=compute_dtype(call.boxes, call.target_boxes, call.logits))
+
+
+@operator(AssignmentCall, results=2)
+def assigned(family: "Operators", call: AssignmentCall):
+    """The row of ``truth`` that each point of each image is trained towards, -1 for background, and its score."""
+    shape = call.boxes.shape[:-1]
+    return call.boxes.new_empty(shape, dtype=torch.int64), call.boxes.new_empty(shape, dtype=torch.float32)
 
 
 _library = torch.library.Library("icr_kernels", "DEF")

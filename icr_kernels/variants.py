@@ -67,5 +67,7 @@ COORDINATE_LIMIT = 1e18
 
 # The most partners of a box that are kept while its candidates go by.
 MOST_SELECTED = 16
+# The most points that a box of the ground truth is assigned to by its own choice.
+MOST_ASSIGNED = 32
 # A group beyond this pairs with nothing, as a negative one.
 LARGEST_GROUP = 2**31 - 1

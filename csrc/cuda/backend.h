@@ -4,7 +4,8 @@
 
 #include <tuple>
 
-#include "../operators.h"
+#include "../assignment_operators.h"
+#include "assignment.h"
 #include "kernels.h"
 #include "pairwise.h"
 
@@ -31,6 +32,7 @@ class Cuda {
   void pairwise_backward(const PairwiseTask& task) const;
   void select(const SelectionTask& task) const;
   void matching_cost(const CostTask& task) const;
+  void assign(const AssignmentTask& task) const;
 
  private:
   Tensor like_;

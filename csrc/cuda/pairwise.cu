@@ -472,12 +472,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
 
 // Launches
 
-// Work may be more than a grid has blocks; each then takes several pieces, one after the other.
-int64_t blocks_of(int64_t pieces, int multiprocessors) {
-  constexpr int64_t most_a_multiprocessor = 256;
-  return std::min(pieces, multiprocessors * most_a_multiprocessor);
-}
-
 template <class T>
 cudaError_t launch_matrix(const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
   const int64_t columns = task.second.count, chunks = ceil_divide(columns, kColumns<T>);

@@ -85,7 +85,13 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, c
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Work may be more than a grid has blocks; each then takes several pieces, one after the other.
+inline int64_t blocks_of(int64_t pieces, int multiprocessors) {
+  const int64_t most = int64_t(multiprocessors) * 256;
+  return pieces < most ? pieces : most;
+}
 
 }  // namespace
 }  // namespace icr_cuda

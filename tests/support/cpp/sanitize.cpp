@@ -227,6 +227,32 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
   costs.cost = {function.box_format, !grouped, by_area, 1, 5, 2, 0.25, by_area ? 2 : 1.5, 1e-8, 1e-16};
   costs.out = cost.data;
   processor.matching_cost(costs);
+
+  // The points are the first boxes; the truth is the second, its images and labels far outside now and then.
+  Block positions(2 * n, skip, compute), index(rows, skip, Type::kInt64), score(rows, skip, Type::kFloat);
+  Block truth_labels(m, skip, Type::kInt64), truth_images(m, skip, Type::kInt64);
+  fill_numbers(truth_labels, m, classes, false);
+  fill_numbers(truth_images, m, batches, true);
+  for (int64_t i = 0; i < 2 * n; ++i) {
+    if (in_double) reinterpret_cast<double*>(positions.data)[i] = double(i / 2 % 17) + 0.5;
+    if (!in_double) reinterpret_cast<float*>(positions.data)[i] = float(i / 2 % 17) + 0.5f;
+  }
+  AssignmentTask assignment;
+  assignment.rule = {function.box_format, grouped ? 10 : kMostAssigned, by_area ? 1 + runs % 9 : 0, transposed,
+                     by_area ? 1.0f : 0.5f, grouped ? 6.0f : float(1 + runs % 3), is_shared ? -1.0f : 3.0f, 1e-9f};
+  assignment.images = batches;
+  assignment.points = n;
+  assignment.classes = classes;
+  assignment.rows = m;
+  assignment.scores = costs.logits;
+  assignment.boxes = task.first;
+  assignment.positions = {positions.data, compute, 0, 2, 1};
+  assignment.truth = task.second.rows;
+  assignment.labels = {truth_labels.data, Type::kInt64, 1};
+  assignment.image = {truth_images.data, Type::kInt64, 1};
+  assignment.index = reinterpret_cast<int64_t*>(index.data);
+  assignment.score = reinterpret_cast<float*>(score.data);
+  processor.assign(assignment);
   ++runs;
 }
 

@@ -1,6 +1,7 @@
 // The CUDA operators on the emulated device, as icr_kernels::emulated_* on CPU tensors, and a Python module to steer it.
 #include <pybind11/pybind11.h>
 
+#include "../../../../csrc/cuda/assignment.cu"
 #include "../../../../csrc/cuda/backend.cpp"
 #include "../../../../csrc/cuda/kernels.cu"
 #include "../../../../csrc/cuda/pairwise.cu"

@@ -41,8 +41,8 @@ ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
 CPU_SOURCES = ["csrc/ops.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cpp"))
 KERNEL_FLAGS = ["-std=c++17", "-O3"]
-# Those without multiply-adds that the compiler fuses as it likes, differently from kernel to kernel: a pair has the same
-# value, to the bit, in the matrix, as the best of its row and as the best of its column; and an assignment, PyTorch's.
+# Some without multiply-adds that the compiler fuses as it likes, differently from kernel to kernel. A pair has the same
+# value, to the bit, in the matrix, as the best of its row and as the best of its column; an assignment has PyTorch's.
 UNFUSED = ["-fmad=false"]
 KERNELS = {
     "csrc/cuda/kernels.cu": [],

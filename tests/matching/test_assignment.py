@@ -373,6 +373,10 @@ def test_launches_and_the_order_of_blocks():
     device.order = EMULATED.Order.forward
     for found in results[1:]:
         assert same_bits(found.index, results[0].index) and same_bits(found.score, results[0].score)
+    device.fails = True
+    with pytest.raises(RuntimeError, match="a launch for an assignment failed"):
+        run(scene, "emulated")
+    device.fails = False
 
 
 @every_quick_compiled_backend

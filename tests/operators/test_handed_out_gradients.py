@@ -262,7 +262,7 @@ def test_operators_refuse_what_they_cannot_scale():
         operators.scaled_(torch.ones(4, 8).t(), torch.tensor(3.0), None)
     with pytest.raises(RuntimeError, match="gradient: expected float32 or float64"):
         operators.scaled_(rows.half(), torch.tensor(3.0), None)
-    with pytest.raises(RuntimeError, match="anchor_index: expected one for each of 8 pairs"):
+    with pytest.raises(RuntimeError, match="table_index: expected one for each of 8 pairs"):
         operators.scaled(rows, None, None, torch.float32, torch.ones(2, 4), torch.zeros(3, dtype=torch.int64))
     for factor, pending in ((torch.rand(3), None), (None, torch.rand(9))):
         message = "factor: expected one value, or one for each of 8 pairs"

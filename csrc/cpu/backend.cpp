@@ -49,7 +49,12 @@ InstructionSet& current() {
 int64_t count_of(const Task& task) {
   if (!icr::is_masked(task)) return task.pairs;
   int64_t count = 0;
-  for (int64_t i = 0; i < task.pairs; ++i) count += icr::counts(task, i);
+  if (task.target.index != nullptr) {
+    for (int64_t i = 0; i < task.pairs; ++i) count += icr::counts(task, i);
+  } else {
+    const auto* values = static_cast<const uint8_t*>(task.mask.data);
+    for (int64_t i = 0; i < task.pairs; ++i) count += values[i * task.mask.stride] != 0;
+  }
   return count;
 }
 

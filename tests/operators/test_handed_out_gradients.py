@@ -223,9 +223,11 @@ def test_a_table_and_half_precision(dtype, backend):
     """Neither gradient has the memory of the one that was kept."""
     pred, target, table, index = pairs_of_a_table(33, 5, dtype=dtype, device=device_of(backend))
     boxes = [rows.requires_grad_() for rows in (pred, target, table)]
-    loss = 2 * icr.icr_loss(*boxes, anchor_index=index, backend=backend)
-    first = torch.autograd.grad(loss, boxes, retain_graph=True)
-    assert_same(torch.autograd.grad(loss, boxes), first)
+    for target_index in (None, index):
+        indices = {"target_index": target_index, "anchor_index": index}
+        loss = 2 * icr.icr_loss(*boxes, **indices, backend=backend)
+        first = torch.autograd.grad(loss, boxes, retain_graph=True)
+        assert_same(torch.autograd.grad(loss, boxes), first)
 
 
 @every_compiled_backend

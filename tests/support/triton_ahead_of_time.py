@@ -187,7 +187,7 @@ def gradients(value, asked: list[torch.Tensor], upstream=None) -> list[torch.Ten
 def loss(case: Case):
     of = given(case)
     launches, results = recorded(
-        operators.loss, *of.boxes, *(None,) * 4, 1.0, 1, of.formula.packed(), case.wanted, False
+        operators.loss, *of.boxes, *(None,) * 5, 1.0, 1, of.formula.packed(), case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, reduction="sum", **of.options)
     return launches, results, [value, None, *gradients(value, of.asked)]

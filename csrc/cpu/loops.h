@@ -266,17 +266,19 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
 }
 
 template <int N>
-bool any_counts(const Task& task, int64_t first, int64_t end) {
-  if (task.target.index != nullptr) {
-    for (int64_t i = first; i < first + N && i < end; ++i) {
-      if (counts(task, i)) return true;
-    }
-    return false;
-  }
-  const auto* from = static_cast<const uint8_t*>(task.mask.data);
+bool keeps_any(const Column& mask, int64_t first, int64_t end) {
+  const auto* from = static_cast<const uint8_t*>(mask.data);
   uint8_t any = 0;
-  for (int64_t i = first; i < first + N && i < end; ++i) any |= from[i * task.mask.stride];
+  for (int64_t i = first; i < first + N && i < end; ++i) any |= from[i * mask.stride];
   return any != 0;
+}
+
+template <int N>
+bool any_counts(const Task& task, int64_t first, int64_t end) {
+  if (task.target.index == nullptr) return keeps_any<N>(task.mask, first, end);
+  bool any = false;
+  for (int64_t i = first; i < first + N && i < end; ++i) any |= counts(task, i);
+  return any;
 }
 
 // The chunks [begin, end). Where N pairs in a row do not count, none of their boxes are read.

@@ -86,7 +86,7 @@ ICR_INLINE S overlap_of(const MeasuredBox<S>& truth, const MeasuredBox<S>& pred)
 ICR_INLINE uint32_t rank_of(float x) { return x != x ? 0x7fc00000u : bits_of(x + 0.0f); }
 
 // A probability as the metric takes it.
-ICR_INLINE float score_of(float x) { return x < 0.0f ? 0.0f : x; }
+ICR_INLINE float score_of(float x) { return x <= 0.0f ? 0.0f : x; }
 
 // As it is in a tensor of that type.
 ICR_INLINE float rounded_to(icr_kernels::Type type, float x) {

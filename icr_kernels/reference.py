@@ -499,7 +499,7 @@ def task_aligned_assign(call: AssignmentCall, rule: AssignmentRule) -> Assignmen
     similarity = torch.where(candidate, overlap(truth, plain_corners(call.boxes[image], rule.box_format)), 0)
     score = call.scores[image, :, label]
     score = (score.sigmoid() if rule.from_logits else score).float()
-    score = torch.where(score < 0, 0, score)
+    score = torch.where(score <= 0, 0, score)
     metric = score.pow(rule.alpha) * similarity.pow(rule.beta)
     metric = torch.where(candidate & (similarity != 0), metric, 0)
 

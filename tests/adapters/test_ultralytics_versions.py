@@ -15,7 +15,7 @@ import pytest
 
 from frameworks import ALL, need
 from icr_kernels.integrations.ultralytics import ranks
-from icr_kernels.integrations.ultralytics.start import EVENT, Start
+from icr_kernels.integrations.ultralytics.start import EVENT, TermsStart
 from ultralytics_training import data_set, environment, globals_of, logged
 
 need("ultralytics")
@@ -173,7 +173,7 @@ def test_ranks_that_the_user_starts(monkeypatch):
 
     class Trainer:
         def __init__(self):
-            self.callbacks = {EVENT: [Start(None)]}
+            self.callbacks = {EVENT: [TermsStart(None)]}
             self.args = types.SimpleNamespace(device="0,1")
 
         def train(self):

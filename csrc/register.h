@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "pairwise_operators.h"
+#include "assignment_operators.h"
 
 namespace icr_kernels {
 
@@ -18,6 +18,7 @@ void implement(torch::stable::detail::StableLibrary& library, const std::string&
   library.impl((prefix + "pairwise_backward").c_str(), TORCH_BOX(&pairwise_backward<Backend>));
   library.impl((prefix + "selected").c_str(), TORCH_BOX(&selected<Backend>));
   library.impl((prefix + "matching_cost").c_str(), TORCH_BOX(&matching_cost<Backend>));
+  library.impl((prefix + "assigned").c_str(), TORCH_BOX(&assigned<Backend>));
 }
 
 }  // namespace icr_kernels

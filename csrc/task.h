@@ -168,6 +168,34 @@ struct CostTask {
   void* out = nullptr;  // (targets, queries), contiguous, in float or double as in_double says
 };
 
+// How points are assigned to ground truth, as icr_kernels/calls.py packs it.
+struct AssignmentRule {
+  int box_format;
+  int topk, topk2;  // topk2 of 0: no such step
+  bool from_logits;
+  float alpha, beta;
+  float smallest_side;  // negative: boxes as they are
+  float eps;
+};
+
+// Task-aligned assignment of the points of each image, in single floats.
+struct AssignmentTask {
+  AssignmentRule rule;
+  int64_t images = 0, points = 0, classes = 0, rows = 0;
+  Matrices scores;     // a batch is an image, a row a point
+  BoxSet boxes;        // a batch is an image
+  Matrices positions;  // one matrix: x and y of each point
+  Rows truth;
+  Column labels, image;  // of the truth
+
+  // One per image and point, contiguous: the row of the truth, -1 for none; its score.
+  int64_t* index = nullptr;
+  float* score = nullptr;
+};
+
+// The most points that a row of the truth takes.
+constexpr int kMostAssigned = 32;
+
 // The most partners of a query that a selection keeps.
 constexpr int kMostSelected = 16;
 

@@ -165,6 +165,8 @@ std::vector<std::string> usable_instruction_sets() {
   return names;
 }
 
+const InstructionSet& instructions() { return current(); }
+
 std::string instruction_set() { return current().name; }
 
 void set_instruction_set(const std::string& name) {

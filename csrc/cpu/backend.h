@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../pairwise_operators.h"
+#include "../assignment_operators.h"
 #include "instruction_sets.h"
 
 namespace icr_cpu {
@@ -29,6 +29,7 @@ class Cpu {
   void pairwise_backward(const PairwiseTask& task) const;
   void select(const SelectionTask& task) const;
   void matching_cost(const CostTask& task) const;
+  void assign(const AssignmentTask& task) const;
 
  private:
   Tensor like_;
@@ -38,6 +39,7 @@ class Cpu {
 std::vector<std::string> compiled_instruction_sets();
 std::vector<std::string> usable_instruction_sets();
 std::string instruction_set();
+const InstructionSet& instructions();
 void set_instruction_set(const std::string& name);
 
 }  // namespace icr_cpu

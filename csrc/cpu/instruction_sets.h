@@ -7,6 +7,7 @@
 
 namespace icr_cpu {
 
+using icr_kernels::AssignmentTask;
 using icr_kernels::CostTask;
 using icr_kernels::PairwiseTask;
 using icr_kernels::Rows;
@@ -28,6 +29,29 @@ struct GroupRange {
   bool has_others = false;  // boxes that are of no group
 };
 
+// Points of an assignment, row by row: the x of the first row are those of all, the y of the first column too, and both
+// ascend.
+struct Grid {
+  const float *x, *y;  // of its first point, and of those that follow
+  int64_t first, width, height;
+};
+
+// The predicted boxes of an image, a column each, which a vector may be read from at any of them.
+struct Predictions {
+  float *x1, *y1, *x2, *y2, *area, *angle;
+};
+
+// A box of the ground truth, measured, and how far it reaches for points: x1, y1, x2, y2 of each.
+struct TruthBox {
+  float corners[4], area, angle, reach[4];
+};
+
+// A prediction that overlaps a box.
+struct Overlap {
+  int32_t point;
+  float similarity;
+};
+
 struct InstructionSet {
   const char* name;
   // The chunks [begin, end) of a task. Where chunk_sums is not null, the sums of their weighted losses.
@@ -43,6 +67,10 @@ struct InstructionSet {
   void (*select)(const SelectionTask&, const GroupRange*, int64_t begin, int64_t end);
   // The targets [begin, end).
   void (*cost)(const CostTask&, int64_t begin, int64_t end);
+  // The boxes of an image, with the ratio of its sides for the angle of each.
+  void (*measure)(const Rows&, int format, int64_t count, const Predictions&);
+  // Those that overlap a box of the truth, of the points within its reach; how many there are.
+  int64_t (*overlaps)(const Predictions&, const Grid*, int64_t grids, const TruthBox&, float eps, Overlap*);
 };
 extern const InstructionSet generic;
 #if defined(__x86_64__)

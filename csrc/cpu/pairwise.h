@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../matching_cost.h"
-#include "loops.h"
+#include "assignment.h"
 
 namespace {
 namespace icr {
@@ -483,7 +483,7 @@ template <int Floats, int Doubles>
 constexpr icr_cpu::InstructionSet instruction_set(const char* name) {
   using Pairs = AllPairs<Floats, Doubles>;
   return {name, run<Floats, Doubles>, scale, Pairs::pairwise, Pairs::first_gradient, Pairs::second_gradient,
-          Pairs::select, Pairs::cost};
+          Pairs::select, Pairs::cost, measure<Floats>, overlaps<Floats>};
 }
 
 }  // namespace icr

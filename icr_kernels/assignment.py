@@ -59,7 +59,7 @@ def task_aligned_assign(
         topk: from 1 to 32; more than there are points are all.
         topk2: from 1 to 32, or None: a box keeps all its points. 1 is the one-to-one head of YOLO26 and YOLOv10.
         alpha, beta: the exponents of the metric, at least 0.
-        smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics 8.4.171 and later take the
+        smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics 8.4.128 and later take the
             stride of the second level, 16 pixels.
         from_logits: ``scores`` are logits; rounded to their dtype, as `torch.sigmoid` does, their sigmoids count.
         box_format: "xyxy", "cxcywh" or "xywh", of all boxes.

@@ -2,7 +2,8 @@
 
 Nothing of Ultralytics is changed and nothing of this package is stored: when a training run begins, a callback puts a
 criterion around that of the model and of its moving average, and that criterion watches the stock one while it runs;
-`accelerate` gives the stock one another assigner. Checkpoints load where this package is not installed. docs/frameworks.md says which versions and forks were tried.
+`accelerate` gives the stock one another assigner. Checkpoints load where this package is not installed.
+docs/frameworks.md says which versions and forks were tried.
 """
 
 import importlib
@@ -162,8 +163,8 @@ def enable_small_object_term(
 
 
 def accelerate(model: Any) -> Handle:
-    """Puts `TaskAlignedAssigner`, which makes no tensors of (images, boxes, points), in the place of Ultralytics' in every
-    training run of this model that begins from now on.
+    """Puts `TaskAlignedAssigner`, which makes no tensors of (images, boxes, points), in the place of Ultralytics' in
+    every training run of this model that begins from now on.
 
     ::
 
@@ -171,10 +172,10 @@ def accelerate(model: Any) -> Handle:
         accelerate(model)
         model.train(data="plates.yaml", epochs=100)
 
-    Each prediction is assigned to the object that it would be assigned to, with the same score, so that the losses are
-    the same; `TaskAlignedAssigner` says where ties and NaN make a difference. When training begins, each assigner of the
-    criterion (an end-to-end model has two) is compared with this one on a trial scene. One that assigns otherwise stays,
-    and a warning says so: that of a fork, or of Ultralytics from 8.4.0 to about 8.4.170, which enlarges small boxes by
+    Each prediction is assigned to the object that it would be assigned to, with the same score, and the losses are the
+    same; `TaskAlignedAssigner` says what ties and NaN make of that. When training begins, each assigner of the
+    criterion (an end-to-end model has two) is compared with this one on a trial scene. One that assigns otherwise
+    stays, and a warning says so: that of a fork, say, or of Ultralytics 8.4.0 to 8.4.127, which enlarges small boxes by
     another rule.
 
     It goes together with `enable_icr` and `enable_small_object_term`, in any order. As there, nothing of the model's
@@ -184,11 +185,12 @@ def accelerate(model: Any) -> Handle:
         model: as of `enable_icr`, but no RT-DETR, which has no such assigner.
 
     Returns:
-        A `Handle` whose ``disable()`` gives the stock assigners back, also to a run that is on. It counts nothing.
+        A `Handle` whose ``disable()`` gives the stock assigners back, also to a run that is on; it counts nothing.
 
     Raises:
         ImportError: ultralytics is missing, of a version that is not supported, or without what is hooked into.
-        TypeError, ValueError: not such a model; where its criterion turns out to have no assigner, when training begins.
+        TypeError, ValueError: not such a model. One whose criterion has no assigner is a ValueError when training
+            begins.
     """
     _check_model(model)
     detr = getattr(importlib.import_module("ultralytics.models"), "RTDETR", ())

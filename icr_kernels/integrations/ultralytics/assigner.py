@@ -17,12 +17,12 @@ Targets = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class TaskAlignedAssigner(nn.Module):
-    """`task_aligned_assign` with the arguments and results of Ultralytics' `TaskAlignedAssigner`, without its tensors of
-    (images, boxes, points). Ultralytics need not be installed.
+    """`task_aligned_assign` with the arguments and results of Ultralytics' `TaskAlignedAssigner`, but without its
+    tensors of (images, boxes, points). Ultralytics need not be installed.
 
-    The results are the same but for ties, of which the lowest index is taken, as the stock one does it on a GPU (on a
-    CPU it takes any); a prediction that is NaN, from which the stock one lets NaN into the scores of other points; and
-    the last bits of powers. Half-precision scores are computed with in float32, as under CUDA's autocast.
+    The results are the same but for ties, where the lowest index is taken, as the stock one does it on a GPU (on a CPU
+    it takes any); for predictions that are NaN, which the stock one lets into the scores of all points of the image;
+    and for the last bits of powers. Half-precision scores are computed with in float32, as under CUDA's autocast.
 
     Args:
         topk: how many points a box takes, at most 32.
@@ -72,8 +72,8 @@ class TaskAlignedAssigner(nn.Module):
             gt_labels, mask_gt: (B, M, 1); 0 in the mask is padding.
 
         Returns:
-            Labels (B, A), boxes (B, A, 4), scores (B, A, num_classes), which points have a target (B, A), and its number
-            in the image (B, A), which is 0 for background, as its label and box are those of the image's first.
+            Labels (B, A), boxes (B, A, 4), scores (B, A, num_classes), which points have a target (B, A), and its
+            number in the image (B, A). That of background is 0; so its label and box are those of the first.
         """
         images, count = gt_bboxes.shape[:2]
         if count == 0:
@@ -115,7 +115,7 @@ class InPlace(TaskAlignedAssigner):
 
     def stock(self) -> Any:
         """The same, of the stock class."""
-        base = type(self).__bases__[1]
+        base: Any = type(self).__bases__[1]
         stock = base.__new__(base)
         vars(stock).update(vars(self))
         return stock
@@ -146,9 +146,10 @@ def replace_assigners(criterion: Any) -> list[InPlace]:
     for assigner in found:
         if isinstance(assigner, InPlace):
             continue
-        reason = "is of another class" if type(assigner) is not tal.TaskAlignedAssigner else _difference(assigner)
+        base: Any = type(assigner)
+        reason = "is of another class" if base is not tal.TaskAlignedAssigner else _difference(assigner)
         if reason is None:
-            assigner.__class__ = _before(type(assigner))
+            assigner.__class__ = _before(base)
         else:
             warnings.warn(f"icr_kernels: {named(assigner)} stays the assigner, because it {reason}", stacklevel=2)
     return [each for each in found if isinstance(each, InPlace)]
@@ -163,8 +164,9 @@ def restore_assigners(criterion: Any) -> None:
 
 def _difference(stock: Any) -> str | None:
     """What a stock assigner does in another way: versions differ in how they enlarge small boxes, and forks in more."""
+    base: Any = type(stock)
     own = copy.copy(stock)
-    own.__class__ = _before(type(stock))
+    own.__class__ = _before(base)
     try:
         trial = trial_scene(stock.num_classes, (own.stride_val or 16.0) / 2)
         # Of a copy, because it takes notes.
@@ -177,10 +179,10 @@ def _difference(stock: Any) -> str | None:
 
 
 def trial_scene(classes: int, unit: float) -> tuple[Tensor, ...]:
-    """What an assigner is called with: two images of 20 units, three levels. In one image are many boxes apart from each
-    other, with sides from an eighth of a unit to three, two units being what small ones may be enlarged to; in the other
-    two that share points, and padding. A point predicts a box near it, so that all that a box may take are of use to it,
-    and there are no ties."""
+    """What an assigner is called with: two images of 20 units, three levels. In one are many boxes apart from each
+    other, with sides from an eighth of a unit to three, of which two are what small ones may be enlarged to; in the
+    other two that share points, and padding. A point predicts the box nearest to it, more or less, so that every
+    candidate of a box has some similarity, and there are no ties."""
     random = torch.Generator().manual_seed(0)
     points = torch.cat([step * (_grid(int(20 / step)) + 0.5) for step in (1, 2, 4)])
     side = 24 ** torch.rand(25, 2, generator=random) / 8

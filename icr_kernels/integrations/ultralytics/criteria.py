@@ -100,10 +100,10 @@ class YoloCriterion(Criterion):
         return all(_has_ciou(head, pred, target) for head in heads(self.stock))
 
     def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
-        heads = [HeadTerms(head, self.terms) for head in heads(self.stock)]
+        watched = [HeadTerms(head, self.terms) for head in heads(self.stock)]
         # The hooks are there during this call only: nothing that belongs to a graph stays behind.
         with ExitStack() as hooks:
-            for head in heads:
+            for head in watched:
                 for module, hook in (
                     (head.stock.assigner, head.after_assigner),
                     (head.stock.bbox_loss, head.after_box_loss),
@@ -114,7 +114,7 @@ class YoloCriterion(Criterion):
         if isinstance(items, dict):
             # The items of an end-to-end model are those of its last head.
             for column in self.terms.columns:
-                term = heads[-1].added.get(column, torch.zeros_like(items["box_loss"]))
+                term = watched[-1].added.get(column, torch.zeros_like(items["box_loss"]))
                 items = {**items, "box_loss": items["box_loss"] - term, column: term}
         return loss, items
 

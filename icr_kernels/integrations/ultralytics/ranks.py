@@ -1,8 +1,8 @@
 """One process per GPU: Ultralytics before 8.4.140 starts them with a script that imports the class of the trainer and
 takes no callbacks along, so that each would train the stock loss (8.0.201 may run the user's script again instead).
 
-There `enable_icr` and its like put a `Launch` in the place of ``model.train``. The class of the trainer that it makes is
-found in this module by the script, which thereby learns of the callbacks; from which file, the environment says.
+There `enable_icr` and its like put a `Launch` in the place of ``model.train``. The class of the trainer that it makes
+is found in this module by the script, which thereby learns of the callbacks; from which file, the environment says.
 """
 
 import inspect

@@ -71,7 +71,7 @@ class AssignerStart(Start):
             if getattr(model, "criterion", None) is None:
                 set_criterion(model, stock)
         for assigner in replaced:
-            LOGGER.info(f"Task-aligned assignment of icr_kernels: topk {assigner.topk}, topk2 {assigner.topk2}")
+            LOGGER.info(f"Task-aligned assignment of icr_kernels: topk {assigner.topk}")
 
     def end(self, trainer: Any) -> None:
         for model in trained_models(trainer):

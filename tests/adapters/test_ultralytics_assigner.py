@@ -11,6 +11,8 @@ import sys
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from assigner_scenes import CLASSES, KINDS, first_of_equals, scene
 from frameworks import need
@@ -81,7 +83,7 @@ def test_same_as_stock(kind, rule):
 
 @every_rule
 def test_few_points_differ_by_ties(rule):
-    """Of the stock assigner's choice among equals on a CPU."""
+    """By the stock assigner's choice among equals on a CPU: 114 of 138,600, and none."""
     stock, ours = assigners(**rule)
     points = differ = 0
     for kind in KINDS.keys() - {"NaN"}:
@@ -90,8 +92,7 @@ def test_few_points_differ_by_ties(rule):
             expected, found = stock(*stock_arguments(given)), ours(*given)
             differ += int(((expected[3] != found[3]) | (expected[4] != found[4])).sum())
             points += found[3].numel()
-    print(f"{differ} of {points} points")
-    assert differ < 0.01 * points
+    assert differ < 0.002 * points
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -136,6 +137,41 @@ def test_without_gradients():
     _, ours = assigners()
     scores, *rest = scene("some", 0)
     assert not any(each.requires_grad for each in ours(scores.requires_grad_(), *rest))
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that are called, and the size of the largest tensor that one of them makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.largest = set(), 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        self.names.add(operator.name())
+        sizes = [each.untyped_storage().nbytes() for each in pytree.tree_leaves(result) if torch.is_tensor(each)]
+        self.largest = max([self.largest, *sizes])
+        return result
+
+
+def test_memory_and_waiting(extension):
+    """Nothing is larger than the scores, and nothing is read back from the device."""
+    _, ours = assigners()
+    given = scene("crowded", 0)
+    with Calls() as calls:
+        ours(*given)
+    images, boxes, points = *given[4].shape[:2], len(given[2])
+    assert calls.largest == 4 * images * points * CLASSES < images * points * boxes
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "aten::index")
+    assert not any(wait in name for name in calls.names for wait in waits), calls.names
+
+
+def test_compiled():
+    _, ours = assigners(topk=7, topk2=1)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for kind in "some", "crowded":
+        given = scene(kind, 0)
+        assert all(map(torch.equal, ours(*given), compiled(*given)))
 
 
 def test_without_ultralytics():

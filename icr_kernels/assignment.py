@@ -1,5 +1,5 @@
-"""Who is trained towards what: the points of a dense head and the boxes of the ground truth. No tensor of (images, boxes,
-points) is made here, and nothing waits for a device."""
+"""Who is trained towards what: the points of a dense head and the boxes of the ground truth. Nothing here makes a
+tensor of (images, boxes, points), or waits for a device."""
 
 import torch
 from torch import Tensor

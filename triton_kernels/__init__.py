@@ -1,10 +1,12 @@
 """The kernels in Triton: the same losses and penalties as csrc/, for tensors on a GPU. In Triton's interpreter
 (TRITON_INTERPRET=1) they run on CPU tensors."""
 
+from .assignment_operators import assigned
 from .operators import loss, scaled, scaled_, terms, terms_backward
 from .pairwise_operators import matching_cost, pairwise, pairwise_backward, selected
 
 __all__ = [
+    "assigned",
     "loss",
     "matching_cost",
     "pairwise",

@@ -73,6 +73,9 @@ def call(backend: str, number: int, pairs: int, dtype: torch.dtype, layout: str)
         anchor_objects = torch.cat((anchor_objects, torch.ones(TABLE_ROWS, 4, dtype=dtype)))[:TABLE_ROWS]
         index = index.int() if draw.random() < 0.5 else index
         options["anchor_index"] = place(index, layout)
+        if draw.random() < 0.3:
+            target = torch.cat((target, torch.ones(TABLE_ROWS, 4, dtype=dtype)))[:TABLE_ROWS]
+            options["target_index"] = place(index.flip(0), layout)
     boxes = [place(rows, layout) for rows in (pred, target, anchor_objects)]
     wanted = draw.choice((boxes[:1], boxes[1:], boxes))
     for rows in wanted:
@@ -135,6 +138,22 @@ def call_over_sets(number: int, rows: int, columns: int, dtype: torch.dtype, lay
         **options,
     )
     results.append(cost.nan_to_num())
+
+    points = queries[0, :, :2].detach().double() + 0.5
+    assignment = icr.task_aligned_assign(
+        torch.linspace(0, 1, images * columns * classes).view(images, columns, classes).to(dtype).cuda(),
+        queries.detach(),
+        points,
+        boxes[0].detach(),
+        place(torch.where(torch.arange(rows) % 11 == 3, 2**40, labels), layout),
+        place(torch.where(torch.arange(rows) % 7 == 5, -(2**62), image), layout),
+        topk=draw.choice((1, 10, 32)),
+        topk2=draw.choice((None, 1)),
+        smallest_side=draw.choice((None, 1.0)),
+        **options,
+    )
+    assert (assignment.index < rows).all()
+    results.append(assignment.score)
     for result in results:
         assert result.detach().cpu().isfinite().all(), (number, rows, columns, dtype, layout, kind, options)
 

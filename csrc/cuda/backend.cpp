@@ -138,4 +138,16 @@ void Cuda::matching_cost(const CostTask& task) const {
   check(matching_costs(task, multiprocessors(device_), stream_), "the launch for matching costs");
 }
 
+void Cuda::assign(const AssignmentTask& task) const {
+  const int64_t points = task.images * task.points;
+  if (points == 0) return;
+  const Tensor owner = icr_kernels::empty(like_, {points}, ScalarType::Long);
+  const Tensor first_row = icr_kernels::empty(like_, {task.images}, ScalarType::Int);
+  const AssignmentMemory memory{static_cast<unsigned long long*>(owner.data_ptr()),
+                                static_cast<int*>(first_row.data_ptr())};
+  for (const auto launch : {prepare_assignment, take_points, settle_points, score_points}) {
+    check(launch(task, memory, multiprocessors(device_), stream_), "a launch for an assignment");
+  }
+}
+
 }  // namespace icr_cuda

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "../box.h"
 #include "../memory.h"
 
 namespace icr_cuda {
@@ -58,6 +59,13 @@ __device__ bool load_row(const Rows& rows, int64_t pair, T (&x)[4]) {
 }
 
 template <class T>
+__device__ icr::Box<T> load_box(const Rows& rows, int64_t row, int format) {
+  T coordinates[4];
+  load_row(rows, row, coordinates);
+  return icr::corners(coordinates, icr::BoxFormat(format));
+}
+
+template <class T>
 __device__ void store_row(const RowsOut& rows, int64_t row, const T (&x)[4]) {
   if (rows.type == Type::kFloat) {
     static_cast<float4*>(rows.data)[row] = make_float4(float(x[0]), float(x[1]), float(x[2]), float(x[3]));
@@ -85,7 +93,13 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, c
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Work may be more than a grid has blocks; each then takes several pieces, one after the other.
+inline int64_t blocks_of(int64_t pieces, int multiprocessors) {
+  const int64_t most = int64_t(multiprocessors) * 256;
+  return pieces < most ? pieces : most;
+}
 
 }  // namespace
 }  // namespace icr_cuda

@@ -294,6 +294,7 @@ def test_operators_keep_their_contract(backend):
             icr.detr_matching_cost(
                 logits, boxes1, labels, boxes2, image, classification=classification, backend=backend
             )
+        icr.task_aligned_assign(logits, boxes1, boxes1[0, :, :2], boxes2, labels, image, backend=backend)
     names = {operator.name() for operator, *_ in calls.found}
     assert names == operators_over_sets(backend)
     for operator, arguments, _ in calls.found:
@@ -345,4 +346,4 @@ def test_the_operators_read_no_formula_of_another_length(numbers, backend):
     with pytest.raises(RuntimeError, match=f"expected a formula of 3 numbers, got {len(numbers)}"):
         operators.pairwise(boxes, boxes, numbers)
     with pytest.raises(RuntimeError, match=f"expected a formula of 6 numbers, got {len(numbers)}"):
-        operators.terms(boxes, boxes, None, None, None, numbers)
+        operators.terms(boxes, boxes, *[None] * 4, numbers)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import inputs
 from icr_kernels import reference
-from icr_kernels.calls import CostCall, Formula, MatchingCost, PairFunction
+from icr_kernels.calls import AssignmentCall, AssignmentRule, CostCall, Formula, MatchingCost, PairFunction
 from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTION_IDS, REDUCTIONS
 
 if "triton" not in inputs.BACKENDS:
@@ -301,6 +301,26 @@ def test_matching_cost(gamma, dtype, small_tiles):
         ]
         assert torch.equal(cost.isnan(), truth.isnan())
         assert_close(cost.nan_to_num(), truth.nan_to_num(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("topk", "topk2"), [(1, 0), (10, 0), (32, 3)])
+@pytest.mark.parametrize(("images", "points", "rows"), [(0, 9, 3), (2, 0, 3), (2, 9, 0), (2, 9, 3), (3, 75, 20)])
+def test_assignment_in_small_blocks(images, points, rows, topk, topk2, several_programs):
+    """Points and boxes of a grid: equal metrics, equal boxes, and boxes with fewer candidates than they may take."""
+    place = torch.arange(points, device=DEVICE)
+    of_point = torch.stack((place % 9, place // 9), 1) + 0.5
+    truth, boxes = on_grid(rows, 1) * 2, on_grid(images * points, 2).view(images, points, 4) * 2
+    truth[:, 2:] += truth[:, :2]
+    if rows:
+        boxes[:, 1::2] = truth[place[1::2] % rows]
+    scores = (torch.arange(images * points * 3, device=DEVICE) % 5 / 4).view(images, 3, points).transpose(1, 2)
+    row = torch.arange(rows, device=DEVICE)
+    rule = AssignmentRule("xyxy", topk, topk2, False, 0.5, 6.0, 3.0, 1e-9)
+    call = AssignmentCall(scores, boxes, of_point, truth, row * 5 % 4, row % 4 - 1, rule.packed())
+    truth = reference.task_aligned_assign(call, rule)
+    index, score = triton_kernels.assigned(*call)
+    assert torch.equal(index, truth.index)
+    assert_close(score, truth.score, TOLERANCE[torch.float32])
 
 
 def test_losses_and_penalties_are_those_of_the_registry():

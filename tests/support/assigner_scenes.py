@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dense_scenes import grid_points
+
 SIZE, CLASSES, IMAGES = 160, 5, 2
 # How many boxes an image has at most, and their sides in pixels.
 KINDS = {
@@ -25,7 +27,7 @@ def scene(kind: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor,
     """Scores, predicted boxes, points, labels, boxes, and which are not padding, as Ultralytics hands them on."""
     random = torch.Generator().manual_seed(seed)
     most, least_side, largest_side = KINDS[kind]
-    points = grids()
+    points = grid_points(SIZE)
     count = torch.randint(1, most + 1, (IMAGES, 1), generator=random)
     if kind == "empty":
         count[1] = 0
@@ -58,13 +60,6 @@ def scene(kind: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor,
     elif kind == "equal":
         scores, predicted = torch.full_like(scores, 0.25), (predicted / 8).round() * 8
     return scores, predicted, points, labels[..., None].float(), boxes, is_box[..., None].float()
-
-
-def grids() -> Tensor:
-    """The centres of all cells, row by row, of three levels."""
-    sides = [torch.arange(SIZE // stride) for stride in (8, 16, 32)]
-    grids = [torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).flatten(0, 1) for side in sides]
-    return torch.cat([stride * (grid + 0.5) for stride, grid in zip((8, 16, 32), grids, strict=True)])
 
 
 def first_of_equals(values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple:

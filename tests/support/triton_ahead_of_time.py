@@ -20,11 +20,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from icr_kernels import reference, triton_kernels
-from icr_kernels.calls import CostCall, Formula, MatchingCost, PairFunction, SelectionCall
+from icr_kernels.calls import (
+    AssignmentCall,
+    AssignmentRule,
+    CostCall,
+    Formula,
+    MatchingCost,
+    PairFunction,
+    SelectionCall,
+)
 from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES
 from triton_intermediate import Program, in_memory
 
 operators, pairwise_operators = triton_kernels.operators, triton_kernels.pairwise_operators
+assignment_operators = triton_kernels.assignment_operators
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -84,11 +93,14 @@ def recorded(operator, *arguments) -> tuple[list[Launch], Any]:
         launches.append(Launch(kernel, programs, {**dict(zip(names, positional, strict=False)), **named}))
 
     launch = operators.launch
-    operators.launch = pairwise_operators.launch = record
+    rooms = operators, pairwise_operators, assignment_operators
+    for room in rooms:
+        room.launch = record
     try:
         return launches, operator(*arguments)
     finally:
-        operators.launch = pairwise_operators.launch = launch
+        for room in rooms:
+            room.launch = launch
 
 
 def resources(compiled) -> dict[str, int]:
@@ -187,7 +199,7 @@ def gradients(value, asked: list[torch.Tensor], upstream=None) -> list[torch.Ten
 def loss(case: Case):
     of = given(case)
     launches, results = recorded(
-        operators.loss, *of.boxes, *(None,) * 4, 1.0, 1, of.formula.packed(), case.wanted, False
+        operators.loss, *of.boxes, *(None,) * 5, 1.0, 1, of.formula.packed(), case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, reduction="sum", **of.options)
     return launches, results, [value, None, *gradients(value, of.asked)]
@@ -199,7 +211,7 @@ def masked(case: Case):
     count = len(of.boxes[0])
     mask, weight = torch.arange(count) % 5 != 2, torch.linspace(0.5, 1.5, count)
     launches, results = recorded(
-        operators.loss, *of.boxes, None, weight, mask, None, 1.0, 2, of.formula.packed(), case.wanted, False
+        operators.loss, *of.boxes, None, None, weight, mask, None, 1.0, 2, of.formula.packed(), case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, weight=weight, mask=mask, reduction="mean", **of.options)
     lacking = 1 / mask.sum().double()
@@ -207,24 +219,37 @@ def masked(case: Case):
 
 
 def table(case: Case):
-    """A loss per pair, of strided predictions in another format, with anchor objects from a table in half precision."""
+    """A loss per pair, of strided predictions in another format, with anchor objects from a table in half precision and
+    targets from one too."""
     of = given(case)
     count = len(of.boxes[0])
     pred = torch.cat((of.boxes[0], of.boxes[0]), 1)[:, 2:6]
     index, cars = (torch.arange(count) * 7 % 20 - 2).int(), of.boxes[2][:16].half()
+    target_index = torch.arange(count) * 5 % 23 - 2
     formula = of.formula._replace(box_format="cxcywh")
-    arguments = (pred, of.boxes[1], cars, index, None, None, torch.tensor(3.0), 2.0, 0, formula.packed())
+    arguments = (
+        pred,
+        of.boxes[1][:19],
+        cars,
+        target_index,
+        index,
+        None,
+        None,
+        torch.tensor(3.0),
+        2.0,
+        0,
+        formula.packed(),
+    )
     launches, results = recorded(operators.loss, *arguments, case.wanted, True)
     leaf = pred.double().requires_grad_()
-    value = reference.icr_loss(
-        leaf, of.leaves[1], cars.double(), anchor_index=index, reduction="none", **formula._asdict()
-    )
+    options = {"target_index": target_index, "anchor_index": index, "reduction": "none", **formula._asdict()}
+    value = reference.icr_loss(leaf, of.leaves[1][:19], cars.double(), **options)
     return launches, results, [2 * value, None, 2 * gradients(value.sum(), [leaf])[0]]
 
 
 def terms(case: Case):
     of = given(case)
-    launches, results = recorded(operators.terms, *of.boxes, None, None, of.formula.packed())
+    launches, results = recorded(operators.terms, *of.boxes, None, None, None, of.formula.packed())
     return launches, results, list(reference.icr_terms(*of.leaves, **of.options))
 
 
@@ -232,7 +257,7 @@ def terms_backward(case: Case):
     of = given(case)
     upstream = [torch.linspace(0.5, 1 + number, len(of.boxes[0])) for number in range(4)]
     launches, results = recorded(
-        operators.terms_backward, *upstream, *of.boxes, None, None, of.formula.packed(), case.wanted
+        operators.terms_backward, *upstream, *of.boxes, None, None, None, of.formula.packed(), case.wanted
     )
     value = reference.icr_terms(*of.leaves, **of.options)
     return launches, results, gradients(value, of.asked, [rows.double() for rows in upstream])
@@ -320,6 +345,31 @@ def matching_cost(case: Case):
     return launches, [result], [reference.matching_cost(CostCall(*doubles, cost.packed()), cost)]
 
 
+def assigned(case: Case):
+    """Boxes that share points, equal ones too; images and labels that do not exist. With k, a box keeps as many points,
+    boxes and scores are strided, and alpha is no root. In half precision, of logits."""
+    truth = boxes_of(1)[5::12]
+    truth = torch.cat((truth, truth[:3]))
+    rows = torch.arange(len(truth))
+    image, labels = (rows % 4 - 1).int(), rows * 7 % 5 - 1
+    points = torch.rand(300, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 12
+    distance = torch.cdist(points, (truth[:, :2] + truth[:, 2:]) / 2)
+    nearest = torch.stack([torch.where(image == each, distance, torch.inf).argmin(1) for each in range(2)])
+    boxes = truth[nearest] + torch.linspace(-0.5, 0.5, 600).view(2, 300, 1)
+    scores = torch.linspace(-0.1, 1, 600 * 3).view(2, 3, 300).transpose(1, 2)
+    if case.k:
+        boxes = boxes.transpose(0, 1).contiguous().transpose(0, 1)
+    else:
+        scores = scores.contiguous()
+    tensors = scores.to(case.dtype), boxes.to(case.dtype), points, truth, labels, image
+    from_logits = case.dtype == torch.float16
+    rule = AssignmentRule("xyxy", 7, case.k, from_logits, 0.7 if case.k else 0.5, 6.0, 2.0, 1e-9)
+    launches, results = recorded(triton_kernels.assigned, *tensors, rule.packed())
+    truth = reference.task_aligned_assign(AssignmentCall(*tensors, rule.packed()), rule)
+    assert len(launches) == 4 and truth.score.count_nonzero() > 10
+    return launches, results, truth
+
+
 def error(found: torch.Tensor, truth: torch.Tensor) -> float:
     """Relative; what is not finite counts as a number of its own."""
     found, truth = (rows.double().nan_to_num(nan=-7, neginf=-11) for rows in (found, truth))
@@ -382,6 +432,9 @@ def pairwise_cases() -> list[Case]:
     found.append(Case("selected in groups, some, by area, 5", what="selected_by_area", tile="some", k=5))
     found += [Case(f"cost {k}", what="matching_cost", k=k) for k in (0, 1)]
     found.append(Case("cost, double", what="matching_cost", tile="few", dtype=torch.float64))
+    for capability in (80, 90, 100):
+        found += [Case(f"assigned {k}", capability, "assigned", k=k) for k in (0, 3)]
+        found.append(Case("assigned, half", capability, "assigned", dtype=torch.float16))
     for capability in (80, 100):
         found.append(Case("matrix of siou", capability, "pairwise", kind="siou"))
         found.append(Case("matrix gradient of siou", capability, "pairwise_backward", kind="siou", wanted=2))

@@ -46,6 +46,7 @@ OPERATIONS = {
     "arith.negf": np.negative,
     "arith.andi": np.bitwise_and,
     "arith.ori": np.bitwise_or,
+    "arith.shli": np.left_shift,
     "arith.maximumf": np.maximum,
     "arith.minimumf": np.minimum,
     "arith.maxnumf": np.fmax,
@@ -58,8 +59,11 @@ OPERATIONS = {
     "math.log": np.log,
     "math.absf": np.abs,
     "math.sqrt": np.sqrt,
+    "tt.precise_divf": np.divide,
+    "tt.precise_sqrt": np.sqrt,
 }
 REDUCTIONS = {"arith.add": np.add, "arith.max": np.maximum, "arith.min": np.minimum}
+ATOMICS = {"add": np.add, "max": np.maximum, "min": np.minimum, "exch": lambda before, by: by}
 CASTS = ("arith.extsi", "arith.extui", "arith.extf", "arith.truncf", "arith.trunci", "arith.uitofp", "arith.sitofp")
 
 
@@ -168,7 +172,7 @@ class Program:
             return np.full(shape, number, dtype)
         if kind in ("arith.cmpf", "arith.cmpi"):
             name = re.search(r"arith\.cmp[fi] ([a-z]+)", code).group(1)
-            return COMPARE[name.removeprefix("o") if kind == "arith.cmpf" else name[-2:]](*operands)
+            return COMPARE[name[-2:]](*operands)
         if kind in OPERATIONS:
             return OPERATIONS[kind](*operands)
         if kind in CASTS:
@@ -210,6 +214,8 @@ class Program:
         return Pointers(operands[0].memory, operands[0].at + operands[1])
 
     def tt_bitcast(self, operands, shape, code):
+        if not isinstance(operands[0], Pointers):
+            return operands[0].view(type_of(code.rpartition(" -> ")[2])[1])
         memory, at = operands[0]
         element = NUMPY[re.search(r"-> .*!tt\.ptr<(\w+)>", code).group(1)]
         wider = np.dtype(element).itemsize // memory.itemsize
@@ -230,9 +236,12 @@ class Program:
         pointers.memory[at[keep]] = values[keep]
 
     def tt_atomic_rmw(self, operands, shape, code):
-        pointers, by, _ = operands
-        before = pointers.memory[pointers.at]
-        pointers.memory[pointers.at] = before + by
+        """Lanes whose addresses differ."""
+        pointers, by, keep = operands
+        at, by, keep = np.broadcast_arrays(pointers.at, by, keep)
+        before = pointers.memory[np.where(keep, at, 0)]
+        combine = ATOMICS[re.match(r"tt\.atomic_rmw (\w+)", code).group(1)]
+        pointers.memory[at[keep]] = combine(before, by)[keep]
         return before
 
     def gpu_barrier(self, operands, shape, code):

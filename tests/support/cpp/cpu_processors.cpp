@@ -32,8 +32,24 @@ Processor processor() {
     set.select(task, task.candidate_group.data != nullptr ? ranges.data() : nullptr, 0, icr::blocks_of(task));
   };
   const auto matching_cost = [](const CostTask& task) { set.cost(task, 0, task.targets); };
+  // The loops alone: what is around them is PyTorch's.
+  const auto assign = [](const AssignmentTask& task) {
+    const int64_t places = task.points + 64;
+    std::vector<float> columns[6], positions(2 * task.points);
+    for (auto& column : columns) column.resize(places);
+    const Predictions predictions{columns[0].data(), columns[1].data(), columns[2].data(),
+                                  columns[3].data(), columns[4].data(), columns[5].data()};
+    for (int64_t point = 0; point < task.points; ++point) positions[point] = positions[task.points + point] = float(point);
+    std::vector<Overlap> overlaps(task.points + 1);
+    for (int64_t image = 0; image < task.images; ++image) {
+      set.measure(icr::rows_of(task.boxes, image), task.rule.box_format, task.points, predictions);
+      const Grid grid{positions.data(), positions.data() + task.points, 0, task.points, task.points > 0 ? 1 : 0};
+      const TruthBox truth{{0, 0, 9, 9}, 81, 0.78f, {-1, -1, float(task.points), 9}};
+      set.overlaps(predictions, &grid, 1, truth, task.rule.eps, overlaps.data());
+    }
+  };
   return {set.name, 1,        kSizes,            kSetSizes, run,
-          scale,    add_to_table, pairwise, pairwise_backward, select, matching_cost};
+          scale,    add_to_table, pairwise, pairwise_backward, select, matching_cost, assign};
 }
 
 }  // namespace

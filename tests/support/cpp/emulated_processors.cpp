@@ -6,8 +6,10 @@
 #include <cstring>
 #include <memory>
 
+#include "../../../csrc/cuda/assignment.cu"
 #include "../../../csrc/cuda/kernels.cu"
 #include "../../../csrc/cuda/pairwise.cu"
+#include "../../../csrc/cuda/selection.cu"
 
 using emulation::device;
 using emulation::Device;
@@ -89,9 +91,26 @@ void matching_cost(const CostTask& task) {
   must(matching_costs(task, kMultiprocessors, nullptr) == cudaSuccess, "launch");
 }
 
+void assign(const AssignmentTask& task) {
+  std::vector<int64_t> index[3];
+  std::vector<float> score[3];
+  for (const auto order : {Device::kForward, Device::kBackward, Device::kShuffled}) {
+    device.order = order;
+    const std::unique_ptr<unsigned long long[]> owner(new unsigned long long[task.images * task.points]);
+    const std::unique_ptr<int[]> first_row(new int[task.images]);
+    for (const auto launch : {prepare_assignment, take_points, settle_points, score_points}) {
+      must(launch(task, {owner.get(), first_row.get()}, kMultiprocessors, nullptr) == cudaSuccess, "launch");
+    }
+    index[order].assign(task.index, task.index + task.images * task.points);
+    score[order].assign(task.score, task.score + task.images * task.points);
+  }
+  must(index[0] == index[1] && index[0] == index[2] && score[0] == score[1] && score[0] == score[2],
+       "an assignment depends on the order of the blocks");
+}
+
 Processor emulated(int every, std::vector<int64_t> sizes, std::vector<int64_t> set_sizes) {
   return {"emulated CUDA", every,  std::move(sizes),  std::move(set_sizes), run, scale, add, pairwise,
-          pairwise_backward, select, matching_cost};
+          pairwise_backward, select, matching_cost, assign};
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ struct Processor {
   void (*pairwise_backward)(const icr_kernels::PairwiseTask&);
   void (*select)(const icr_kernels::SelectionTask&);
   void (*matching_cost)(const icr_kernels::CostTask&);
+  void (*assign)(const icr_kernels::AssignmentTask&);
 };
 
 std::vector<Processor> processors();

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <algorithm>
 #include <functional>
 #include <tuple>
 #include <type_traits>
@@ -57,6 +58,9 @@ void barrier();
 void fence();
 // One more, or 0 beyond the limit; returns what was there. It orders nothing by itself.
 unsigned increment(unsigned* address, unsigned limit);
+// What is at an address becomes another number; returns what was there.
+uint64_t replace(uint64_t* address, uint64_t (*by)(uint64_t before, uint64_t a, uint64_t b), uint64_t a, uint64_t b = 0);
+void lower(int* address, int value);
 // Offers a value to the lanes of the warp and returns what each of them offers.
 const uint64_t* exchange(unsigned lanes, uint64_t bits);
 // The largest or the smallest value of the lanes.
@@ -81,6 +85,11 @@ T __shfl_down_sync(unsigned lanes, T value, unsigned distance) {
   const unsigned lane = threadIdx.x % 32;
   return __shfl_sync(lanes, value, int(lane + distance < 32 ? lane + distance : lane));
 }
+template <class T>
+T __shfl_up_sync(unsigned lanes, T value, unsigned distance) {
+  const unsigned lane = threadIdx.x % 32;
+  return __shfl_sync(lanes, value, int(lane >= distance ? lane - distance : lane));
+}
 inline unsigned __ballot_sync(unsigned lanes, bool vote) {
   const uint64_t* votes = emulation::exchange(lanes, vote);
   unsigned result = 0;
@@ -90,8 +99,23 @@ inline unsigned __ballot_sync(unsigned lanes, bool vote) {
 inline int __reduce_min_sync(unsigned lanes, int value) { return emulation::reduced(lanes, value, false); }
 inline int __reduce_max_sync(unsigned lanes, int value) { return emulation::reduced(lanes, value, true); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline unsigned atomicInc(unsigned* address, unsigned limit) { return emulation::increment(address, limit); }
+
+inline unsigned long long atomicMax(unsigned long long* address, unsigned long long value) {
+  const auto larger = [](uint64_t before, uint64_t a, uint64_t) { return before > a ? before : a; };
+  return emulation::replace(reinterpret_cast<uint64_t*>(address), larger, value);
+}
+inline unsigned long long atomicExch(unsigned long long* address, unsigned long long value) {
+  return emulation::replace(reinterpret_cast<uint64_t*>(address), [](uint64_t, uint64_t a, uint64_t) { return a; }, value);
+}
+inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected, unsigned long long value) {
+  const auto exchanged = [](uint64_t before, uint64_t a, uint64_t b) { return before == a ? b : before; };
+  return emulation::replace(reinterpret_cast<uint64_t*>(address), exchanged, expected, value);
+}
+inline void atomicMin(int* address, int value) { emulation::lower(address, value); }
+using std::max;
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

@@ -255,13 +255,33 @@ void fence() {
   mine.has_fenced = true;
 }
 
-unsigned increment(unsigned* address, unsigned limit) {
+namespace {
+
+void begin_atomic(void* address) {
   Fiber& mine = fibers[threadIdx.x];
-  mine.accessed = reinterpret_cast<char*>(address);
+  mine.accessed = static_cast<char*>(address);
   if (mine.has_fenced) release(mine.accessed);
+}
+
+}  // namespace
+
+unsigned increment(unsigned* address, unsigned limit) {
+  begin_atomic(address);
   const unsigned before = *address;
   *address = before >= limit ? 0 : before + 1;
   return before;
+}
+
+uint64_t replace(uint64_t* address, uint64_t (*by)(uint64_t, uint64_t, uint64_t), uint64_t a, uint64_t b) {
+  begin_atomic(address);
+  const uint64_t before = *address;
+  *address = by(before, a, b);
+  return before;
+}
+
+void lower(int* address, int value) {
+  begin_atomic(address);
+  *address = std::min(*address, value);
 }
 
 const uint64_t* exchange(unsigned lanes, uint64_t bits) {

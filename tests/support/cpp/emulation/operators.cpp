@@ -1,9 +1,11 @@
 // The CUDA operators on the emulated device, as icr_kernels::emulated_* on CPU tensors, and a Python module to steer it.
 #include <pybind11/pybind11.h>
 
+#include "../../../../csrc/cuda/assignment.cu"
 #include "../../../../csrc/cuda/backend.cpp"
 #include "../../../../csrc/cuda/kernels.cu"
 #include "../../../../csrc/cuda/pairwise.cu"
+#include "../../../../csrc/cuda/selection.cu"
 #include "../../../../csrc/register.h"
 
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

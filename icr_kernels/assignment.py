@@ -59,8 +59,8 @@ def task_aligned_assign(
         topk: from 1 to 32; more than there are points are all.
         topk2: from 1 to 32, or None: a box keeps all its points. 1 is the one-to-one head of YOLO26 and YOLOv10.
         alpha, beta: the exponents of the metric, at least 0.
-        smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics (8.4.190) takes the stride of
-            the second level, 16 pixels.
+        smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics 8.4.128 and later take the
+            stride of the second level, 16 pixels.
         from_logits: ``scores`` are logits; rounded to their dtype, as `torch.sigmoid` does, their sigmoids count.
         box_format: "xyxy", "cxcywh" or "xywh", of all boxes.
         eps: of the candidates, in the boxes' unit, and of the score.

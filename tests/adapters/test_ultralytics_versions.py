@@ -15,7 +15,7 @@ import pytest
 
 from frameworks import ALL, need
 from icr_kernels.integrations.ultralytics import ranks
-from icr_kernels.integrations.ultralytics.start import EVENT, Start
+from icr_kernels.integrations.ultralytics.start import EVENT, TermsStart
 from ultralytics_training import data_set, environment, globals_of, logged
 
 need("ultralytics")
@@ -128,17 +128,29 @@ def test_older_versions(program, family):
     assert resumed.statistics["steps"] == 2 and resumed.statistics["paired"] > 0
 
 
+@versions("8.0.201", "8.3.63")
+def test_an_accelerated_training_of_older_versions(program):
+    """Every loss that is printed is the stock one."""
+    stock = program.train("not-accelerated", "yolov8n")
+    run = program.train("accelerated", "yolov8n", accelerate=True)
+    assert "Task-aligned assignment of icr_kernels: topk 10" in run.output and "stays the assigner" not in run.output
+    for row, of_stock in zip(run.losses, stock.losses, strict=True):
+        assert row == pytest.approx(of_stock, rel=1e-4)
+
+
 TWO = {"family": "yolov8n", "enable": {"pairs": PAIRS}, "on_two_cpus": True, "train": {"epochs": 1}}
 
 
 @versions("8.3.63", INSTALLED)
 def test_every_rank_trains_with_the_term(program):
-    """Two processes with gloo, started by Ultralytics' own launcher, with a trainer of the user's."""
-    run = program.train("ranks", **TWO)
+    """And with the assigner: two processes with gloo, started by Ultralytics' own launcher, with a trainer of the
+    user's."""
+    run = program.train("ranks", **TWO, accelerate=True)
     column = "box_loss" if program.version == "8.3.63" else "icr_loss"
     assert f"ICR penalty: plate in car, weight 0.5 (uniform), in {column}" in run.output
     assert len(run.ranks) == 2
     assert all(rank["criterion"] == "YoloCriterion" and rank["paired"] > 0 for rank in run.ranks)
+    assert all(rank["is_accelerated"] for rank in run.ranks)
     assert run.statistics["steps"] == 0  # they stay in the ranks
 
 
@@ -173,7 +185,7 @@ def test_ranks_that_the_user_starts(monkeypatch):
 
     class Trainer:
         def __init__(self):
-            self.callbacks = {EVENT: [Start(None)]}
+            self.callbacks = {EVENT: [TermsStart(None)]}
             self.args = types.SimpleNamespace(device="0,1")
 
         def train(self):

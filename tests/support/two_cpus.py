@@ -12,6 +12,8 @@ from torch.nn import parallel
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from icr_kernels.integrations.ultralytics import TaskAlignedAssigner
+
 
 class OnCpu(parallel.DistributedDataParallel):
     def __init__(self, module: torch.nn.Module, device_ids: Any, **options: Any) -> None:
@@ -45,6 +47,7 @@ class TwoCpus(DetectionTrainer):
         terms = getattr(criterion, "terms", None)
         note = {
             "criterion": type(criterion).__name__,
+            "is_accelerated": isinstance(criterion.assigner, TaskAlignedAssigner),
             "paired": terms.options.record.statistics().paired if terms else None,
         }
         Path(self.save_dir, f"rank{os.environ['RANK']}.json").write_text(json.dumps(note))

@@ -139,7 +139,7 @@ def main(folder: Path, data: Path, task: dict[str, Any]) -> None:
     make_older_versions_run()
     import ultralytics
 
-    from icr_kernels.integrations.ultralytics import enable_icr, enable_small_object_term
+    from icr_kernels.integrations.ultralytics import accelerate, enable_icr, enable_small_object_term
 
     family = task["family"]
     if "rtdetr" in family:
@@ -149,6 +149,8 @@ def main(folder: Path, data: Path, task: dict[str, Any]) -> None:
     else:
         model = ultralytics.YOLO(task.get("resume", f"{family}.yaml"))
     icr = enable_icr(model, **task["enable"]) if task.get("enable") else None
+    if task.get("accelerate"):
+        accelerate(model)
     if task.get("own_loss"):
         icr = enable_small_object_term(model, loss=lambda pred, target: (pred - target).abs().sum(-1))
 

@@ -1,12 +1,13 @@
 """Ultralytics 8.0.201 to 8.4 and its forks: YOLO (8 to 13, 26 and other detectors of its kind) and RT-DETR.
 
 Nothing of Ultralytics is changed and nothing of this package is stored: when a training run begins, a callback puts a
-criterion around that of the model and of its moving average, and that criterion watches the stock one while it runs.
-Checkpoints load where this package is not installed. docs/frameworks.md says which versions and forks were tried.
+criterion around that of the model and of its moving average, and that criterion watches the stock one while it runs;
+`accelerate` gives the stock one another assigner. Checkpoints load where this package is not installed.
+docs/frameworks.md says which versions and forks were tried.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
@@ -17,9 +18,11 @@ from ...relations import Relations, names_of_wholes
 from ..handle import Handle, Record, framework, place_of
 from ..uniform import BoxLoss, UniformTerm
 from . import ranks
-from .criteria import Criterion
-from .start import EVENT, Start, set_criterion, trained_models
+from .assigner import TaskAlignedAssigner
+from .start import EVENT, AssignerStart, Start, TermsStart
 from .terms import Options, Penalty
+
+__all__ = ["TaskAlignedAssigner", "accelerate", "enable_icr", "enable_small_object_term"]
 
 WEIGHTINGS = ("uniform", "tal")
 SMALL = 32.0
@@ -100,7 +103,8 @@ def enable_icr(
     uniform = UniformTerm.of_parts(box_term, mentioned)
     formula = {"penalty": penalty, "relative": relative}
     added = Penalty(dict(pairs), min_containment, weight, formula, weighting)
-    return _enable(model, Options(added, uniform, replace_iou_loss, auxiliary, denoising, Record(mentioned, uniform)))
+    options = Options(added, uniform, replace_iou_loss, auxiliary, denoising, Record(mentioned, uniform))
+    return _enable(model, TermsStart(options), options.record)
 
 
 def enable_small_object_term(
@@ -154,7 +158,45 @@ def enable_small_object_term(
     if names is None and max_side is None:
         max_side = SMALL
     uniform = UniformTerm.of_objects(weight, loss, names, max_side)
-    return _enable(model, Options(None, uniform, False, auxiliary, denoising, Record(None, uniform)))
+    options = Options(None, uniform, False, auxiliary, denoising, Record(None, uniform))
+    return _enable(model, TermsStart(options), options.record)
+
+
+def accelerate(model: Any) -> Handle:
+    """Puts `TaskAlignedAssigner`, which makes no tensors of (images, boxes, points), in the place of Ultralytics' in
+    every training run of this model that begins from now on.
+
+    ::
+
+        model = YOLO("yolo11n.pt")
+        accelerate(model)
+        model.train(data="plates.yaml", epochs=100)
+
+    Each prediction is assigned to the object that it would be assigned to, with the same score, and the losses are the
+    same; `TaskAlignedAssigner` says what ties and NaN make of that. When training begins, each assigner of the
+    criterion (an end-to-end model has two) is compared with this one on a trial scene. One that assigns otherwise
+    stays, and a warning says so: that of a fork, say, or of Ultralytics 8.4.0 to 8.4.127, which enlarges small boxes by
+    another rule.
+
+    It goes together with `enable_icr` and `enable_small_object_term`, in any order. As there, nothing of the model's
+    weights and checkpoints changes, a resumed run needs another call, and every process of several GPUs takes part.
+
+    Args:
+        model: as of `enable_icr`, but no RT-DETR, which has no such assigner.
+
+    Returns:
+        A `Handle` whose ``disable()`` gives the stock assigners back, also to a run that is on; it counts nothing.
+
+    Raises:
+        ImportError: ultralytics is missing, of a version that is not supported, or without what is hooked into.
+        TypeError, ValueError: not such a model. One whose criterion has no assigner is a ValueError when training
+            begins.
+    """
+    _check_model(model)
+    detr = getattr(importlib.import_module("ultralytics.models"), "RTDETR", ())
+    if isinstance(model, detr):
+        raise ValueError(f"model: expected one with a task-aligned assigner, got {type(model).__name__}")
+    return _enable(model, AssignerStart(), Record(None))
 
 
 def _check_model(model: Any) -> None:
@@ -190,27 +232,22 @@ def _check_symbols(ultralytics: ModuleType) -> None:
     )
 
 
-def _enable(model: Any, options: Options) -> Handle:
-    start = Start(options)
-
+def _enable(model: Any, start: Start, record: Record) -> Handle:
     def disable() -> None:
-        _remove_callbacks(model, start)
-        for trained in trained_models(getattr(model, "trainer", None)):
-            criterion = getattr(trained, "criterion", None)
-            if isinstance(criterion, Criterion) and criterion.terms.options is options:
-                set_criterion(trained, criterion.stock)
+        _remove_callbacks(model, lambda each: each is start)
+        start.end(getattr(model, "trainer", None))
 
-    _remove_callbacks(model)
+    _remove_callbacks(model, lambda each: type(each) is type(start))
     model.add_callback(EVENT, start)
-    if not ranks.carry_callbacks():
+    if not ranks.carry_callbacks() and not isinstance(vars(model).get("train"), ranks.Launch):
         # Of the instance: a class of its own would be in the way of copies and pickles.
         model.train = ranks.Launch(model)
-    return Handle(options.record, disable)
+    return Handle(record, disable)
 
 
-def _remove_callbacks(model: Any, only: Start | None = None) -> None:
+def _remove_callbacks(model: Any, are_removed: Callable[[Any], bool]) -> None:
     callbacks = model.callbacks[EVENT]
-    callbacks[:] = [each for each in callbacks if not isinstance(each, Start) or only not in (None, each)]
+    callbacks[:] = [each for each in callbacks if not are_removed(each)]
     launch = vars(model).get("train")
     if isinstance(launch, ranks.Launch) and not any(isinstance(each, Start) for each in callbacks):
         del model.train

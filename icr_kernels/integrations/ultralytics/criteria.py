@@ -26,24 +26,28 @@ def criterion_of(stock: Any, terms: Terms) -> "Criterion":
     """An error where it is not of a kind that is known."""
     if all(hasattr(stock, name) for name in ("_get_loss_bbox", "_get_loss_aux", "_get_index")):
         return DetrCriterion(stock, terms)
-    if not all(isinstance(getattr(head, name, None), nn.Module) for head in _heads(stock) for name in READ):
+    if not all(isinstance(getattr(head, name, None), nn.Module) for head in heads(stock) for name in READ):
         raise ValueError(
             "model: expected one whose criterion has an assigner and a box loss, or is that of RT-DETR, got one with "
-            f"{_named(stock)}"
+            f"{named(stock)}"
         )
-    for head in _heads(stock):
+    for head in heads(stock):
         for name, read in READ.items():
             module = getattr(head, name)
             taken = inspect.signature(module.forward).parameters
             if not set(read) <= taken.keys():
                 raise ValueError(
-                    f"model: expected one with {name}.forward({', '.join(read)}, ...), got one with {_named(module)}, "
+                    f"model: expected one with {name}.forward({', '.join(read)}, ...), got one with {named(module)}, "
                     f"which takes ({', '.join(taken)})"
                 )
     return YoloCriterion(stock, terms)
 
 
-def _named(thing: Any) -> str:
+def heads(stock: Any) -> list[Any]:
+    return [stock.one2many, stock.one2one] if hasattr(stock, "one2one") else [stock]
+
+
+def named(thing: Any) -> str:
     """With the file of its class."""
     kind = type(thing)
     return f"{kind.__name__} of {getattr(sys.modules.get(kind.__module__), '__file__', kind.__module__)}"
@@ -93,13 +97,13 @@ class YoloCriterion(Criterion):
         pred, target = (
             20 * torch.cat((each[:, :2] - each[:, 2:] / 2, each[:, :2] + each[:, 2:] / 2), 1) for each in (pred, target)
         )
-        return all(_has_ciou(head, pred, target) for head in _heads(self.stock))
+        return all(_has_ciou(head, pred, target) for head in heads(self.stock))
 
     def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
-        heads = [HeadTerms(head, self.terms) for head in _heads(self.stock)]
+        watched = [HeadTerms(head, self.terms) for head in heads(self.stock)]
         # The hooks are there during this call only: nothing that belongs to a graph stays behind.
         with ExitStack() as hooks:
-            for head in heads:
+            for head in watched:
                 for module, hook in (
                     (head.stock.assigner, head.after_assigner),
                     (head.stock.bbox_loss, head.after_box_loss),
@@ -110,7 +114,7 @@ class YoloCriterion(Criterion):
         if isinstance(items, dict):
             # The items of an end-to-end model are those of its last head.
             for column in self.terms.columns:
-                term = heads[-1].added.get(column, torch.zeros_like(items["box_loss"]))
+                term = watched[-1].added.get(column, torch.zeros_like(items["box_loss"]))
                 items = {**items, "box_loss": items["box_loss"] - term, column: term}
         return loss, items
 
@@ -331,7 +335,3 @@ class BatchTerms:
             if is_recorded:
                 options.record.add_uniform(is_chosen, mean)
         return loss
-
-
-def _heads(stock: Any) -> list[Any]:
-    return [stock.one2many, stock.one2one] if hasattr(stock, "one2one") else [stock]

@@ -1,8 +1,8 @@
 """One process per GPU: Ultralytics before 8.4.140 starts them with a script that imports the class of the trainer and
 takes no callbacks along, so that each would train the stock loss (8.0.201 may run the user's script again instead).
 
-There `enable_icr` puts a `Launch` in the place of ``model.train``. The class of the trainer that it makes is found in
-this module by the script, which thereby learns of the callback; from which file, the environment says.
+There `enable_icr` and its like put a `Launch` in the place of ``model.train``. The class of the trainer that it makes
+is found in this module by the script, which thereby learns of the callbacks; from which file, the environment says.
 """
 
 import inspect
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .start import EVENT, Start
-from .terms import Terms
 
 # Where the processes of the ranks read, pickled, on which path modules are found, as newer versions say it too (they
 # would take an installed Ultralytics for a checkout); and, in a pickle of its own, which is read after that, the stock
-# class of the trainer and the callback.
+# class of the trainer and the callbacks.
 VARIABLE = "ICR_KERNELS_RANKS"
 PREFIX = "RankOf"
 
@@ -33,7 +32,7 @@ def carry_callbacks() -> bool:
 
 
 class Launch:
-    """Trains a model as it would be without, but with a trainer whose ranks find the callback."""
+    """Trains a model as it would be without, but with a trainer whose ranks find the callbacks."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -57,11 +56,11 @@ class Launch:
 
 
 def _making(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes the same trainer, of a class whose ranks find the callback."""
+    """Makes the same trainer, of a class whose ranks find the callbacks."""
 
     def made(*arguments: Any, **named: Any) -> Any:
         trainer = make(*arguments, **named)
-        if _start_of(trainer) is not None and not isinstance(trainer, WithRanks):
+        if _starts_of(trainer) and not isinstance(trainer, WithRanks):
             trainer.__class__ = _with_ranks(trainer.__class__)
         return trainer
 
@@ -75,18 +74,19 @@ class WithRanks:
     args: Any
 
     def train(self) -> Any:
-        start = _start_of(self)
+        starts = _starts_of(self)
         if "LOCAL_RANK" in os.environ:
-            if start is None:
-                self.callbacks[EVENT].append(_told()[1])
+            if not starts:
+                self.callbacks[EVENT].extend(_told()[1])
             return super().train()  # type: ignore[misc]
-        if start is None or not _are_several(self.args.device):
+        if not starts or not _are_several(self.args.device):
             return super().train()  # type: ignore[misc]
         data = getattr(self, "data", None)
         if data:
             # What does not fit is said here, and not by each of the ranks.
-            Terms.of(start.options, self, data["names"])
-        pickled = self._to_tell(start)
+            for start in starts:
+                start.check(self, data["names"])
+        pickled = self._to_tell(starts)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "told"
             file.write_bytes(pickled)
@@ -96,10 +96,10 @@ class WithRanks:
             finally:
                 del os.environ[VARIABLE]
 
-    def _to_tell(self, start: Start) -> bytes:
+    def _to_tell(self, starts: list[Start]) -> bytes:
         error: Exception | None = None
         try:
-            pickled = pickle.dumps((type(self).__bases__[1], start))
+            pickled = pickle.dumps((type(self).__bases__[1], starts))
             if b"__main__" not in pickled:
                 return pickle.dumps((sys.path, pickled))
         except Exception as raised:  # whatever the pickling of an object of the user's raises
@@ -116,15 +116,15 @@ def _with_ranks(stock: Any) -> Any:
     return type(f"{PREFIX}{stock.__name__}", (WithRanks, stock), {"__module__": __name__})
 
 
-def _start_of(trainer: Any) -> Start | None:
-    return next((each for each in trainer.callbacks.get(EVENT, ()) if isinstance(each, Start)), None)
+def _starts_of(trainer: Any) -> list[Start]:
+    return [each for each in trainer.callbacks.get(EVENT, ()) if isinstance(each, Start)]
 
 
 def _are_several(device: Any) -> bool:
     return len(device) > 1 if isinstance(device, (list, tuple)) else "," in str(device)
 
 
-def _told() -> tuple[type, Start]:
+def _told() -> tuple[type, list[Start]]:
     sys.path[:], pickled = pickle.loads(Path(os.environ[VARIABLE]).read_bytes())
     return pickle.loads(pickled)
 

@@ -1,9 +1,11 @@
 """The beginning of a training run, in one process or in each of several."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from .assigner import replace_assigners, restore_assigners
 from .criteria import Criterion, DetrCriterion, criterion_of
 from .terms import Options, Terms
 
@@ -11,10 +13,27 @@ EVENT = "on_pretrain_routine_end"
 
 
 class Start:
-    """The callback: a training run is about to begin, its model and data are there."""
+    """A callback: a training run is about to begin, its model and data are there."""
+
+    def check(self, trainer: Any, names: Mapping[int, str]) -> None:
+        """An error where it will not do on these data."""
+
+    def __call__(self, trainer: Any) -> None:
+        raise NotImplementedError
+
+    def end(self, trainer: Any) -> None:
+        """Of a run that is on: the stock one goes on."""
+        raise NotImplementedError
+
+
+class TermsStart(Start):
+    """With terms in the loss."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    def check(self, trainer: Any, names: Mapping[int, str]) -> None:
+        Terms.of(self.options, trainer, names)
 
     def __call__(self, trainer: Any) -> None:
         from ultralytics.utils import LOGGER
@@ -22,10 +41,7 @@ class Start:
         models = trained_models(trainer)
         terms = Terms.of(self.options, trainer, models[0].names)
         for model in models:
-            # A resumed end-to-end model has a criterion already, which knows how far its schedule has come.
-            stock = _stock_criterion(model)
-            stock = model.init_criterion() if stock is None else stock
-            criterion = criterion_of(stock, terms)
+            criterion = criterion_of(_stock_criterion(model), terms)
             if self.options.replace_iou_loss:
                 criterion.check_iou_loss(next(model.parameters()).device)
             set_criterion(model, criterion)
@@ -35,6 +51,32 @@ class Start:
         places = " and ".join(each for each in trainer.loss_names if name in each)
         for column, text in zip(terms.columns, terms.described(), strict=True):
             LOGGER.info(f"{text}, in {places or (f'{name}_loss' if of_detr else column)}")
+
+    def end(self, trainer: Any) -> None:
+        for model in trained_models(trainer):
+            criterion = getattr(model, "criterion", None)
+            if isinstance(criterion, Criterion) and criterion.terms.options is self.options:
+                set_criterion(model, criterion.stock)
+
+
+class AssignerStart(Start):
+    """With the assigner of this package."""
+
+    def __call__(self, trainer: Any) -> None:
+        from ultralytics.utils import LOGGER
+
+        for model in trained_models(trainer):
+            stock = _stock_criterion(model)
+            replaced = replace_assigners(stock)
+            if getattr(model, "criterion", None) is None:
+                set_criterion(model, stock)
+        for assigner in replaced:
+            LOGGER.info(f"Task-aligned assignment of icr_kernels: topk {assigner.topk}")
+
+    def end(self, trainer: Any) -> None:
+        for model in trained_models(trainer):
+            if getattr(model, "criterion", None) is not None:
+                restore_assigners(_stock_criterion(model))
 
 
 def trained_models(trainer: Any) -> list[Any]:
@@ -53,9 +95,12 @@ def _detector(model: nn.Module) -> nn.Module:
     return model
 
 
-def _stock_criterion(model: nn.Module) -> Any:
+def _stock_criterion(model: Any) -> Any:
+    """That of a model, or a new one. A resumed end-to-end model has one already, which knows how far its schedule has
+    come."""
     criterion = getattr(model, "criterion", None)
-    return criterion.stock if isinstance(criterion, Criterion) else criterion
+    stock = criterion.stock if isinstance(criterion, Criterion) else criterion
+    return model.init_criterion() if stock is None else stock
 
 
 def set_criterion(model: nn.Module, criterion: Any) -> None:

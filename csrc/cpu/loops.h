@@ -273,15 +273,26 @@ bool keeps_any(const Column& mask, int64_t first, int64_t end) {
   return any != 0;
 }
 
-template <int N>
-bool any_counts(const Task& task, int64_t first, int64_t end) {
-  if (task.target.index == nullptr) return keeps_any<N>(task.mask, first, end);
-  bool any = false;
-  for (int64_t i = first; i < first + N && i < end; ++i) any |= counts(task, i);
-  return any;
+// The sum of the pairs [begin, end) of which some do not count. Where N in a row do not, none of their boxes are read.
+template <class T, int N, unsigned Want, bool AllTerms, class F>
+double run_those_that_count(const Task& task, int64_t begin, int64_t end, F any_counts) {
+  double sum = 0;
+  for (int64_t first = begin, next = begin; first < end; first = next) {
+    const bool any = any_counts(first);
+    do {
+      next += N;
+    } while (next < end && any_counts(next) == any);
+    if (next > end) next = end;
+    if (any) {
+      sum += run_pairs<T, N, Want, AllTerms>(task, first, next);
+    } else {
+      store_zeros<T>(task, first, next - first);
+    }
+  }
+  return sum;
 }
 
-// The chunks [begin, end). Where N pairs in a row do not count, none of their boxes are read.
+// The chunks [begin, end).
 template <class T, int N, unsigned Want, bool AllTerms>
 void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -290,19 +301,15 @@ void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end
     double sum = 0;
     if (!is_masked(task)) {
       sum = run_pairs<T, N, Want, AllTerms>(task, chunk_begin, chunk_end);
+    } else if (task.target.index == nullptr) {
+      sum = run_those_that_count<T, N, Want, AllTerms>(
+          task, chunk_begin, chunk_end, [&](int64_t first) { return keeps_any<N>(task.mask, first, chunk_end); });
     } else {
-      for (int64_t first = chunk_begin, next = first; first < chunk_end; first = next) {
-        const bool any = any_counts<N>(task, first, chunk_end);
-        do {
-          next += N;
-        } while (next < chunk_end && any_counts<N>(task, next, chunk_end) == any);
-        if (next > chunk_end) next = chunk_end;
-        if (any) {
-          sum += run_pairs<T, N, Want, AllTerms>(task, first, next);
-        } else {
-          store_zeros<T>(task, first, next - first);
-        }
-      }
+      sum = run_those_that_count<T, N, Want, AllTerms>(task, chunk_begin, chunk_end, [&](int64_t first) {
+        bool any = false;
+        for (int64_t i = first; i < first + N && i < chunk_end; ++i) any |= counts(task, i);
+        return any;
+      });
     }
     if (chunk_sums != nullptr) chunk_sums[chunk] = sum;
   }

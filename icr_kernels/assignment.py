@@ -31,16 +31,21 @@ def task_aligned_assign(
     """Task-aligned assignment (TOOD: Feng et al. 2021, arXiv 2108.07755), as the detectors of the YOLO family train
     with it: each box of the ground truth takes the ``topk`` points of its image whose predictions suit it best.
 
-    1. A point is a candidate of a box in which it lies, more than ``eps`` from each side; sides below
-       ``smallest_side`` count as that long, about the same centre.
-    2. A candidate's similarity is max(CIoU(box, prediction), 0), and its metric score^alpha similarity^beta with the
-       score of the box's own class. All other points have 0 of both.
-    3. A box takes the k points with the largest metric, as far as they are its candidates.
-    4. A point that several boxes take goes to the box of its image with the largest similarity to its prediction,
-       whether or not that box took it.
-    5. With ``topk2`` a box keeps only that many of its points, those with the largest metric.
-    6. The score of a point is metric * (largest similarity of its box) / (largest metric of its box + eps), both over
-       the points that the box has in the end.
+    (1) A point is a candidate of a box in which it lies, more than ``eps`` from each side; sides below
+    ``smallest_side`` count as that long, about the same centre.
+
+    (2) A candidate's similarity is max(CIoU(box, prediction), 0), and its metric score^alpha similarity^beta with the
+    score of the box's own class. All other points have 0 of both.
+
+    (3) A box takes the k points with the largest metric, as far as they are its candidates.
+
+    (4) A point that several boxes take goes to the box of its image with the largest similarity to its prediction,
+    whether or not that box took it.
+
+    (5) With ``topk2`` a box keeps only that many of its points, those with the largest metric.
+
+    (6) The score of a point is metric * (largest similarity of its box) / (largest metric of its box + eps), both over
+    the points that the box has in the end.
 
     Of equals the one with the lowest index is taken: the first point in 3 and 5, where zeros are equals too, and the
     first box in 4. NaN counts as larger than all numbers, as in `torch.topk` and `torch.max`; a candidate without

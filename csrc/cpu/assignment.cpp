@@ -89,12 +89,13 @@ struct Scene {
 
   Scene(const AssignmentTask& task, const Tensor& like) : task(task), like(like), first(task.images + 1) {
     x = column(task.points), y = column(task.points);
+    float *const xs = floats(x), *const ys = floats(y);
     for (int64_t point = 0; point < task.points; ++point) {
       const Column row = icr::row_of(task.positions, 0, point);
-      floats(x)[point] = icr::element<float>(row.data, row.type, 0);
-      floats(y)[point] = icr::element<float>(row.data, row.type, row.stride);
+      xs[point] = icr::element<float>(row.data, row.type, 0);
+      ys[point] = icr::element<float>(row.data, row.type, row.stride);
     }
-    grids = grids_of(floats(x), floats(y), task.points);
+    grids = grids_of(xs, ys, task.points);
     measure(task.truth, task.rows, truth);
     const auto image_of = [&](int64_t row) {
       const int64_t image = icr::value_or(int64_t(-1), task.image, row), of_class = label(int32_t(row));
@@ -179,23 +180,25 @@ class Assigner {
     const int64_t count = int64_t(pairs_.size());
     if (count == 0) return;
     Tensor scores = icr_kernels::empty(scene_.like, {whole(count)}, ScalarType::Float);
-    Tensor similarities = icr_kernels::empty(scene_.like, {whole(count)}, ScalarType::Float);
-    std::fill(floats(scores) + count, floats(scores) + whole(count), 1.0f);
-    std::fill(floats(similarities) + count, floats(similarities) + whole(count), 1.0f);
+    const Tensor similarities = icr_kernels::empty(scene_.like, {whole(count)}, ScalarType::Float);
+    float *score = floats(scores), *const similarity = floats(similarities);
+    std::fill(score + count, score + whole(count), 1.0f);
+    std::fill(similarity + count, similarity + whole(count), 1.0f);
     for (int64_t i = 0; i < count; ++i) {
-      const Column score = icr::row_of(task_.scores, image_, pairs_[i].point, scene_.label(pairs_[i].row));
-      floats(scores)[i] = icr::element<float>(score.data, score.type, 0);
-      floats(similarities)[i] = pairs_[i].similarity;
+      const Column element = icr::row_of(task_.scores, image_, pairs_[i].point, scene_.label(pairs_[i].row));
+      score[i] = icr::element<float>(element.data, element.type, 0);
+      similarity[i] = pairs_[i].similarity;
     }
-    if (task_.rule.from_logits) scores = applied("aten::sigmoid", scores);
-    for (int64_t i = 0; i < count; ++i) {
-      float& score = floats(scores)[i];
-      score = icr::score_of(task_.rule.from_logits ? icr::rounded_to(task_.scores.type, score) : score);
+    if (task_.rule.from_logits) {
+      scores = applied("aten::sigmoid", scores);
+      score = floats(scores);
+      for (int64_t i = 0; i < count; ++i) score[i] = icr::rounded_to(task_.scores.type, score[i]);
     }
+    for (int64_t i = 0; i < count; ++i) score[i] = icr::score_of(score[i]);
     const Tensor of_scores = power(scores, task_.rule.alpha), of_similarities = power(similarities, task_.rule.beta);
+    const float *const of_score = floats(of_scores), *const of_similarity = floats(of_similarities);
     for (int64_t i = 0; i < count; ++i) {
-      const bool is_similar = pairs_[i].similarity != 0;
-      pairs_[i].metric = is_similar ? floats(of_scores)[i] * floats(of_similarities)[i] : 0.0f;
+      pairs_[i].metric = pairs_[i].similarity != 0 ? of_score[i] * of_similarity[i] : 0.0f;
     }
   }
 

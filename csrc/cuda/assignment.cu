@@ -104,7 +104,7 @@ struct Best {
 // The `kept` best of all points by their ranks, in the first warp of the block.
 template <class F>
 __device__ Best best_points(int64_t points, int kept, F rank_of_point) {
-  __shared__ Best found[kRowThreads];
+  __shared__ int ranks[kRowThreads], found[kRowThreads];
   const int thread = int(threadIdx.x), lane = thread % kWarp;
   Best best;
   for (int64_t begin = thread - lane; begin < points; begin += kRowThreads) {
@@ -113,9 +113,12 @@ __device__ Best best_points(int64_t points, int kept, F rank_of_point) {
     if (__ballot_sync(kAllLanes, candidate.rank > 0) != 0) best.insert(candidate, kept);
   }
   __syncthreads();  // nobody needs what was found for the row before
-  found[thread] = best;
+  ranks[thread] = best.rank;
+  found[thread] = best.point;
   __syncthreads();
-  for (int other = 1; thread < kWarp && other < kRowWarps; ++other) best.insert(found[other * kWarp + lane], kept);
+  for (int other = kWarp + lane; thread < kWarp && other < kRowThreads; other += kWarp) {
+    best.insert({ranks[other], found[other]}, kept);
+  }
   return best;
 }
 
@@ -232,8 +235,12 @@ __global__ void __launch_bounds__(kRowThreads) score_kernel(const __grid_constan
         task.index[image * task.points + point] = kNobody;
       }
     }
-    best_metrics[warp] = __reduce_max_sync(kAllLanes, best_metric);
-    best_similarities[warp] = __reduce_max_sync(kAllLanes, best_similarity);
+    best_metric = __reduce_max_sync(kAllLanes, best_metric);
+    best_similarity = __reduce_max_sync(kAllLanes, best_similarity);
+    if (lane == 0) {
+      best_metrics[warp] = best_metric;
+      best_similarities[warp] = best_similarity;
+    }
     __syncthreads();
     for (int w = 0; w < kRowWarps; ++w) {
       best_metric = ::max(best_metric, best_metrics[w]);

@@ -236,7 +236,7 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
 
   // The points are the first boxes; the truth is the second, its images and labels far outside now and then.
   Block positions(2 * n, skip, compute), index(rows, skip, Type::kInt64), score(rows, skip, Type::kFloat);
-  const int64_t truths = m < 40 ? m : 40;
+  const int64_t truths = m < 12 ? m : 12;
   Block truth_labels(truths, skip, Type::kInt64), truth_images(truths, skip, Type::kInt64);
   fill_numbers(truth_labels, truths, classes, false);
   fill_numbers(truth_images, truths, batches, true);

@@ -41,13 +41,13 @@ ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
 CPU_SOURCES = ["csrc/ops.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cpp"))
 KERNEL_FLAGS = ["-std=c++17", "-O3"]
-# Those without multiply-adds that the compiler fuses as it likes, differently from kernel to kernel: a pair has the same
-# value, to the bit, in the matrix, as the best of its row and as the best of its column; and an assignment, PyTorch's.
-UNFUSED = ["-fmad=false"]
+# Some without multiply-adds that the compiler fuses as it likes, differently from kernel to kernel. A pair has the same
+# value, to the bit, in the matrix, as the best of its row and as the best of its column; an assignment has PyTorch's.
 KERNELS = {
     "csrc/cuda/kernels.cu": [],
-    "csrc/cuda/pairwise.cu": UNFUSED,
-    "csrc/cuda/assignment.cu": UNFUSED,
+    "csrc/cuda/pairwise.cu": ["-fmad=false"],
+    "csrc/cuda/selection.cu": ["-fmad=false"],
+    "csrc/cuda/assignment.cu": ["-fmad=false"],
 }
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 KERNEL_HEADERS = [path for path in HEADERS if not path.startswith("csrc/cpu/")]

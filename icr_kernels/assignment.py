@@ -1,5 +1,5 @@
-"""Who is trained towards what: the points of a dense head and the boxes of the ground truth. No tensor of (images, boxes,
-points) is made here, and nothing waits for a device."""
+"""Who is trained towards what: the points of a dense head and the boxes of the ground truth. Nothing here makes a
+tensor of (images, boxes, points), or waits for a device."""
 
 import torch
 from torch import Tensor
@@ -59,8 +59,8 @@ def task_aligned_assign(
         topk: from 1 to 32; more than there are points are all.
         topk2: from 1 to 32, or None: a box keeps all its points. 1 is the one-to-one head of YOLO26 and YOLOv10.
         alpha, beta: the exponents of the metric, at least 0.
-        smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics 8.4.171 and later take the
-            stride of the second level, 16 pixels.
+        smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics (8.4.190) takes the stride of
+            the second level, 16 pixels.
         from_logits: ``scores`` are logits; rounded to their dtype, as `torch.sigmoid` does, their sigmoids count.
         box_format: "xyxy", "cxcywh" or "xywh", of all boxes.
         eps: of the candidates, in the boxes' unit, and of the score.

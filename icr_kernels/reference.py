@@ -411,7 +411,7 @@ def matching_cost(call: CostCall, cost: MatchingCost) -> Tensor:
 class Assignment(NamedTuple):
     """What each point of a dense head is trained towards, (B, A) each."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a method of tuples
     score: Tensor
 
 

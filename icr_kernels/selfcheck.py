@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .assignment import task_aligned_assign
 from .backends import BACKENDS, Backend
 from .functional import icr_loss, icr_loss_and_grad, icr_terms
 from .pairwise import pairwise_iou, pairwise_max
@@ -21,6 +22,7 @@ from .terminal import progress, table
 from .variants import BOX_FORMATS, KIND_NAMES, LOSS_NAMES, NO_PENALTY, PENALTY_IDS, PENALTY_NAMES
 
 ALL_PAIRS = "all pairs"
+ASSIGNMENT = "task-aligned"
 
 # The largest error of a value or gradient that passes. Float64: absolute, relative above 1. Else relative, of the whole
 # tensor; a half-precision gradient may be off by its own rounding.
@@ -34,8 +36,9 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Row:
-    """What was found for one loss and penalty on one backend, or for the matrix of all pairs of one kind. ``errors`` is
-    empty for the reference, the measure. ``holds``: of a loss gradcheck; of a matrix, that its largest are found."""
+    """What was found for one loss and penalty on one backend, for the matrix of all pairs of one kind, or for an
+    assignment. ``errors`` is empty for the reference, the measure. ``holds``: of a loss gradcheck; of a matrix, that
+    its largest are found; of an assignment, that it is the same."""
 
     backend: str
     device: str
@@ -66,6 +69,7 @@ def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: i
         if record.name != "triton" or penalty == PENALTY_NAMES[-1] or loss == losses[0]
     ]
     jobs += [(record, device, kind, ALL_PAIRS) for record, device in _runnable(backend) for kind in KIND_NAMES]
+    jobs += [(record, device, "assignment", ASSIGNMENT) for record, device in _runnable(backend)]
     return [_row(*job, pairs) for job in progress(jobs, "check")]
 
 
@@ -73,7 +77,7 @@ def report(rows: Sequence[Row]) -> str:
     """One line per row, and how many failed."""
     dtypes = list(TOLERANCE)
     names = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-    head = ["backend", "loss or kind", "penalty", *names, "gradcheck or max", ""]
+    head = ["backend", "loss or kind", "penalty", *names, "gradcheck or choice", ""]
     lines = [
         [
             f"{row.backend} ({row.device})",
@@ -109,6 +113,8 @@ def _runnable(backend: str | None) -> list[tuple[Backend, str]]:
 def _row(backend: Backend, device: str, loss: str, penalty: str, pairs: int) -> Row:
     if penalty == ALL_PAIRS:
         return _row_of_all_pairs(backend, device, loss)
+    if penalty == ASSIGNMENT:
+        return _row_of_assignments(backend, device)
     errors = {}
     if backend.operators is not None:
         boxes = scene(pairs, penalty, device)
@@ -142,6 +148,28 @@ def _row_of_all_pairs(backend: Backend, device: str, kind: str) -> Row:
         for dim, (values, indices) in zip((-1, -2), best, strict=True)
     )
     return Row(backend.name, device, kind, ALL_PAIRS, errors, holds)
+
+
+def _row_of_assignments(backend: Backend, device: str) -> Row:
+    """Of two images, in float32 whatever the dtype: who is assigned to whom, and the scores."""
+    truth, pred = scene(24, NO_PENALTY, device)
+    generator = torch.Generator().manual_seed(0)
+    points = (4 * torch.rand(200, 2, generator=generator) - 1.5).to(device)
+    nearest = torch.arange(400, device=device).view(2, 200) % 24
+    scores = torch.rand(2, 200, 3, generator=generator).to(device)
+    rows = torch.arange(24, device=device)
+    errors, holds = {}, True
+    for dtype in TOLERANCE if backend.operators is not None else ():
+        if dtype == torch.float64:
+            continue
+        tensors = (scores.to(dtype), pred[nearest].to(dtype), points.to(dtype), truth.to(dtype), rows % 3, rows % 2)
+        found, expected = (
+            task_aligned_assign(*tensors, topk=5, topk2=4, smallest_side=0.5, backend=name)
+            for name in (backend.name, "reference")
+        )
+        holds &= torch.equal(found.index, expected.index)
+        errors[dtype] = _error(found.score, expected.score.double(), torch.float32)
+    return Row(backend.name, device, "assignment", ASSIGNMENT, errors, holds)
 
 
 def _matrix(boxes: Sequence[Tensor], kind: str, backend: str) -> list[Tensor]:

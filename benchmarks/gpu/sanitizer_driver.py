@@ -135,6 +135,22 @@ def call_over_sets(number: int, rows: int, columns: int, dtype: torch.dtype, lay
         **options,
     )
     results.append(cost.nan_to_num())
+
+    points = queries[0, :, :2].detach().double() + 0.5
+    assignment = icr.task_aligned_assign(
+        torch.linspace(0, 1, images * columns * classes).view(images, columns, classes).to(dtype).cuda(),
+        queries.detach(),
+        points,
+        boxes[0].detach(),
+        place(torch.where(torch.arange(rows) % 11 == 3, 2**40, labels), layout),
+        place(torch.where(torch.arange(rows) % 7 == 5, -(2**62), image), layout),
+        topk=draw.choice((1, 10, 32)),
+        topk2=draw.choice((None, 1)),
+        smallest_side=draw.choice((None, 1.0)),
+        **options,
+    )
+    assert (assignment.index < rows).all()
+    results.append(assignment.score)
     for result in results:
         assert result.detach().cpu().isfinite().all(), (number, rows, columns, dtype, layout, kind, options)
 

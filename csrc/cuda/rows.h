@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "../box.h"
 #include "../memory.h"
 
 namespace icr_cuda {
@@ -55,6 +56,13 @@ __device__ bool load_row(const Rows& rows, int64_t pair, T (&x)[4]) {
     for (int c = 0; c < 4; ++c) x[c] = icr::element<T>(rows.data, rows.type, at + c * rows.column_stride);
   }
   return true;
+}
+
+template <class T>
+__device__ icr::Box<T> load_box(const Rows& rows, int64_t row, int format) {
+  T coordinates[4];
+  load_row(rows, row, coordinates);
+  return icr::corners(coordinates, icr::BoxFormat(format));
 }
 
 template <class T>

@@ -40,8 +40,8 @@ RECORD = Path(__file__).parent / "cuda_instructions.csv"
 # Of the recorded count.
 TOLERANCE = 0.01
 
-ALIGNED, PAIRWISE = "csrc/cuda/kernels.cu", "csrc/cuda/pairwise.cu"
-STRUCTS = Structs("csrc/task.h", "csrc/cuda/kernels.h", "csrc/cuda/pairwise.h", ALIGNED, PAIRWISE)
+ALIGNED, PAIRWISE, SELECTION = (f"csrc/cuda/{name}.cu" for name in ("kernels", "pairwise", "selection"))
+STRUCTS = Structs("csrc/task.h", "csrc/cuda/kernels.h", "csrc/cuda/pairwise.h", ALIGNED, PAIRWISE, SELECTION)
 THREADS = 256
 FEW, MANY = 2, 10
 EPS = 1e-7
@@ -198,8 +198,8 @@ CASES = (
     Case("scaling", ALIGNED, "scale_kernel<float>", scaling),
     Case("matrix iou, 1,000 columns", PAIRWISE, "matrix_kernel<float>", matrix(1000)),
     Case("matrix iou, 100 columns", PAIRWISE, "matrix_kernel<float>", matrix(100)),
-    Case("row maximum of many", PAIRWISE, "maximum_kernel<Similarity<IoU> >", row_maximum(256)),
-    Case("row maximum of 8,400", PAIRWISE, "maximum_kernel<Similarity<IoU> >", row_maximum(16)),
+    Case("row maximum of many", SELECTION, "maximum_kernel<Similarity<IoU> >", row_maximum(256)),
+    Case("row maximum of 8,400", SELECTION, "maximum_kernel<Similarity<IoU> >", row_maximum(16)),
 )
 
 

@@ -83,6 +83,7 @@ def batch() -> dict:
         "image_of_point": torch.arange(4).repeat_interleave(10),
         "logits": torch.randn(4, 6, 5),
         "pred_boxes": 0.1 + 0.5 * torch.rand(4, 6, 4),
+        "centers": torch.rand(6, 2),
         "matched": matched,
         "pred": pred,
         "target": truth[matched],

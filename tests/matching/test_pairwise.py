@@ -294,6 +294,7 @@ def test_operators_keep_their_contract(backend):
             icr.detr_matching_cost(
                 logits, boxes1, labels, boxes2, image, classification=classification, backend=backend
             )
+        icr.task_aligned_assign(logits, boxes1, boxes1[0, :, :2], boxes2, labels, image, backend=backend)
     names = {operator.name() for operator, *_ in calls.found}
     assert names == operators_over_sets(backend)
     for operator, arguments, _ in calls.found:

@@ -28,9 +28,11 @@ NOT_DIFFERENTIABLE = {
     "Matcher": "a selection",
     "Relations": "a selection",
     "detr_matching_cost": "serves a selection",
+    "task_aligned_assign": "a selection",
     "available_backends": "of no tensor",
     "backend_for": "of no tensor",
     "AnchorMatch": "holds results",
+    "Assignment": "holds results",
     "ICRTerms": "holds results",
     "Selection": "holds results",
 }

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 
 import icr_kernels as icr
 from benchmarks.gpu.counting import launches, memory, synchronisations
+from dense_scenes import dense_scene
 from icr_kernels import builds, reference
 from inputs import device_of, dtype_id, every_reduction, pairs, pairs_of_a_table
 from oracle import BOXES, evaluate
@@ -108,6 +109,38 @@ def test_a_table_of_anchor_objects_for_many_pairs(backend):
     options = {"anchor_index": index, "mask": mask_of(MANY)}
     result = evaluate(icr.icr_loss, pred, target, table, backend=backend, **options)
     assert_result(result, truth(pred, target, table, **options))
+
+
+@every_gpu_backend
+def test_an_assignment_in_one_graph(backend):
+    """Nothing waits while it is captured, and with new boxes and padding it is what the reference finds."""
+
+    def scene(seed: int) -> dict[str, Tensor]:
+        found = dense_scene("trained", seed, images=4, most=100, size=640)
+        padding = 400 - len(found["image"])
+        found["truth"] = torch.cat((found["truth"], torch.zeros(padding, 4)))
+        for name, value in (("labels", 0), ("image", -1)):
+            found[name] = torch.cat((found[name], torch.full((padding,), value)))
+        return {name: tensor.cuda() for name, tensor in found.items()}
+
+    static = scene(0)
+    options = {"smallest_side": 16.0, "topk2": 5}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        icr.task_aligned_assign(**static, **options, backend=backend)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = icr.task_aligned_assign(**static, **options, backend=backend)
+    for seed in (1, 2):
+        for name, tensor in scene(seed).items():
+            static[name].copy_(tensor)
+        expected = icr.task_aligned_assign(**static, **options, backend="reference")
+        graph.replay()
+        differs = found.index != expected.index
+        assert differs.sum() <= differs.numel() / 1000
+        torch.testing.assert_close(found.score[~differs], expected.score[~differs], rtol=2e-5, atol=1e-12)
 
 
 @every_gpu_backend

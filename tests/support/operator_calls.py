@@ -27,8 +27,8 @@ def operator_names(backend: str) -> set[str]:
     return {getattr(BY_NAME[backend].operators, name).name() for name in OPERATORS}
 
 
-# The operators over all pairs of two sets of boxes; the others are over aligned pairs.
-OVER_SETS = ("pairwise", "pairwise_backward", "selected", "matching_cost")
+# The operators over pairs of two sets of boxes; the others are over aligned pairs.
+OVER_SETS = ("pairwise", "pairwise_backward", "selected", "matching_cost", "assigned")
 
 
 def operators_over_sets(backend: str) -> set[str]:

@@ -9,6 +9,7 @@
 #include "../../../csrc/cuda/assignment.cu"
 #include "../../../csrc/cuda/kernels.cu"
 #include "../../../csrc/cuda/pairwise.cu"
+#include "../../../csrc/cuda/selection.cu"
 
 using emulation::device;
 using emulation::Device;

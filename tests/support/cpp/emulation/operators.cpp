@@ -5,6 +5,7 @@
 #include "../../../../csrc/cuda/backend.cpp"
 #include "../../../../csrc/cuda/kernels.cu"
 #include "../../../../csrc/cuda/pairwise.cu"
+#include "../../../../csrc/cuda/selection.cu"
 #include "../../../../csrc/register.h"
 
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

@@ -1,8 +1,8 @@
 """Who is trained towards what in a YOLO: task-aligned assignment of points to the boxes of their image.
 
-Ultralytics' assigner is given the truth padded, as its loss makes it, and ours as it comes, box after box: making the one
-of the other is in nobody's time. What they return differs: ours the box and the score of each point, Ultralytics' its
-label, box, scores of all classes and more; so does the drop-in module, which is called in its place.
+Ultralytics' assigner is given the truth padded, as its loss makes it, and ours as it comes, box after box: making the
+one of the other is in nobody's time. What they return differs: ours the box and the score of each point, Ultralytics'
+its label, box, scores of all classes and more; so does the drop-in module, which is called in its place.
 """
 
 import functools
@@ -21,7 +21,7 @@ from .case import DROP_IN, Case, Function, Inputs, LeftOut
 NAME = "task-aligned assignment"
 STOCK, BY_IMAGE, REFERENCE = "eager, Ultralytics", "eager, Ultralytics, image by image", "eager, reference"
 STRIDES, CLASSES = (8, 16, 32), 80
-RULE = {"topk": 10, "alpha": 0.5, "beta": 6.0}  # of YOLOv8 to YOLO11 in training
+RULE: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}  # of YOLOv8 to YOLO11 in training
 
 # How many images of how many boxes, and the images' sides in pixels.
 SHAPES = (
@@ -64,8 +64,8 @@ def grids(side: int) -> Tensor:
 
 
 def scene(image: Tensor, images: int, side: int, classes: int, is_tiny: bool) -> Inputs:
-    """The arguments of `task_aligned_assign`, and the truth padded. A training has begun: a point predicts, more or less
-    well, the box whose centre is nearest. ``image`` is that of each box, in order."""
+    """The arguments of `task_aligned_assign`, and the truth padded. A training has begun: a point predicts, more or
+    less well, the box whose centre is nearest. ``image`` is that of each box, in order."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
@@ -128,7 +128,7 @@ def assigner_of(module: str, classes: int) -> Any:
     from .torchvision_without_extension import make_importable
 
     make_importable()
-    return getattr(importlib.import_module(module), "TaskAlignedAssigner")(num_classes=classes, **RULE)
+    return importlib.import_module(module).TaskAlignedAssigner(num_classes=classes, **RULE)
 
 
 def padded(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -152,7 +152,7 @@ def whole_batch(classes: int) -> Function:
 
 
 def image_by_image(classes: int) -> Function:
-    """Each image with as many boxes as it has, as the stock assigner does it itself where CUDA's memory is exhausted."""
+    """Each image with as many boxes as it has, as the stock assigner does it where CUDA's memory is exhausted."""
     stock = assigner_of("ultralytics.utils.tal", classes)
 
     def assign(*inputs: Tensor) -> Any:

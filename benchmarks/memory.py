@@ -1,5 +1,5 @@
-"""Peak memory of one call: ``python -m benchmarks.memory CASE IMPLEMENTATION THREADS``, a process of its own. Where the case
-asks for it, how many operators a call takes too.
+"""Peak memory of one call, and where a case asks for it how many operators it takes, in a process of its own:
+``python -m benchmarks.memory CASE IMPLEMENTATION THREADS``.
 
 Resident memory, because what a library takes from the system directly is memory too; the peak is that of the second
 call, after what the first one freed went back to the system.

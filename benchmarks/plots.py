@@ -269,11 +269,8 @@ def assigned(table: Table) -> Figure | None:
     figure, panels = _panels(len(quantities), 11, 5.2)
     for axes, (which, unit, scale, text) in zip(panels, quantities, strict=True):
         for name, style in STYLES.items():
-            points = [
-                (sizes[pairs], value / scale)
-                for pairs, value in medians(table, which, name, FORWARD, unit)
-                if pairs in sizes
-            ]
+            found = {boxes: table.median(which, name, FORWARD, pairs, unit) for pairs, boxes in sizes.items()}
+            points = [(boxes, value / scale) for boxes, value in found.items() if value is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label(name), **style)
         axes.set(xlabel="boxes an image", ylabel=text, xscale="log", yscale="log")

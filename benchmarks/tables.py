@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import aligned, assignment, results, training
-from .case import BOTH, DROP_IN
+from .case import BOTH, COPY, DROP_IN
 from .report import LABELS, OURS, cpu_targets, label, markdown, size_of, threads_of, time_of
 from .results import Row, Table, is_busy
 
@@ -61,6 +61,8 @@ def main_table(machine: Machine) -> str:
         [label(name), *(times(table.median(WALL, name, BOTH, pairs), ours[pairs]) for pairs in sizes)]
         for name in table.names(WALL)
     ]
+    if not sizes:
+        return ""
     return markdown(["pairs", *(f"{pairs:,}" for pairs in sizes)], lines) + "\n\n" + absent(machine)
 
 
@@ -242,4 +244,7 @@ def threads(machine: Machine) -> str:
 
 
 def targets(machine: Machine) -> str:
-    return markdown(("target", "wanted", "measured", "met"), cpu_targets(machine.rows, machine.threads))
+    found = cpu_targets(machine.rows, machine.threads)
+    if all(met == "not measured" for *_, met in found):
+        return ""
+    return markdown(("target", "wanted", "measured", "met"), found)

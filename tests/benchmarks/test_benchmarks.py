@@ -281,7 +281,7 @@ def test_everybody_assigns_the_same_and_a_wrong_one_does_not():
         if isinstance(function, str):
             continue
         assert case.agrees(function, inputs, truth), name
-        # The index and the score of a point; of those like Ultralytics', scores of all classes and the number in the image.
+        # Index and score of a point; of those like Ultralytics', scores of all classes and the number in the image.
         for place in (0, 1) if len(function(*inputs)) == 2 else (2, 4):
 
             def wrong(*inputs, function=function, place=place):

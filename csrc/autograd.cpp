@@ -124,8 +124,8 @@ struct IcrLossBackward : autograd::Node {
       const bool in_place = is_last && !of_table && gradients[i].scalar_type() == dtypes[i];
       ScalingCall call{stable(gradients[i]), factor, more, dtypes[i], std::nullopt, std::nullopt, in_place};
       if (of_table) {
-        call.anchor_objects = stable(unpacked[i]);
-        call.anchor_index = stable(index);
+        call.table = stable(unpacked[i]);
+        call.table_index = stable(index);
       }
       // What is changed here is no longer the gradient that this node promises.
       if (in_place) gradients[i].reset();
@@ -338,9 +338,9 @@ bool read(PyObject* const* given, Py_ssize_t count, Arguments& a) {
 LossResult run(const Arguments& a, int64_t wanted, bool in_box_dtype) {
   RECORD_FUNCTION("icr_kernels::loss", {});
   pybind11::gil_scoped_release no_gil;
-  return a.direct->loss({stable(a.boxes[0]), stable(a.boxes[1]), stable_or_none(a.boxes[2]), stable_or_none(a.index),
-                         stable_or_none(a.weight), stable_or_none(a.mask), stable_or_none(a.normalizer), a.scale,
-                         a.reduction, a.formula, wanted, in_box_dtype});
+  return a.direct->loss({stable(a.boxes[0]), stable(a.boxes[1]), stable_or_none(a.boxes[2]), std::nullopt,
+                         stable_or_none(a.index), stable_or_none(a.weight), stable_or_none(a.mask),
+                         stable_or_none(a.normalizer), a.scale, a.reduction, a.formula, wanted, in_box_dtype});
 }
 
 // icr_loss(pred, target, anchor_objects, anchor_index, weight, mask, normalizer, reduction, loss, penalty, box_format,

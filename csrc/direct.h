@@ -22,7 +22,7 @@ enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
 struct LossCall {
   Tensor pred, target;
-  OptionalTensor anchor_objects, anchor_index, weight, mask, normalizer;
+  OptionalTensor anchor_objects, target_index, anchor_index, weight, mask, normalizer;
   double scale;
   int64_t reduction;
   Formula<double> formula;
@@ -36,13 +36,13 @@ struct LossResult {
   OptionalTensor pending, grad_pred, grad_target, grad_anchor_objects;
 };
 
-// A gradient of the pairs times factor and pending, as far as they are there; of a table (anchor objects with their
-// index), that of its rows.
+// A gradient of the pairs times factor and pending, as far as they are there; of a table with its index, that of its
+// rows.
 struct ScalingCall {
   Tensor gradient;
   OptionalTensor factor, pending;
   ScalarType dtype;
-  OptionalTensor anchor_objects, anchor_index;
+  OptionalTensor table, table_index;
   bool in_place;  // the gradient itself is the result; only in its own dtype, and not of a table
 };
 

@@ -77,6 +77,15 @@ ICR_INLINE int64_t row_of(const Rows& rows, int64_t pair) {
   return row >= 0 && row < rows.row_count ? row : -1;
 }
 
+// Whether there are pairs that do not count: with a mask, or with targets from a table.
+ICR_INLINE bool is_masked(const Task& task) { return task.mask.data != nullptr || task.target.index != nullptr; }
+
+// Whether a pair counts: the mask keeps it, and it has a target.
+ICR_INLINE bool counts(const Task& task, int64_t pair) {
+  const auto* mask = static_cast<const uint8_t*>(task.mask.data);
+  return (mask == nullptr || mask[pair * task.mask.stride] != 0) && row_of(task.target, pair) >= 0;
+}
+
 // The value of a pair, or `otherwise` where there are none.
 template <class T>
 ICR_INLINE T value_or(T otherwise, const Column& column, int64_t pair) {

@@ -69,7 +69,8 @@ class Inputs {
     return tensors_.back();
   }
 
-  Rows rows(const Tensor& boxes) {
+  // With an index, those of a table.
+  Rows rows(const Tensor& boxes, const OptionalTensor& index = std::nullopt) {
     const Flat view = flat(boxes, 1);
     keep(view.tensor);
     Rows rows;
@@ -79,6 +80,13 @@ class Inputs {
     rows.column_stride = view.tensor.stride(view.tensor.dim() - 1);
     if (boxes.numel() == 4) rows.row_stride = 4;
     rows.aligned = is_aligned(rows);
+    if (index.has_value()) {
+      const Column numbers = column(index);
+      rows.index = numbers.data;
+      rows.index_type = numbers.type;
+      rows.index_stride = numbers.stride;
+      rows.row_count = boxes.size(0);
+    }
     return rows;
   }
 
@@ -87,19 +95,6 @@ class Inputs {
     const Flat view = flat(*values, 0);
     keep(view.tensor);
     return {view.tensor.data_ptr(), type_of(view.tensor), view.stride};
-  }
-
-  Rows anchor_objects(const OptionalTensor& boxes, const OptionalTensor& index) {
-    if (!boxes.has_value()) return {};
-    Rows result = rows(*boxes);
-    if (index.has_value()) {
-      const Column numbers = column(index);
-      result.index = numbers.data;
-      result.index_type = numbers.type;
-      result.index_stride = numbers.stride;
-      result.row_count = boxes->size(0);
-    }
-    return result;
   }
 
  private:
@@ -166,16 +161,16 @@ inline Formula<double> formula_of(const Numbers& numbers) {
 
 // The part of a task that the loss and the terms share.
 inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchor_objects,
-                      const OptionalTensor& anchor_index, const OptionalTensor& mask,
-                      const Formula<double>& formula) {
+                      const OptionalTensor& target_index, const OptionalTensor& anchor_index,
+                      const OptionalTensor& mask, const Formula<double>& formula) {
   Task task;
   task.formula = formula;
   if (!anchor_objects.has_value()) task.formula.penalty = -1;
   task.pairs = pred.numel() / 4;
   task.in_double = any_double(pred, target, anchor_objects);
   task.pred = inputs.rows(pred);
-  task.target = inputs.rows(target);
-  task.anchor_objects = inputs.anchor_objects(anchor_objects, anchor_index);
+  task.target = inputs.rows(target, target_index);
+  if (anchor_objects.has_value()) task.anchor_objects = inputs.rows(*anchor_objects, anchor_index);
   task.mask = inputs.column(mask);
   return task;
 }
@@ -184,9 +179,9 @@ template <class Backend>
 LossResult loss_of(const LossCall& call) {
   const Tensor& pred = call.pred;
   const Backend backend(pred);
-  Inputs inputs(7);
-  Task task =
-      make_task(inputs, pred, call.target, call.anchor_objects, call.anchor_index, call.mask, call.formula);
+  Inputs inputs(8);
+  Task task = make_task(inputs, pred, call.target, call.anchor_objects, call.target_index, call.anchor_index,
+                        call.mask, call.formula);
   task.weight = inputs.column(call.weight);
   task.normalizer = inputs.column(call.normalizer);
   task.scale = call.scale;
@@ -205,18 +200,19 @@ LossResult loss_of(const LossCall& call) {
     return {losses, std::nullopt, grad_pred, grad_target, grad_anchor_objects};
   }
   const bool over_count = call.reduction == kMean && !call.normalizer.has_value();
-  auto [total, pending] = backend.sum(task, over_count, call.mask.has_value());
+  auto [total, pending] = backend.sum(task, over_count, call.mask.has_value() || call.target_index.has_value());
   return {total, pending, grad_pred, grad_target, grad_anchor_objects};
 }
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, OptionalTensor anchor_objects,
-                                                        OptionalTensor anchor_index, OptionalTensor weight,
-                                                        OptionalTensor mask, OptionalTensor normalizer, double scale,
-                                                        int64_t reduction, Numbers numbers, int64_t wanted,
-                                                        bool in_box_dtype) {
-  const LossResult found = loss_of<Backend>({pred, target, anchor_objects, anchor_index, weight, mask, normalizer,
-                                             scale, reduction, formula_of(numbers), wanted, in_box_dtype});
+                                                        OptionalTensor target_index, OptionalTensor anchor_index,
+                                                        OptionalTensor weight, OptionalTensor mask,
+                                                        OptionalTensor normalizer, double scale, int64_t reduction,
+                                                        Numbers numbers, int64_t wanted, bool in_box_dtype) {
+  const LossResult found =
+      loss_of<Backend>({pred, target, anchor_objects, target_index, anchor_index, weight, mask, normalizer, scale,
+                        reduction, formula_of(numbers), wanted, in_box_dtype});
   const ScalarType dtype = found.value.scalar_type();
   return {found.value, or_nothing(found.pending, pred, dtype), or_nothing(found.grad_pred, pred, dtype),
           or_nothing(found.grad_target, pred, dtype), or_nothing(found.grad_anchor_objects, pred, dtype)};
@@ -238,18 +234,18 @@ Tensor scaled_of(const ScalingCall& call) {
     STD_TORCH_CHECK(!factor.has_value() || factor->numel() == 1 || factor->numel() == scaling.pairs,
                     "icr_kernels: factor: expected one value, or one for each of ", scaling.pairs, " pairs");
   }
-  STD_TORCH_CHECK(!call.anchor_index.has_value() || call.anchor_index->numel() == scaling.pairs,
-                  "icr_kernels: anchor_index: expected one for each of ", scaling.pairs, " pairs");
+  STD_TORCH_CHECK(!call.table_index.has_value() || call.table_index->numel() == scaling.pairs,
+                  "icr_kernels: table_index: expected one for each of ", scaling.pairs, " pairs");
   scaling.in_double = gradient.scalar_type() == ScalarType::Double;
   scaling.gradient = inputs.rows(gradient);
   scaling.factor = inputs.column(call.factor);
   scaling.pending = inputs.column(call.pending);
-  const bool of_table = call.anchor_index.has_value();
-  Tensor out = call.in_place ? gradient
-                             : empty(gradient, shape_of(of_table ? *call.anchor_objects : gradient, 0), call.dtype);
+  const bool of_table = call.table_index.has_value();
+  Tensor out =
+      call.in_place ? gradient : empty(gradient, shape_of(of_table ? *call.table : gradient, 0), call.dtype);
   scaling.out = {out.data_ptr(), type_of(out)};
   if (of_table) {
-    backend.add_to_table(scaling, inputs.anchor_objects(call.anchor_objects, call.anchor_index));
+    backend.add_to_table(scaling, inputs.rows(*call.table, call.table_index));
   } else {
     backend.scale(scaling);
   }
@@ -257,9 +253,9 @@ Tensor scaled_of(const ScalingCall& call) {
 }
 
 template <class Backend>
-Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype,
-              OptionalTensor anchor_objects, OptionalTensor anchor_index) {
-  return scaled_of<Backend>({gradient, factor, pending, dtype, anchor_objects, anchor_index, false});
+Tensor scaled(Tensor gradient, OptionalTensor factor, OptionalTensor pending, ScalarType dtype, OptionalTensor table,
+              OptionalTensor table_index) {
+  return scaled_of<Backend>({gradient, factor, pending, dtype, table, table_index, false});
 }
 
 // In the place of the gradient.
@@ -273,10 +269,12 @@ constexpr Direct direct{&loss_of<Backend>, &scaled_of<Backend>};
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchor_objects,
-                                                 OptionalTensor anchor_index, OptionalTensor mask, Numbers numbers) {
+                                                 OptionalTensor target_index, OptionalTensor anchor_index,
+                                                 OptionalTensor mask, Numbers numbers) {
   const Backend backend(pred);
-  Inputs inputs(5);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, formula_of(numbers));
+  Inputs inputs(6);
+  Task task =
+      make_task(inputs, pred, target, anchor_objects, target_index, anchor_index, mask, formula_of(numbers));
   task.terms = true;
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const auto term = [&](void*& out) {
@@ -293,31 +291,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, Opt
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment,
                                                   Tensor grad_penalty, Tensor pred, Tensor target,
-                                                  OptionalTensor anchor_objects, OptionalTensor anchor_index,
-                                                  OptionalTensor mask, Numbers numbers, int64_t wanted) {
+                                                  OptionalTensor anchor_objects, OptionalTensor target_index,
+                                                  OptionalTensor anchor_index, OptionalTensor mask, Numbers numbers,
+                                                  int64_t wanted) {
   const Backend backend(pred);
-  Inputs inputs(9);
-  Task task = make_task(inputs, pred, target, anchor_objects, anchor_index, mask, formula_of(numbers));
+  Inputs inputs(10);
+  Task task =
+      make_task(inputs, pred, target, anchor_objects, target_index, anchor_index, mask, formula_of(numbers));
   task.terms = true;
   task.grad_loss = inputs.column(grad_loss);
   task.grad_iou = inputs.column(grad_iou);
   task.grad_containment = inputs.column(grad_containment);
   task.grad_penalty = inputs.column(grad_penalty);
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
-  const auto gradient = [&](const OptionalTensor& boxes, int64_t bit, bool in_box_dtype, RowsOut& out) {
-    return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, in_box_dtype, dtype, out);
+  // Of a table first those of its pairs.
+  const auto gradient = [&](const OptionalTensor& boxes, const OptionalTensor& index, int64_t bit, RowsOut& out) {
+    return gradient_rows(pred, wanted & bit ? boxes : std::nullopt, !index.has_value(), dtype, out);
   };
-  const bool of_table = anchor_index.has_value();
-  const OptionalTensor grad_pred = gradient(pred, kPred, true, task.grad_pred);
-  const OptionalTensor grad_target = gradient(target, kTarget, true, task.grad_target);
-  OptionalTensor grad_anchor_objects = gradient(anchor_objects, kAnchorObject, !of_table, task.grad_anchor_objects);
+  const auto finished = [&](const OptionalTensor& rows, const OptionalTensor& boxes, const OptionalTensor& index) {
+    if (!rows.has_value() || !index.has_value()) return or_nothing(rows, pred, dtype);
+    return scaled<Backend>(*rows, std::nullopt, std::nullopt, boxes->scalar_type(), boxes, index);
+  };
+  const OptionalTensor grad_pred = gradient(pred, std::nullopt, kPred, task.grad_pred);
+  const OptionalTensor grad_target = gradient(target, target_index, kTarget, task.grad_target);
+  const OptionalTensor grad_anchor_objects =
+      gradient(anchor_objects, anchor_index, kAnchorObject, task.grad_anchor_objects);
   backend.run(task);
-  if (of_table && grad_anchor_objects.has_value()) {
-    grad_anchor_objects = scaled<Backend>(*grad_anchor_objects, std::nullopt, std::nullopt,
-                                          anchor_objects->scalar_type(), anchor_objects, anchor_index);
-  }
-  return {or_nothing(grad_pred, pred, dtype), or_nothing(grad_target, pred, dtype),
-          or_nothing(grad_anchor_objects, pred, dtype)};
+  return {or_nothing(grad_pred, pred, dtype), finished(grad_target, target, target_index),
+          finished(grad_anchor_objects, anchor_objects, anchor_index)};
 }
 
 }  // namespace icr_kernels

@@ -72,7 +72,7 @@ struct Task {
   int64_t pairs = 0;
   bool in_double = false;
 
-  Rows pred, target, anchor_objects;  // anchor_objects.data == nullptr: no anchor objects
+  Rows pred, target, anchor_objects;  // anchor_objects.data == nullptr: no anchor objects; only pred has no index
   Column weight, mask;                // data == nullptr: none
 
   Formula<double> formula;

@@ -36,6 +36,7 @@ def pairs(
     pred: Tensor,
     target: Tensor,
     anchor_objects: Tensor | None,
+    target_index: Tensor | None,
     anchor_index: Tensor | None,
     weight: Tensor | None,
     mask: Tensor | None,
@@ -44,28 +45,24 @@ def pairs(
     _boxes("pred", pred)
     shape, device = pred.shape, pred.device
     _boxes("target", target)
-    if target.shape != shape:
-        raise ValueError(f"target: expected the shape of pred, {tuple(shape)}, got {tuple(target.shape)}")
     _device("target", target, device)
+    if target_index is not None:
+        _index("target_index", target_index, "target", target, pred)
+    elif target.shape != shape:
+        raise ValueError(f"target: expected the shape of pred, {tuple(shape)}, got {tuple(target.shape)}")
     if anchor_objects is None:
         if anchor_index is not None:
             raise ValueError("anchor_index: expected None, because anchor_objects is None, got a tensor")
     else:
         _boxes("anchor_objects", anchor_objects)
         _device("anchor_objects", anchor_objects, device)
-        if anchor_index is None:
-            if anchor_objects.shape != shape:
-                raise ValueError(
-                    f"anchor_objects: expected the shape of pred, {tuple(shape)}, or a table (M, 4) with anchor_index, "
-                    f"got {tuple(anchor_objects.shape)}"
-                )
-        else:
-            if anchor_objects.dim() != 2:
-                raise ValueError(
-                    f"anchor_objects: expected a table (M, 4) with anchor_index, got {tuple(anchor_objects.shape)}"
-                )
-            _tensor("anchor_index", anchor_index, INDEX_TYPES)
-            _per_pair("anchor_index", anchor_index, shape, device)
+        if anchor_index is not None:
+            _index("anchor_index", anchor_index, "anchor_objects", anchor_objects, pred)
+        elif anchor_objects.shape != shape:
+            raise ValueError(
+                f"anchor_objects: expected the shape of pred, {tuple(shape)}, or a table (M, 4) with anchor_index, "
+                f"got {tuple(anchor_objects.shape)}"
+            )
     if weight is not None:
         _tensor("weight", weight, FLOAT_TYPES)
         _per_pair("weight", weight, shape, device)
@@ -74,8 +71,8 @@ def pairs(
         _tensor("mask", mask, (torch.bool,))
         _per_pair("mask", mask, shape, device)
     if CHECK_VALUES:
-        _values(pred, target, anchor_objects, anchor_index, mask)
-    return Pairs(pred, target, anchor_objects, anchor_index, weight, mask)
+        _values(pred, target, anchor_objects, target_index, anchor_index, mask)
+    return Pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask)
 
 
 def formula(
@@ -365,6 +362,13 @@ def _per_pair(argument: str, value: Tensor, shape: torch.Size, device: torch.dev
     _device(argument, value, device)
 
 
+def _index(argument: str, index: Tensor, of: str, table: Tensor, pred: Tensor) -> None:
+    if table.dim() != 2:
+        raise ValueError(f"{of}: expected a table (M, 4) with {argument}, got {tuple(table.shape)}")
+    _tensor(argument, index, INDEX_TYPES)
+    _per_pair(argument, index, pred.shape, pred.device)
+
+
 def _numbers(argument: str, values: Tensor, of: str, boxes: Tensor) -> None:
     _tensor(argument, values, INDEX_TYPES)
     if values.shape != boxes.shape[:-1]:
@@ -384,25 +388,36 @@ def _no_gradient(argument: str, value: Tensor) -> None:
 
 
 def _values(
-    pred: Tensor, target: Tensor, anchor_objects: Tensor | None, anchor_index: Tensor | None, mask: Tensor | None
+    pred: Tensor,
+    target: Tensor,
+    anchor_objects: Tensor | None,
+    target_index: Tensor | None,
+    anchor_index: Tensor | None,
+    mask: Tensor | None,
 ) -> None:
-    """Opt-in: finite boxes in unmasked pairs, and an index of -1 or in the table."""
-    rows = (("pred", pred), ("target", target), ("anchor_objects", anchor_objects))
-    for argument, boxes in rows:
-        if boxes is not None:
-            _finite(argument, boxes, mask)
-    if anchor_objects is not None and anchor_index is not None:
-        outside = (anchor_index < -1) | (anchor_index >= anchor_objects.shape[0])
-        if outside.any():
-            value = int(anchor_index[outside].flatten()[0])
-            raise ValueError(
-                f"anchor_index: expected -1 or a row of the {anchor_objects.shape[0]} anchor objects, got {value}"
-            )
+    """Opt-in: finite boxes in pairs that count and in tables, and an index of -1 or in the table."""
+    _in_table("target_index", target_index, target, "targets")
+    _in_table("anchor_index", anchor_index, anchor_objects, "anchor objects")
+    if target_index is not None:
+        mask = target_index >= 0 if mask is None else mask & (target_index >= 0)
+    _finite("pred", pred, mask)
+    _finite("target", target, mask if target_index is None else None)
+    if anchor_objects is not None:
+        _finite("anchor_objects", anchor_objects, mask if anchor_index is None else None)
+
+
+def _in_table(argument: str, index: Tensor | None, table: Tensor | None, of: str) -> None:
+    if index is None or table is None:
+        return
+    outside = (index < -1) | (index >= len(table))
+    if outside.any():
+        value = int(index[outside].flatten()[0])
+        raise ValueError(f"{argument}: expected -1 or a row of the {len(table)} {of}, got {value}")
 
 
 def _finite(argument: str, boxes: Tensor, mask: Tensor | None) -> None:
     finite = boxes.isfinite().all(-1)
-    if mask is not None and finite.shape == mask.shape:
+    if mask is not None:
         finite = finite | ~mask
     if not finite.all():
         raise ValueError(f"{argument}: expected finite boxes, got {int((~finite).sum())} that are not")

@@ -81,6 +81,7 @@ class Loss(torch.autograd.Function):
             pred if of_pred else None,
             target if of_target else None,
             anchor_objects if of_anchor_objects else None,
+            call.target_index if of_target else None,
             call.anchor_index if of_anchor_objects else None,
             pending if pending.numel() else None,
             grad_pred if of_pred else None,
@@ -95,26 +96,27 @@ class Loss(torch.autograd.Function):
     @staticmethod
     @first_derivative
     def backward(ctx, grad_loss):
-        pred, target, anchor_objects, index, pending, grad_pred, grad_target, grad_anchor_objects = ctx.saved_tensors
+        pred, target, anchor_objects, target_index, anchor_index, pending, *gradients = ctx.saved_tensors
         is_last = not torch.compiler.is_compiling() and not ctx.has_hooks and _is_last_pass(grad_loss)
 
-        def scaled(gradient: Tensor, boxes: Tensor) -> Tensor:
+        def scaled(gradient: Tensor | None, boxes: Tensor | None, index: Tensor | None = None) -> Tensor | None:
+            if gradient is None or boxes is None:
+                return None
+            if index is not None:
+                return ctx.operators.scaled(gradient, grad_loss, pending, boxes.dtype, boxes, index)
             if not is_last or gradient.dtype != boxes.dtype:
                 return ctx.operators.scaled(gradient, grad_loss, pending, boxes.dtype, None, None)
             ctx.operators.scaled_(gradient, grad_loss, pending)
             return gradient
 
-        if pred is not None:
-            pred = scaled(grad_pred, pred)
-        if target is not None:
-            target = scaled(grad_target, target)
-        if index is not None:
-            anchor_objects = ctx.operators.scaled(
-                grad_anchor_objects, grad_loss, pending, anchor_objects.dtype, anchor_objects, index
-            )
-        elif anchor_objects is not None:
-            anchor_objects = scaled(grad_anchor_objects, anchor_objects)
-        return pred, target, anchor_objects, None, None
+        grad_pred, grad_target, grad_anchor_objects = gradients
+        return (
+            scaled(grad_pred, pred),
+            scaled(grad_target, target, target_index),
+            scaled(grad_anchor_objects, anchor_objects, anchor_index),
+            None,
+            None,
+        )
 
 
 def _is_last_pass(upstream: Tensor) -> bool:
@@ -130,15 +132,16 @@ class _Context(NamedTuple):
 
 
 def backward_of_any(upstream: Tensor, *saved: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The backward pass of a loss of the compiled operators, for the node that C++ has of it (csrc/autograd.cpp)."""
-    return Loss.backward(_Context(saved, compiled, True), upstream)[:3]
+    """The backward pass of a loss of the compiled operators, for the node that C++ has of it (csrc/autograd.cpp), which
+    knows no index of targets."""
+    return Loss.backward(_Context((*saved[:3], None, *saved[3:]), compiled, True), upstream)[:3]
 
 
 class Terms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, target, anchor_objects, backend, call):
         operators = BY_NAME[backend].operators
-        ctx.save_for_backward(pred, target, anchor_objects, call.anchor_index, call.mask)
+        ctx.save_for_backward(pred, target, anchor_objects, call.target_index, call.anchor_index, call.mask)
         ctx.terms_backward, ctx.numbers = operators.terms_backward, call.numbers
         return operators.terms(*call)
 

@@ -36,6 +36,7 @@ class Pairs(NamedTuple):
     pred: Tensor
     target: Tensor
     anchor_objects: Tensor | None
+    target_index: Tensor | None
     anchor_index: Tensor | None
     weight: Tensor | None
     mask: Tensor | None
@@ -113,6 +114,7 @@ class LossCall(NamedTuple):
     pred: Tensor
     target: Tensor
     anchor_objects: Tensor | None
+    target_index: Tensor | None
     anchor_index: Tensor | None
     weight: Tensor | None
     mask: Tensor | None
@@ -124,8 +126,13 @@ class LossCall(NamedTuple):
     in_box_dtype: bool
 
     @property
+    def is_masked(self) -> bool:
+        """Whether there may be pairs that do not count."""
+        return self.mask is not None or self.target_index is not None
+
+    @property
     def is_mean_of_unmasked(self) -> bool:
-        return self.mask is not None and self.normalizer is None and self.reduction == REDUCTION_IDS["mean"]
+        return self.is_masked and self.normalizer is None and self.reduction == REDUCTION_IDS["mean"]
 
 
 class ScalingCall(NamedTuple):
@@ -133,8 +140,8 @@ class ScalingCall(NamedTuple):
     factor: Tensor | None
     pending: Tensor | None
     dtype: torch.dtype
-    anchor_objects: Tensor | None
-    anchor_index: Tensor | None
+    table: Tensor | None
+    table_index: Tensor | None
 
 
 Overwritten = Annotated[Tensor, "changed by the operator"]
@@ -150,6 +157,7 @@ class TermsCall(NamedTuple):
     pred: Tensor
     target: Tensor
     anchor_objects: Tensor | None
+    target_index: Tensor | None
     anchor_index: Tensor | None
     mask: Tensor | None
     numbers: list[float]

@@ -14,7 +14,9 @@ from .variants import REDUCTION_IDS
 _ARGUMENTS = """
     Args:
         pred: predictions, boxes of shape (..., 4), float16, bfloat16, float32 or float64.
-        target: their ground truth, of the same shape."""
+        target: their ground truth, of the same shape; or a table (M, 4) with ``target_index``.
+        target_index: (...) int64 or int32, the row of ``target`` that belongs to each pair. -1 (and any number outside
+            the table): no target, and the pair does not count, as one that ``mask`` leaves out."""
 
 _ANCHOR_OBJECTS = """
         anchor_objects: the anchor object of each pair, of the shape of pred; or a table (M, 4) with ``anchor_index``;
@@ -33,9 +35,10 @@ _PENALTY = """
 
 _REDUCTION = """
         weight: (...) floating, multiplies each pair. No gradient flows to it.
-        mask: (...) bool. A pair whose mask is False contributes exactly 0 to loss and gradient, whatever it holds.
+        mask: (...) bool. A pair whose mask is False does not count: it contributes exactly 0 to loss and gradient,
+            whatever it holds.
         normalizer: what "mean" divides the sum by, a number or a 0-dim tensor that stays on its device; None: the
-            number of unmasked pairs. A normalizer below eps counts as eps.
+            number of pairs that count. A normalizer below eps counts as eps.
         reduction: "none" (one loss per pair), "sum" or "mean". The mean of no pair is 0, with a gradient of zeros."""
 
 _MASK = """
@@ -82,6 +85,7 @@ def icr_loss(
     target: Tensor,
     anchor_objects: Tensor | None,
     *,
+    target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
     loss: str = "ciou",
     penalty: str = "containment",
@@ -101,7 +105,7 @@ def icr_loss(
     arXiv 2508.14343; the losses' papers are in `icr_kernels.variants`). The result is float32, or float64 for float64
     boxes: a 0-dim tensor, or one loss per pair with reduction="none".
     """
-    if not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
+    if target_index is None and not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
         result = shortcut.icr_loss(
             pred,
             target,
@@ -121,7 +125,7 @@ def icr_loss(
         )
         if result is not None:
             return result
-    pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
+    pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask)
     formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
     arguments.reduction(reduction)
     arguments.normalizer(normalizer, reduction, pred)
@@ -132,6 +136,7 @@ def icr_loss(
             pred,
             target,
             anchor_objects,
+            target_index=target_index,
             anchor_index=anchor_index,
             weight=weight,
             mask=mask,
@@ -152,6 +157,7 @@ def box_iou_loss(
     pred: Tensor,
     target: Tensor,
     *,
+    target_index: Tensor | None = None,
     loss: str = "ciou",
     weight: Tensor | None = None,
     mask: Tensor | None = None,
@@ -169,6 +175,7 @@ def box_iou_loss(
         pred,
         target,
         None,
+        target_index=target_index,
         loss=loss,
         weight=weight,
         mask=mask,
@@ -186,6 +193,7 @@ def icr_terms(
     target: Tensor,
     anchor_objects: Tensor | None,
     *,
+    target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
     loss: str = "ciou",
     penalty: str = "containment",
@@ -202,17 +210,23 @@ def icr_terms(
     share of the prediction inside its anchor object (1 without one), ``penalty`` the penalty before weighting. Every
     term is differentiable.
     """
-    pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, None, mask)
+    pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, None, mask)
     formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
     if chosen.operators is None or transforms.loses_derivative(is_transformed):
         return reference.icr_terms(
-            pred, target, anchor_objects, anchor_index=anchor_index, mask=mask, **formula._asdict()
+            pred,
+            target,
+            anchor_objects,
+            target_index=target_index,
+            anchor_index=anchor_index,
+            mask=mask,
+            **formula._asdict(),
         )
     if is_transformed:
         return transforms.icr_terms(pairs, formula, chosen.name)
-    call = TermsCall(pred, target, anchor_objects, anchor_index, mask, formula.packed())
+    call = TermsCall(pred, target, anchor_objects, target_index, anchor_index, mask, formula.packed())
     if autograd.wanted(pred, target, anchor_objects):
         return ICRTerms(*autograd.Terms.apply(pred, target, anchor_objects, chosen.name, call))
     return ICRTerms(*chosen.operators.terms(*call))
@@ -224,6 +238,7 @@ def icr_loss_and_grad(
     target: Tensor,
     anchor_objects: Tensor | None = None,
     *,
+    target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
     loss: str = "ciou",
     penalty: str = "containment",
@@ -243,7 +258,7 @@ def icr_loss_and_grad(
     each pair's own loss. Neither requires grad. Under transforms of `torch.func` the loss has a derivative, and to
     differentiate the gradient is a RuntimeError.
     """
-    if not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
+    if target_index is None and not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
         result = shortcut.icr_loss_and_grad(
             pred,
             target,
@@ -264,7 +279,7 @@ def icr_loss_and_grad(
         if result is not None:
             return result
     with torch.no_grad():
-        pairs = arguments.pairs(pred, target, anchor_objects, anchor_index, weight, mask)
+        pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask)
         formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
         arguments.reduction(reduction)
         arguments.normalizer(normalizer, reduction, pred)
@@ -278,8 +293,15 @@ def icr_loss_and_grad(
             if pending:
                 gradient = chosen.operators.scaled(gradient, factor, None, pred.dtype, None, None)
             return value, gradient
-    tensors = {"anchor_index": anchor_index, "weight": weight, "mask": mask, "normalizer": normalizer}
-    options: dict[str, Any] = {**tensors, "reduction": reduction, **formula._asdict()}
+    options: dict[str, Any] = {
+        "target_index": target_index,
+        "anchor_index": anchor_index,
+        "weight": weight,
+        "mask": mask,
+        "normalizer": normalizer,
+        "reduction": reduction,
+        **formula._asdict(),
+    }
     if is_transformed:
 
         def total(pred: Tensor) -> tuple[Tensor, Tensor]:

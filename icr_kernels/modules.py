@@ -26,7 +26,7 @@ class _Options(nn.Module):
 class BoxIoULoss(_Options):
     """`box_iou_loss` with its options held: ``BoxIoULoss(loss="giou")(pred, target, mask=mask)``.
 
-    The tensors weight, mask and normalizer are given at the call.
+    The tensors target_index, weight, mask and normalizer are given at the call.
     """
 
     def __init__(
@@ -45,17 +45,26 @@ class BoxIoULoss(_Options):
         pred: Tensor,
         target: Tensor,
         *,
+        target_index: Tensor | None = None,
         weight: Tensor | None = None,
         mask: Tensor | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
-        return box_iou_loss(pred, target, weight=weight, mask=mask, normalizer=normalizer, **self.options)
+        return box_iou_loss(
+            pred,
+            target,
+            target_index=target_index,
+            weight=weight,
+            mask=mask,
+            normalizer=normalizer,
+            **self.options,
+        )
 
 
 class ICRLoss(_Options):
     """`icr_loss` with its options held: ``ICRLoss("giou", penalty_weight=0.5)(pred, target, cars)``.
 
-    The tensors anchor_index, weight, mask and normalizer are given at the call.
+    The tensors target_index, anchor_index, weight, mask and normalizer are given at the call.
     """
 
     def __init__(
@@ -87,6 +96,7 @@ class ICRLoss(_Options):
         target: Tensor,
         anchor_objects: Tensor | None,
         *,
+        target_index: Tensor | None = None,
         anchor_index: Tensor | None = None,
         weight: Tensor | None = None,
         mask: Tensor | None = None,
@@ -96,6 +106,7 @@ class ICRLoss(_Options):
             pred,
             target,
             anchor_objects,
+            target_index=target_index,
             anchor_index=anchor_index,
             weight=weight,
             mask=mask,

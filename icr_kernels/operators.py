@@ -78,7 +78,7 @@ def loss(family: "Operators", call: LossCall):
     return (
         call.pred.new_empty(call.pred.shape[:-1] if call.reduction == REDUCTION_IDS["none"] else (), dtype=dtype),
         call.pred.new_empty(() if family.is_pending(call) else (0,), dtype=dtype),
-        *_gradients(call, call.wanted, call.pred.shape, None if call.in_box_dtype else dtype),
+        *_gradients(call, call.wanted, False, None if call.in_box_dtype else dtype),
     )
 
 
@@ -86,7 +86,7 @@ def loss(family: "Operators", call: LossCall):
 def scaled(family: "Operators", call: ScalingCall):
     """Such a gradient times an upstream factor and the one that it lacks, as far as they are there; given the index of
     a table, the gradient of that table."""
-    rows = call.gradient if call.anchor_index is None or call.anchor_objects is None else call.anchor_objects
+    rows = call.gradient if call.table_index is None or call.table is None else call.table
     return call.gradient.new_empty(rows.shape, dtype=call.dtype)
 
 
@@ -105,22 +105,18 @@ def terms(family: "Operators", call: TermsCall):
 @operator(TermsCall, results=3, upstream=("grad_loss", "grad_iou", "grad_containment", "grad_penalty"))
 def terms_backward(family: "Operators", grad_loss, grad_iou, grad_containment, grad_penalty, call: TermsCall, wanted):
     """The gradients of pred, target and anchor_objects, computed anew, each without elements if it is not wanted."""
-    return _gradients(call, wanted, call.pred.shape if call.anchor_objects is None else call.anchor_objects.shape)
+    return _gradients(call, wanted, True)
 
 
-def _gradients(call: LossCall | TermsCall, wanted: int, shape_of_anchor_objects, dtype: torch.dtype | None = None):
-    """Of the three boxes, in this dtype or in their own."""
+def _gradients(call: LossCall | TermsCall, wanted: int, of_tables: bool, dtype: torch.dtype | None = None):
+    """Of the three boxes, of tables themselves or of the rows of their pairs; in this dtype or in their own."""
 
-    def gradient(boxes: Tensor | None, bit: int, shape: torch.Size) -> Tensor:
+    def gradient(boxes: Tensor | None, bit: int) -> Tensor:
         if boxes is None or not wanted & bit:
             return call.pred.new_empty(0, dtype=dtype or compute_dtype(call.pred, call.target, call.anchor_objects))
-        return call.pred.new_empty(shape, dtype=dtype or boxes.dtype)
+        return call.pred.new_empty(boxes.shape if of_tables else call.pred.shape, dtype=dtype or boxes.dtype)
 
-    return (
-        gradient(call.pred, PRED, call.pred.shape),
-        gradient(call.target, TARGET, call.pred.shape),
-        gradient(call.anchor_objects, ANCHOR_OBJECTS, shape_of_anchor_objects),
-    )
+    return gradient(call.pred, PRED), gradient(call.target, TARGET), gradient(call.anchor_objects, ANCHOR_OBJECTS)
 
 
 @operator(PairwiseCall)

@@ -235,6 +235,7 @@ def icr_terms(
     target: Tensor,
     anchor_objects: Tensor | None = None,
     *,
+    target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
     mask: Tensor | None = None,
     **options,
@@ -242,6 +243,9 @@ def icr_terms(
     """`icr_kernels.icr_terms` in plain PyTorch, without its checks. ``options`` are those of `Formula`."""
     formula = Formula(**options)
     dtype, eps = compute_dtype(pred, target, anchor_objects), formula.eps
+    # Converted before it is gathered: the gradient of a table adds up in the arithmetic's dtype.
+    target, has_target = gathered(target.to(dtype), target_index)
+    mask = both(mask, has_target)
 
     def box(boxes: Tensor) -> Box:
         # A masked pair may hold anything, NaN included: replaced before the arithmetic, it cannot reach a gradient.
@@ -254,8 +258,7 @@ def icr_terms(
     if anchor_objects is None or formula.penalty == NO_PENALTY:
         inside, excess = torch.ones_like(total), torch.zeros_like(total)
     else:
-        # Converted before it is gathered: the gradient of a table adds up in the arithmetic's dtype.
-        anchor_objects, has_anchor = gather_anchor_objects(anchor_objects.to(dtype), anchor_index)
+        anchor_objects, has_anchor = gathered(anchor_objects.to(dtype), anchor_index)
         a = box(anchor_objects)
         inside = containment(p, a, eps)
         penalty = PENALTIES[formula.penalty]
@@ -269,15 +272,25 @@ def icr_terms(
     return ICRTerms(*(terms if mask is None else (torch.where(mask, term, 0) for term in terms)))
 
 
-def gather_anchor_objects(anchor_objects: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The anchor object of every pair, and which pairs have one: those whose index lies in the table."""
-    if index is None:
-        return anchor_objects, None
-    has_anchor = (index >= 0) & (index < anchor_objects.shape[0])
-    table = torch.cat([anchor_objects, anchor_objects.new_zeros(1, 4)])  # the last row is of those without
-    rows = torch.where(has_anchor, index, anchor_objects.shape[0])
+def in_table(table: Tensor, index: Tensor | None) -> Tensor | None:
+    """Which pairs have a row: those whose index lies in the table. None: all, without an index."""
+    return None if index is None else (index >= 0) & (index < table.shape[0])
+
+
+def gathered(table: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The row of every pair, and which pairs have one."""
+    has_row = in_table(table, index)
+    if index is None or has_row is None:
+        return table, None
+    padded = torch.cat([table, table.new_zeros(1, 4)])  # the last row is of those without
+    rows = torch.where(has_row, index, table.shape[0])
     # With a dimension more: for a single number indexing would ask for its value, which vmap cannot tell.
-    return table[rows.unsqueeze(-1)].squeeze(-2), has_anchor
+    return padded[rows.unsqueeze(-1)].squeeze(-2), has_row
+
+
+def both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """What two masks keep; None keeps all."""
+    return other if mask is None else mask if other is None else mask & other
 
 
 def icr_loss(
@@ -285,6 +298,7 @@ def icr_loss(
     target: Tensor,
     anchor_objects: Tensor | None = None,
     *,
+    target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
@@ -293,7 +307,9 @@ def icr_loss(
     **options,
 ) -> Tensor:
     """`icr_kernels.icr_loss` in plain PyTorch, without its checks. ``options`` are those of `Formula`."""
-    loss = icr_terms(pred, target, anchor_objects, anchor_index=anchor_index, mask=mask, **options).loss
+    indices = {"target_index": target_index, "anchor_index": anchor_index}
+    loss = icr_terms(pred, target, anchor_objects, **indices, mask=mask, **options).loss
+    mask = both(mask, in_table(target, target_index))
     return reduced(loss, weight, mask, normalizer, reduction, Formula(**options).eps)
 
 

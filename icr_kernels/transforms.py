@@ -58,7 +58,7 @@ class Term(torch.autograd.Function):
 
     @staticmethod
     def forward(pred, target, anchor_objects, mask, term, backend, packed):
-        call = TermsCall(pred, target, anchor_objects, None, mask, packed)
+        call = TermsCall(pred, target, anchor_objects, None, None, mask, packed)
         return BY_NAME[backend].operators.terms(*call)[term]
 
     @staticmethod
@@ -93,7 +93,7 @@ class TermGradient(torch.autograd.Function):
     def forward(pred, target, anchor_objects, mask, term, backend, packed, is_wanted):
         one = torch.ones((), dtype=pred.dtype, device=pred.device).expand(pred.shape[:-1])
         upstream = [one if place == term else torch.zeros_like(one) for place in range(len(ICRTerms._fields))]
-        call = TermsCall(pred, target, anchor_objects, None, mask, packed)
+        call = TermsCall(pred, target, anchor_objects, None, None, mask, packed)
         rows = BY_NAME[backend].operators.terms_backward(*upstream, *call, wanted(*is_wanted))
         return tuple(each for each, is_one in zip(rows, is_wanted, strict=True) if is_one)
 
@@ -116,14 +116,16 @@ class TermGradient(torch.autograd.Function):
 def icr_terms(pairs: Pairs, formula: Formula, backend: str) -> ICRTerms:
     """`icr_kernels.icr_terms` by the kernels of a backend."""
     dtype = compute_dtype(pairs.pred, pairs.target, pairs.anchor_objects)
-    pred, target, mask = pairs.pred.to(dtype), pairs.target.to(dtype), pairs.mask
+    pred = pairs.pred.to(dtype)
+    target, has_target = reference.gathered(pairs.target.to(dtype), pairs.target_index)
+    mask = reference.both(pairs.mask, has_target)
     without = formula._replace(penalty=NO_PENALTY).packed()
     loss = Term.apply(pred, target, None, mask, _LOSS, backend, without)
     iou = Term.apply(pred, target, None, mask, _IOU, backend, without)
     inside, penalty = torch.ones_like(loss), torch.zeros_like(loss)
     if pairs.anchor_objects is not None:
-        anchor_objects, has_anchor = reference.gather_anchor_objects(pairs.anchor_objects.to(dtype), pairs.anchor_index)
-        counts = mask if has_anchor is None else has_anchor if mask is None else mask & has_anchor
+        anchor_objects, has_anchor = reference.gathered(pairs.anchor_objects.to(dtype), pairs.anchor_index)
+        counts = reference.both(mask, has_anchor)
         packed = formula.packed()
         inside = Term.apply(pred, target, anchor_objects, counts, _CONTAINMENT, backend, packed)
         inside = inside if has_anchor is None else torch.where(has_anchor, inside, 1)
@@ -135,7 +137,8 @@ def icr_terms(pairs: Pairs, formula: Formula, backend: str) -> ICRTerms:
 def icr_loss(pairs: Pairs, formula: Formula, normalizer: float | Tensor | None, reduction: str, backend: str) -> Tensor:
     """`icr_kernels.icr_loss` by the kernels of a backend."""
     loss = icr_terms(pairs, formula, backend).loss
-    return reference.reduced(loss, pairs.weight, pairs.mask, normalizer, reduction, formula.eps)
+    mask = reference.both(pairs.mask, reference.in_table(pairs.target, pairs.target_index))
+    return reference.reduced(loss, pairs.weight, mask, normalizer, reduction, formula.eps)
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction, backend: str) -> Tensor:

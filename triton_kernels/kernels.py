@@ -63,8 +63,8 @@ def load_value(column, rows, keep):
 
 
 @triton.jit
-def anchor_rows(index, table_rows, rows, keep):
-    """The rows of the anchor objects, and which pairs have one: those whose index lies in the table."""
+def rows_of_table(index, table_rows, rows, keep):
+    """The rows that belong to pairs, and which pairs have one: those whose index lies in the table."""
     if index.data is None:
         return rows, keep
     else:
@@ -80,16 +80,27 @@ def kept(mask, rows, inside):
 
 @triton.jit
 def load_pairs(
-    pred, target, anchor_objects, index, table_rows, rows, inside, HAS_ANCHORS: tl.constexpr, DTYPE: tl.constexpr
+    pred,
+    target,
+    anchor_objects,
+    target_index,
+    target_rows,
+    anchor_index,
+    anchor_rows,
+    rows,
+    inside,
+    HAS_ANCHORS: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
-    """The coordinates of the boxes, and which pairs have an anchor object."""
+    """The coordinates of the boxes, which pairs have a target, and which have an anchor object."""
     p = load_rows(pred, rows, inside, DTYPE)
-    g = load_rows(target, rows, inside, DTYPE)
+    row, has_target = rows_of_table(target_index, target_rows, rows, inside)
+    g = load_rows(target, row, has_target, DTYPE)
     if HAS_ANCHORS:
-        anchor, has_anchor = anchor_rows(index, table_rows, rows, inside)
-        return Boxes(p, g, load_rows(anchor_objects, anchor, has_anchor, DTYPE)), has_anchor
+        row, has_anchor = rows_of_table(anchor_index, anchor_rows, rows, inside)
+        return Boxes(p, g, load_rows(anchor_objects, row, has_anchor, DTYPE)), has_target, has_anchor
     else:
-        return Boxes(p, g, p), inside
+        return Boxes(p, g, p), has_target, inside
 
 
 @triton.jit
@@ -171,13 +182,15 @@ def reduce_programs(value, pending, ticket, total, count, factor, BLOCK: tl.cons
         tl.store(ticket, 0)
 
 
-@triton.jit(do_not_specialize=["table_rows", "pairs"])
+@triton.jit(do_not_specialize=["target_rows", "anchor_rows", "pairs"])
 def loss_kernel(
     pred,
     target,
     anchor_objects,
-    index,
-    table_rows,
+    target_index,
+    target_rows,
+    anchor_index,
+    anchor_rows,
     weight,
     mask,
     normalizer,
@@ -210,10 +223,20 @@ def loss_kernel(
     while first < pairs:
         rows = first + tl.arange(0, BLOCK)
         inside = rows < pairs
-        keep = kept(mask, rows, inside)
-        boxes, has_anchor = load_pairs(
-            pred, target, anchor_objects, index, table_rows, rows, inside, PENALTY is not None, DTYPE
+        boxes, has_target, has_anchor = load_pairs(
+            pred,
+            target,
+            anchor_objects,
+            target_index,
+            target_rows,
+            anchor_index,
+            anchor_rows,
+            rows,
+            inside,
+            PENALTY is not None,
+            DTYPE,
         )
+        keep = kept(mask, rows, has_target)
         variable = variables_of(boxes, gradients, COUNT, FORMAT)
         y = pair_loss(variable, has_anchor, numbers, LOSS, PENALTY, RELATIVE)
         loss, slope = y.value, factor.to(DTYPE)
@@ -239,13 +262,15 @@ def loss_kernel(
             reduce_programs(value, pending, ticket, total, count, factor, BLOCK)
 
 
-@triton.jit(do_not_specialize=["table_rows", "pairs"])
+@triton.jit(do_not_specialize=["target_rows", "anchor_rows", "pairs"])
 def terms_kernel(
     pred,
     target,
     anchor_objects,
-    index,
-    table_rows,
+    target_index,
+    target_rows,
+    anchor_index,
+    anchor_rows,
     mask,
     terms,
     upstream,
@@ -265,10 +290,20 @@ def terms_kernel(
     numbers = Numbers(tl.full((), penalty_weight, DTYPE), tl.full((), eps, DTYPE))
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < pairs
-    keep = kept(mask, rows, inside)
-    boxes, has_anchor = load_pairs(
-        pred, target, anchor_objects, index, table_rows, rows, inside, PENALTY is not None, DTYPE
+    boxes, has_target, has_anchor = load_pairs(
+        pred,
+        target,
+        anchor_objects,
+        target_index,
+        target_rows,
+        anchor_index,
+        anchor_rows,
+        rows,
+        inside,
+        PENALTY is not None,
+        DTYPE,
     )
+    keep = kept(mask, rows, has_target)
     variable = variables_of(boxes, gradients, COUNT, FORMAT)
     found = pair_terms(variable, has_anchor, numbers, LOSS, PENALTY, RELATIVE)
     if terms.loss is not None:

@@ -61,6 +61,11 @@ def column_of(values: Tensor | None) -> Column:
     return Column() if values is None else Column(*flat(values, 0))
 
 
+def index_of(table: Tensor | None, index: Tensor | None) -> tuple[Column, int | None]:
+    """The row of each pair, and the number of rows; without an index each pair has its own."""
+    return column_of(index), None if table is None or index is None else len(table)
+
+
 def formula_of(call: LossCall | TermsCall) -> tuple[dict[str, Any], list[float]]:
     """What is computed of each pair, as kernels take it: what is compiled in, and numbers."""
     loss, penalty, box_format, relative, *numbers = call.numbers
@@ -148,10 +153,10 @@ def loss(*arguments):
     scale, normalizer, pending = call.scale, call.normalizer, None
     if call.reduction != REDUCTION_IDS["mean"]:
         normalizer = None
-    elif normalizer is None and call.mask is None:
-        scale /= max(pairs, 1)
-    elif normalizer is None:
+    elif call.is_mean_of_unmasked:
         pending = empty(())
+    elif normalizer is None:
+        scale /= max(pairs, 1)
     gradients = gradients_of(call, call.wanted, *[None if call.in_box_dtype else dtype] * 3)
     with torch.cuda.device_of(pred):
         programs, ticket = programs_for(pairs, block), None
@@ -172,8 +177,8 @@ def loss(*arguments):
             rows_of(pred),
             rows_of(call.target),
             rows_of(call.anchor_objects),
-            column_of(call.anchor_index),
-            None if call.anchor_index is None else len(call.anchor_objects),
+            *index_of(call.target, call.target_index),
+            *index_of(call.anchor_objects, call.anchor_index),
             column_of(call.weight),
             column_of(call.mask),
             normalizer,
@@ -195,8 +200,8 @@ def loss(*arguments):
 
 def scaled(*arguments):
     call = ScalingCall(*arguments)
-    gradient, is_table = call.gradient, call.anchor_index is not None
-    out = torch.empty((call.anchor_objects if is_table else gradient).shape, dtype=call.dtype, device=gradient.device)
+    gradient, is_table = call.gradient, call.table_index is not None
+    out = torch.empty((call.table if is_table else gradient).shape, dtype=call.dtype, device=gradient.device)
     pairs, block = gradient.numel() // 4, block_for(gradient)
     rows = rows_of(gradient), column_of(call.factor), call.pending
     constants = {"DTYPE": DTYPES[gradient.dtype], "BLOCK": block}
@@ -209,7 +214,7 @@ def scaled(*arguments):
                 table_kernel,
                 programs_for(len(out), table_block),
                 *rows,
-                column_of(call.anchor_index),
+                column_of(call.table_index),
                 out,
                 pairs,
                 len(out),
@@ -239,15 +244,17 @@ def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *argumen
     *arguments, wanted = arguments
     call = TermsCall(*arguments)
     dtype = compute_dtype(call.pred, call.target, call.anchor_objects)
-    is_table = call.anchor_index is not None and wanted & ANCHOR_OBJECTS
-    gradients = gradients_of(call, wanted, None, None, dtype if is_table else None)
+    tables = Boxes((call.pred, None), (call.target, call.target_index), (call.anchor_objects, call.anchor_index))
+    gradients = gradients_of(call, wanted, *(None if index is None else dtype for _, index in tables))
     upstream = Terms(*map(column_of, (grad_loss, grad_iou, grad_containment, grad_penalty)))
     _launch_terms(call, wanted, Terms(None, None, None, None), upstream, gradients)
-    if is_table:
-        table = call.anchor_objects
-        of_table = scaled(gradients.anchor_objects, None, None, table.dtype, table, call.anchor_index)
-        gradients = gradients._replace(anchor_objects=of_table)
-    return tuple(call.pred.new_empty(0, dtype=dtype) if each is None else each for each in gradients)
+
+    def finished(rows: Tensor | None, boxes: Tensor, index: Tensor | None) -> Tensor:
+        if rows is None:
+            return call.pred.new_empty(0, dtype=dtype)
+        return rows if index is None else scaled(rows, None, None, boxes.dtype, boxes, index)
+
+    return tuple(finished(rows, *of) for rows, of in zip(gradients, tables, strict=True))
 
 
 def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms, gradients: Boxes) -> None:
@@ -260,8 +267,8 @@ def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms,
             rows_of(pred),
             rows_of(call.target),
             rows_of(call.anchor_objects),
-            column_of(call.anchor_index),
-            None if call.anchor_index is None else len(call.anchor_objects),
+            *index_of(call.target, call.target_index),
+            *index_of(call.anchor_objects, call.anchor_index),
             column_of(call.mask),
             results,
             upstream,

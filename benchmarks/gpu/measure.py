@@ -122,6 +122,7 @@ def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
         pred,
         target,
         anchor_objects,
+        target_index=None,
         anchor_index=None,
         weight=None,
         mask=None,

@@ -73,6 +73,9 @@ def call(backend: str, number: int, pairs: int, dtype: torch.dtype, layout: str)
         anchor_objects = torch.cat((anchor_objects, torch.ones(TABLE_ROWS, 4, dtype=dtype)))[:TABLE_ROWS]
         index = index.int() if draw.random() < 0.5 else index
         options["anchor_index"] = place(index, layout)
+        if draw.random() < 0.3:
+            target = torch.cat((target, torch.ones(TABLE_ROWS, 4, dtype=dtype)))[:TABLE_ROWS]
+            options["target_index"] = place(index.flip(0), layout)
     boxes = [place(rows, layout) for rows in (pred, target, anchor_objects)]
     wanted = draw.choice((boxes[:1], boxes[1:], boxes))
     for rows in wanted:

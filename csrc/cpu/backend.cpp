@@ -45,11 +45,16 @@ InstructionSet& current() {
   return set;
 }
 
-int64_t count_true(const Column& mask, int64_t pairs) {
-  if (mask.data == nullptr) return pairs;
-  const auto* values = static_cast<const uint8_t*>(mask.data);
+// The number of pairs that count.
+int64_t count_of(const Task& task) {
+  if (!icr::is_masked(task)) return task.pairs;
   int64_t count = 0;
-  for (int64_t i = 0; i < pairs; ++i) count += values[i * mask.stride] != 0;
+  if (task.target.index != nullptr) {
+    for (int64_t i = 0; i < task.pairs; ++i) count += icr::counts(task, i);
+  } else {
+    const auto* values = static_cast<const uint8_t*>(task.mask.data);
+    for (int64_t i = 0; i < task.pairs; ++i) count += values[i * task.mask.stride] != 0;
+  }
   return count;
 }
 
@@ -68,7 +73,7 @@ void run_chunks(const Task& task, double* chunk_sums) {
 void Cpu::run(const Task& task) const { run_chunks(task, nullptr); }
 
 std::tuple<Tensor, OptionalTensor> Cpu::sum(Task& task, bool over_count, bool) const {
-  if (over_count) task.scale /= double(std::max<int64_t>(count_true(task.mask, task.pairs), 1));
+  if (over_count) task.scale /= double(std::max<int64_t>(count_of(task), 1));
   if (task.normalizer.data != nullptr) {
     const double normalizer = icr::element<double>(task.normalizer.data, task.normalizer.type, 0);
     task.scale /= std::max(normalizer, task.formula.numbers[icr_kernels::kEps]);

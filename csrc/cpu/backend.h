@@ -20,7 +20,7 @@ class Cpu {
   explicit Cpu(const Tensor& like) : like_(like) {}
 
   void run(const Task& task) const;
-  // Runs the task and adds up its losses, over the number of unmasked pairs if so asked. The gradients are complete.
+  // Runs the task and adds up its losses, over the number of pairs that count if so asked. The gradients are complete.
   std::tuple<Tensor, OptionalTensor> sum(Task& task, bool over_count, bool is_masked) const;
   void scale(const Scaling& scaling) const;
   void add_to_table(const Scaling& scaling, const Rows& table) const;

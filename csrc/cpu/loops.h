@@ -162,7 +162,7 @@ ICR_INLINE void store_column(void* to, int64_t first, int count, Pack<T, N> x) {
   if (count != N) memcpy(target, buffer, count * sizeof(T));
 }
 
-// All results of pairs that the mask leaves out.
+// All results of pairs that do not count.
 template <class T>
 void store_zeros(const Task& task, int64_t first, int64_t count) {
   for (void* column : {task.loss_out, task.iou_out, task.containment_out, task.penalty_out}) {
@@ -213,7 +213,7 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
     const int count = end - first < N ? int(end - first) : N;
     P pred[4], target[4], anchor[4];
     load_rows(task.pred, direct_pred, first, count, pred);
-    load_rows(task.target, direct_target, first, count, target);
+    const auto has_target = load_rows(task.target, direct_target, first, count, target);
     auto has_anchor = zero < zero;
     if (formula.penalty >= 0) {
       has_anchor = load_rows(task.anchor_objects, direct_anchor_objects, first, count, anchor);
@@ -224,8 +224,8 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
     const bool are_corners = format == kXYXY && !any_lane<T, N>((!icr::are_corners<T>(pred, target, anchor)).m);
     Boxes<P> boxes{box_of(pred), box_of(target), box_of(anchor)};
     if (!are_corners) boxes = {corners(pred, format), corners(target, format), corners(anchor, format)};
-    const bool keep_all = task.mask.data == nullptr && count == N;
-    const auto keep = load_mask<T, N>(task.mask, first, count);
+    const bool keep_all = !is_masked(task) && count == N;
+    const auto keep = has_target & load_mask<T, N>(task.mask, first, count);
     Gradients<P> gradients;
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = zero;
     P factor = scale;
@@ -273,21 +273,29 @@ bool keeps_any(const Column& mask, int64_t first, int64_t end) {
   return any != 0;
 }
 
-// The chunks [begin, end). Where the mask leaves out N pairs in a row, nothing is read of them.
+template <int N>
+bool any_counts(const Task& task, int64_t first, int64_t end) {
+  if (task.target.index == nullptr) return keeps_any<N>(task.mask, first, end);
+  bool any = false;
+  for (int64_t i = first; i < first + N && i < end; ++i) any |= counts(task, i);
+  return any;
+}
+
+// The chunks [begin, end). Where N pairs in a row do not count, none of their boxes are read.
 template <class T, int N, unsigned Want, bool AllTerms>
 void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t chunk_begin = chunk * kChunk;
     const int64_t chunk_end = chunk_begin + kChunk < task.pairs ? chunk_begin + kChunk : task.pairs;
     double sum = 0;
-    if (task.mask.data == nullptr) {
+    if (!is_masked(task)) {
       sum = run_pairs<T, N, Want, AllTerms>(task, chunk_begin, chunk_end);
     } else {
       for (int64_t first = chunk_begin, next = first; first < chunk_end; first = next) {
-        const bool any = keeps_any<N>(task.mask, first, chunk_end);
+        const bool any = any_counts<N>(task, first, chunk_end);
         do {
           next += N;
-        } while (next < chunk_end && keeps_any<N>(task.mask, next, chunk_end) == any);
+        } while (next < chunk_end && any_counts<N>(task, next, chunk_end) == any);
         if (next > chunk_end) next = chunk_end;
         if (any) {
           sum += run_pairs<T, N, Want, AllTerms>(task, first, next);

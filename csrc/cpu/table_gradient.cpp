@@ -1,4 +1,4 @@
-// The gradient of a table of anchor objects: one loop over the pairs, which no instruction set makes faster.
+// The gradient of a table: one loop over the pairs, which no instruction set makes faster.
 #include <vector>
 
 #include "loops.h"

@@ -23,8 +23,8 @@ class Cuda {
   Cuda& operator=(const Cuda&) = delete;
 
   void run(const Task& task) const;
-  // Runs the task and adds up its losses in one launch. Over the number of unmasked pairs, if so asked: where there is
-  // a mask that number is known only at the end, so the gradients still lack the factor that comes second.
+  // Runs the task and adds up its losses in one launch. Over the number of pairs that count, if so asked: where some
+  // may not, that number is known only at the end, so the gradients still lack the factor that comes second.
   std::tuple<Tensor, OptionalTensor> sum(Task& task, bool over_count, bool is_masked) const;
   void scale(const Scaling& scaling) const;
   void add_to_table(const Scaling& scaling, const Rows& table) const;

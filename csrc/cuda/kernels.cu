@@ -74,7 +74,7 @@ __device__ void store_term(void* terms, int64_t pair, T value) {
   if (terms != nullptr) static_cast<T*>(terms)[pair] = value;
 }
 
-// A masked pair is not even read: it may hold anything.
+// The boxes of a pair that does not count are not even read: they may hold anything.
 template <class T, unsigned Want>
 __device__ void store_nothing(const Task& task, int64_t pair) {
   const T zeros[4] = {T(0), T(0), T(0), T(0)};
@@ -142,13 +142,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     const T normalizer = icr::element<T>(task.normalizer.data, task.normalizer.type, 0);
     scale = scale / icr::greater(formula.numbers[icr::kEps], normalizer);
   }
-  const auto* mask = static_cast<const uint8_t*>(task.mask.data);
   using Index = typename Known::Index;
   const Index step = Index(gridDim.x) * kThreads;
   Partial total = {0, 0};
   for (Index pair = Index(blockIdx.x) * kThreads + threadIdx.x; pair < Index(task.pairs); pair += step) {
-    if (mask != nullptr) {
-      if (mask[pair * task.mask.stride] == 0) {
+    if (icr::is_masked(task)) {
+      if (!icr::counts(task, pair)) {
         store_nothing<T, Want>(task, pair);
         continue;
       }

@@ -14,13 +14,13 @@ using icr_kernels::Task;
 // What one block found.
 struct Partial {
   double loss;
-  double count;  // of unmasked pairs
+  double count;  // of pairs that count, where some may not
 };
 
 // The sum of a task's losses, made in the same launch.
 struct Sum {
   void* value = nullptr;    // in float or double as the task says; nullptr: no sum
-  void* pending = nullptr;  // 1 / the number of unmasked pairs, by which the value is multiplied; nullptr: not asked for
+  void* pending = nullptr;  // 1 / the number of pairs that count, which multiplies the value; nullptr: not asked for
   Partial* partials = nullptr;  // one per block; not needed for one block
   // Counts the blocks that are done; it is 0 before and after. nullptr: the kernel has one of its own, of that number.
   unsigned* ticket = nullptr;

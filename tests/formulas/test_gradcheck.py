@@ -14,7 +14,16 @@ from torch import Tensor
 import icr_kernels as icr
 from icr_kernels import reference
 from icr_kernels.selfcheck import frozen
-from inputs import device_of, every_format, every_loss, every_penalty, every_quick_backend, pairs, pairs_of_a_table
+from inputs import (
+    as_table,
+    device_of,
+    every_format,
+    every_loss,
+    every_penalty,
+    every_quick_backend,
+    pairs,
+    pairs_of_a_table,
+)
 from oracle import BOXES
 
 every_input = pytest.mark.parametrize("argument", BOXES)
@@ -96,10 +105,12 @@ def test_terms_with_each_penalty(penalty, backend):
 
 
 @every_quick_backend
-def test_table_of_anchor_objects_with_weight_and_mask(backend):
+def test_tables_with_weight_and_mask(backend):
     pred, target, table, index = pairs_of_a_table(9, 4, dtype=torch.float64, seed=10, device=device_of(backend))
+    target, target_index = as_table(target)
     boxes = dict(zip(BOXES, (pred, target, table), strict=True))
     options = {
+        "target_index": target_index,
         "anchor_index": index,
         "weight": torch.linspace(0.5, 2, 9, dtype=torch.float64, device=pred.device),
         "mask": torch.arange(9, device=pred.device) % 4 != 1,

@@ -11,6 +11,7 @@ from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 from inputs import (
     HALF_DTYPES,
     INSTRUCTION_SETS,
+    as_table,
     device_of,
     dtype_id,
     every_backend,
@@ -87,6 +88,8 @@ def test_terms_with_every_option(box_format, dtype, backend):
         "backend": backend,
     }
     assert_terms_match_reference(pred, target, table, **options)
+    targets, target_index = as_table(target)
+    assert_terms_match_reference(pred, targets, table, target_index=target_index, **options)
 
 
 @every_backend
@@ -146,6 +149,9 @@ def test_loss_and_grad_in_one_pass_with_every_option(box_format, dtype, backend)
     }
     assert_one_pass_matches_reference(pred, target, table, reduction="none", **options)
     assert_one_pass_matches_reference(pred, target, table, normalizer=torch.tensor(7, device=device), **options)
+    targets, target_index = as_table(target)
+    for mask in (options.pop("mask"), None):
+        assert_one_pass_matches_reference(pred, targets, table, target_index=target_index, mask=mask, **options)
 
 
 def assert_one_pass_matches_reference(*boxes: Tensor, backend: str, **options) -> None:
@@ -204,13 +210,14 @@ def test_sizes(n, backend):
 @every_backend
 @pytest.mark.parametrize("n", [0, 1, 7, 33, 257, 2049])
 @every_dtype
-def test_sizes_with_a_table_of_anchor_objects(n, dtype, backend):
+def test_sizes_with_tables(n, dtype, backend):
     pred, target, table, index = pairs_of_a_table(n, 19, dtype=dtype, device=device_of(backend))
+    options = {"anchor_index": index, "penalty": "containment+pull", "backend": backend}
+    targets, target_index = as_table(target)
     for reduction in ("none", "mean"):
         # A table row sums the gradients of its pairs: a half-precision sum is rounded once, as any other gradient.
-        assert_matches_reference(
-            pred, target, table, anchor_index=index, penalty="containment+pull", reduction=reduction, backend=backend
-        )
+        assert_matches_reference(pred, target, table, reduction=reduction, **options)
+        assert_matches_reference(pred, targets, table, target_index=target_index, reduction=reduction, **options)
 
 
 @every_backend
@@ -350,11 +357,12 @@ def test_boxes_of_different_dtypes(dtypes, backend):
 def test_gradients_of_each_input_alone_and_in_pairs(wanted, dtype, backend):
     device = device_of(backend)
     pred, target, table, index = pairs_of_a_table(131, 17, dtype=dtype, device=device)
-    cars = table[index.clamp(min=0)]
+    cars, (targets, target_index) = table[index.clamp(min=0)], as_table(target)
     options = {"penalty": "containment+pull", "reduction": "none", "wanted": wanted, "backend": backend}
     for loss in LOSS_NAMES:
         assert_matches_reference(pred, target, cars, loss=loss, **options)
         assert_matches_reference(pred, target, table, loss=loss, anchor_index=index, **options)
+        assert_matches_reference(pred, targets, cars, loss=loss, target_index=target_index, **options)
 
 
 # Every compiled instruction set.
@@ -377,10 +385,12 @@ def test_instruction_sets(loss, penalty, instruction_set):
 def test_instruction_sets_with_formats_masks_and_tables(dtype, box_format, instruction_set):
     for n in (1, 7, 33, 257):
         pred, target, table, index = pairs_of_a_table(n, 19, dtype=dtype, box_format=box_format)
-        mask = torch.arange(n) % 5 != 1
+        mask, (targets, target_index) = torch.arange(n) % 5 != 1, as_table(target)
         for reduction in ("none", "mean"):
             options = {"anchor_index": index, "mask": mask, "reduction": reduction, "box_format": box_format}
-            assert_matches_reference(pred, target, table, penalty="containment+pull", backend="cpu", **options)
+            options |= {"penalty": "containment+pull", "backend": "cpu"}
+            assert_matches_reference(pred, target, table, **options)
+            assert_matches_reference(pred, targets, table, target_index=target_index, **options)
 
 
 # The math of a single pair.

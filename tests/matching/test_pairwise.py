@@ -346,4 +346,4 @@ def test_the_operators_read_no_formula_of_another_length(numbers, backend):
     with pytest.raises(RuntimeError, match=f"expected a formula of 3 numbers, got {len(numbers)}"):
         operators.pairwise(boxes, boxes, numbers)
     with pytest.raises(RuntimeError, match=f"expected a formula of 6 numbers, got {len(numbers)}"):
-        operators.terms(boxes, boxes, None, None, None, numbers)
+        operators.terms(boxes, boxes, *[None] * 4, numbers)

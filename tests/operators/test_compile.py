@@ -8,6 +8,7 @@ import icr_kernels as icr
 from icr_kernels.backends import BY_NAME
 from inputs import (
     INTERPRETED,
+    as_table,
     device_of,
     every_backend,
     every_compiled_backend,
@@ -36,10 +37,12 @@ def _pairs_alone(backend: str, **options) -> None:
 def _every_argument(backend: str, reduction: str, dtype: torch.dtype = torch.float32) -> None:
     device = device_of(backend)
     pred, target, table, index = pairs_of_a_table(13, 5, dtype=dtype, device=device)
+    target, target_index = as_table(target)
     boxes = [rows.requires_grad_() for rows in (pred, target, table)]
     options = {
         "weight": torch.rand(13, device=device),
         "mask": torch.arange(13, device=device) % 3 != 0,
+        "target_index": target_index,
         "anchor_index": index,
         "backend": backend,
     }
@@ -63,11 +66,22 @@ def _rows_of_their_own(backend: str, dtypes: tuple[torch.dtype, ...], shape: tup
     sum(term.sum() for term in icr.icr_terms(*boxes, backend=backend)).backward()
 
 
+def _mean_of_those_with_a_target(backend: str) -> None:
+    pred, target, anchor_objects = pairs(13, device=device_of(backend))
+    target, index = as_table(target)
+    boxes = [rows.requires_grad_() for rows in (pred, target, anchor_objects)]
+    icr.icr_loss(*boxes, target_index=index, backend=backend).backward()
+
+
 def _terms_with_a_table(backend: str) -> None:
     pred, target, table, index = pairs_of_a_table(13, 5, device=device_of(backend))
     boxes = [pred.requires_grad_(), target, table.requires_grad_()]
     mask = torch.arange(13, device=pred.device) % 3 != 0
     icr.icr_terms(*boxes, anchor_index=index, mask=mask, backend=backend).penalty.sum().backward()
+    target, target_index = as_table(target)
+    boxes[1] = target.requires_grad_()
+    indices = {"target_index": target_index, "anchor_index": index}
+    icr.icr_terms(*boxes, **indices, backend=backend).loss.sum().backward()
 
 
 SAMPLES = {
@@ -78,6 +92,7 @@ SAMPLES = {
     "every_argument_none": lambda backend: _every_argument(backend, "none", torch.bfloat16),
     "mean_of_the_unmasked": _mean_of_the_unmasked,
     "mean_of_the_unmasked_of_no_pairs": lambda backend: _mean_of_the_unmasked(backend, 0),
+    "mean_of_those_with_a_target": _mean_of_those_with_a_target,
     "rows_of_their_own": lambda backend: _rows_of_their_own(backend, (torch.float32,) * 3),
     "mixed_dtypes": lambda backend: _rows_of_their_own(backend, (torch.float16, torch.float32, torch.float64)),
     "leading_shape": lambda backend: _rows_of_their_own(backend, (torch.float64,) * 3, (2, 3, 2)),
@@ -164,11 +179,13 @@ def test_dynamic_shapes_give_the_same_bits_and_compile_once(wanted, reduction, b
 @every_compiled_backend
 @pytest.mark.parametrize("wanted", [("pred",), BOXES], ids="+".join)
 def test_dynamic_shapes_of_every_argument(wanted, backend):
-    """The length of the table of anchor objects too."""
+    """The lengths of the tables too."""
     device, calls = device_of(backend), []
     for n, m in ((1000, 50), (37, 9), (4100, 2000)):
         *boxes, index = pairs_of_a_table(n, m, device=device)
+        boxes[1], target_index = as_table(boxes[1])
         options = {
+            "target_index": target_index,
             "anchor_index": index,
             "weight": torch.linspace(0.5, 2, n, device=device),
             "mask": torch.arange(n, device=device) % 3 != 0,
@@ -213,6 +230,8 @@ def test_modules_compile_into_one_graph(backend):
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     boxes = pairs(37, dtype=torch.float64, device=device_of(backend))
     assert compiled(*boxes).item() == pytest.approx(module(*boxes).item(), rel=1e-12)
+    index = {"target_index": torch.arange(37, device=boxes[0].device) % 41 - 2}
+    assert compiled(*boxes, **index).item() == pytest.approx(module(*boxes, **index).item(), rel=1e-12)
 
 
 @every_backend

@@ -12,6 +12,7 @@ import icr_kernels as icr
 from inputs import (
     COMPILED_BACKENDS,
     INTERPRETED,
+    as_table,
     box,
     crowd,
     device_of,
@@ -43,11 +44,13 @@ def _pairs(device: str) -> dict[str, Tensor]:
     return {"pred": pred, "target": target, "anchor_objects": table, "anchor_index": index}
 
 
-def _of_pairs(name: str, role: str, result, options):
+def _of_pairs(name: str, role: str, result, options, of_table: bool = False):
     def function(device: str, backend: str):
         given = _pairs(device)
         if name in ("box_iou_loss", "BoxIoULoss"):
             given = {key: given[key] for key in ("pred", "target")}
+        if of_table:
+            given["target"], given["target_index"] = as_table(given["target"])
         mask = torch.arange(8, device=device) != 3
 
         def call(boxes: Tensor) -> Tensor:
@@ -89,17 +92,23 @@ FUNCTIONS = {
         f"icr_loss of {role}": _of_pairs("icr_loss", role, _itself, _ALL)
         for role in ("pred", "target", "anchor_objects")
     },
+    **{
+        f"icr_loss of {role} to a table": _of_pairs("icr_loss", role, _itself, _ALL, True)
+        for role in ("pred", "target")
+    },
     "icr_loss of each pair": _of_pairs("icr_loss", "pred", _weighted, {"reduction": "none", "relative": True}),
     "icr_loss by a normalizer": _of_pairs("icr_loss", "pred", _itself, {"normalizer": 3, "loss": "giou"}),
     "ICRLoss": _of_pairs("ICRLoss", "pred", _itself, {"reduction": "sum", "loss": "siou"}),
     "box_iou_loss": _of_pairs("box_iou_loss", "pred", _itself, {"loss": "giou"}),
     "BoxIoULoss": _of_pairs("BoxIoULoss", "target", _itself, {"loss": "eiou", "box_format": "cxcywh"}),
+    "BoxIoULoss of a table": _of_pairs("BoxIoULoss", "target", _itself, {"loss": "giou"}, True),
     **{
         f"icr_terms: {term}": _of_pairs(
             "icr_terms", "pred", lambda terms, term=term: _weighted(getattr(terms, term)), {"penalty": "log"}
         )
         for term in icr.ICRTerms._fields
     },
+    "icr_terms of a table of targets": _of_pairs("icr_terms", "target", lambda terms: _weighted(terms.loss), {}, True),
     "icr_terms of anchor_objects": _of_pairs("icr_terms", "anchor_objects", lambda terms: _weighted(terms.loss), {}),
     **{f"pairwise_iou, {kind}": _of_sets("boxes1", kind) for kind in ("iou", "giou", "containment", "pull_penalty")},
     "pairwise_iou of boxes2": _of_sets("boxes2", "inverse_penalty"),
@@ -379,21 +388,25 @@ def test_linearized(backend):
 
 @every_backend
 def test_gradient_of_each_pair_by_vmap(backend):
-    """Pairs without dimensions, each with its own row of one table."""
+    """Pairs without dimensions, each with its own row of either table."""
     given = _pairs(device_of(backend))
     table, index = given["anchor_objects"], given["anchor_index"]
+    targets, target_index = as_table(given["target"])
 
-    def function(pred: Tensor, target: Tensor, table: Tensor, index: Tensor) -> Tensor:
-        return icr.icr_loss(pred, target, table, anchor_index=index, loss="giou", backend=backend)
+    def function(*boxes_and_indices: Tensor, **options) -> Tensor:
+        *boxes, target_index, index = boxes_and_indices
+        indices = {"target_index": target_index, "anchor_index": index}
+        return icr.icr_loss(*boxes, **indices, loss="giou", **{"backend": backend, **options})
 
-    of_pred, of_table = torch.vmap(torch.func.grad(function, argnums=(0, 2)), in_dims=(0, 0, None, 0))(
-        given["pred"], given["target"], table, index
-    )
-    leaves = [given["pred"].clone().requires_grad_(), table.clone().requires_grad_()]
-    losses = icr.icr_loss(
-        leaves[0], given["target"], leaves[1], anchor_index=index, loss="giou", reduction="none", backend="reference"
-    )
+    boxes = given["pred"], targets, table
+    of_each = torch.vmap(torch.func.grad(function, argnums=(0, 1, 2)), in_dims=(0, None, None, 0, 0))
+    of_pred, of_targets, of_table = of_each(*boxes, target_index, index)
+    leaves = [rows.clone().requires_grad_() for rows in boxes]
+    losses = function(*leaves, target_index, index, reduction="none", backend="reference")
     wanted = torch.autograd.grad(losses.sum(), leaves)
     torch.testing.assert_close(of_pred, wanted[0])
-    torch.testing.assert_close(of_table.sum(0), wanted[1])
+    torch.testing.assert_close(of_targets.sum(0), wanted[1])
+    torch.testing.assert_close(of_table.sum(0), wanted[2])
+    has_target = (target_index >= 0) & (target_index < len(targets))
+    assert (of_targets[~has_target] == 0).all() and of_targets[has_target].any()
     assert (of_table[index < 0] == 0).all() and of_table[index >= 0].any()

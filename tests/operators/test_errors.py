@@ -67,6 +67,8 @@ SHAPES = [
     ("anchor_index", torch.zeros(N + 1, dtype=torch.int64), r"one value per pair, \(6,\), got \(7,\)"),
     ("anchor_index", torch.zeros(N, 1, dtype=torch.int64), r"one value per pair, \(6,\), got \(6, 1\)"),
     ("anchor_index", torch.tensor(0), r"one value per pair, \(6,\), got \(\)"),
+    ("target_index", torch.zeros(N + 1, dtype=torch.int64), r"one value per pair, \(6,\), got \(7,\)"),
+    ("target_index", torch.zeros(N, 1, dtype=torch.int64), r"one value per pair, \(6,\), got \(6, 1\)"),
     ("weight", torch.ones(N, 1), r"one value per pair, \(6,\), got \(6, 1\)"),
     ("weight", torch.ones(1), r"one value per pair, \(6,\), got \(1,\)"),
     ("weight", torch.tensor(1.0), r"one value per pair, \(6,\), got \(\)"),
@@ -97,6 +99,16 @@ def test_wrong_shape_of_anchor_objects_without_an_index(shape, backend):
         call({**per_row(backend), "anchor_objects": torch.ones(shape, device=device_of(backend))}, backend=backend)
 
 
+@every_backend
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)], ids=str)
+def test_wrong_shape_of_a_table_of_targets(shape, backend):
+    arguments = {**good(backend), "target": torch.ones(shape, device=device_of(backend))}
+    arguments["target_index"] = arguments["anchor_index"]
+    message = rf"^target: expected a table \(M, 4\) with target_index, got {re.escape(str(shape))}$"
+    with pytest.raises(ValueError, match=message):
+        call(arguments, backend=backend)
+
+
 FLOATS = "dtype float32, float64, float16, bfloat16"
 DTYPES = [
     ("pred", torch.ones(N, 4, dtype=torch.int64), rf"{FLOATS}, got int64"),
@@ -107,6 +119,8 @@ DTYPES = [
     ("anchor_index", torch.zeros(N), r"dtype int64, int32, got float32"),
     ("anchor_index", torch.zeros(N, dtype=torch.int16), r"dtype int64, int32, got int16"),
     ("anchor_index", torch.zeros(N, dtype=torch.bool), r"dtype int64, int32, got bool"),
+    ("target_index", torch.zeros(N), r"dtype int64, int32, got float32"),
+    ("target_index", torch.zeros(N, dtype=torch.uint8), r"dtype int64, int32, got uint8"),
     ("weight", torch.ones(N, dtype=torch.int64), rf"{FLOATS}, got int64"),
     ("weight", torch.ones(N, dtype=torch.bool), rf"{FLOATS}, got bool"),
     ("mask", torch.ones(N), r"dtype bool, got float32"),
@@ -128,7 +142,9 @@ def test_wrong_dtype(argument, value, message, backend):
 
 
 @every_backend
-@pytest.mark.parametrize("argument", ["pred", "target", "anchor_objects", "anchor_index", "weight", "mask"])
+@pytest.mark.parametrize(
+    "argument", ["pred", "target", "anchor_objects", "target_index", "anchor_index", "weight", "mask"]
+)
 @pytest.mark.parametrize("value", [[[0.0, 0, 1, 1]] * N, "boxes", 3.0], ids=["list", "str", "float"])
 def test_not_a_tensor(value, argument, backend):
     with pytest.raises(TypeError, match=rf"^{argument}: expected a tensor, got {type(value).__name__}$"):
@@ -158,9 +174,12 @@ def test_normalizer_without_a_mean(reduction, backend):
 
 
 @every_backend
-@pytest.mark.parametrize("argument", ["target", "anchor_objects", "anchor_index", "weight", "mask", "normalizer"])
+@pytest.mark.parametrize(
+    "argument", ["target", "anchor_objects", "target_index", "anchor_index", "weight", "mask", "normalizer"]
+)
 def test_tensors_on_different_devices(argument, backend):
     arguments = {**good(backend), "normalizer": torch.tensor(4.0, device=device_of(backend))}
+    arguments["target_index"] = arguments["anchor_index"]
     arguments[argument] = arguments[argument].to("meta")
     message = rf"^{argument}: expected a tensor on {arguments['pred'].device}, where pred is, got one on meta$"
     with pytest.raises(ValueError, match=message):
@@ -420,12 +439,15 @@ def test_values_that_are_not_finite(argument, value, backend, checked_values):
 
 
 @every_backend
-@pytest.mark.parametrize("value", [4, -2, 2**62])
-def test_values_of_an_index_outside_the_table(value, backend, checked_values):
+@pytest.mark.parametrize("value", [6, -2, 2**62])
+@pytest.mark.parametrize(("argument", "rows"), [("anchor_index", "4 anchor objects"), ("target_index", "6 targets")])
+def test_values_of_an_index_outside_the_table(argument, rows, value, backend, checked_values):
     arguments = good(backend)
-    assert call(arguments, backend=backend).isfinite(), "-1 is in order"
-    arguments["anchor_index"][2] = value
-    with pytest.raises(ValueError, match=rf"^anchor_index: expected -1 or a row of the 4 anchor objects, got {value}$"):
+    arguments["target_index"] = arguments["anchor_index"].clone()
+    arguments["target_index"][4], arguments["pred"][4] = -1, float("nan")
+    assert call(arguments, backend=backend).isfinite(), "-1 is in order, and its pair may hold anything"
+    arguments[argument][2] = value
+    with pytest.raises(ValueError, match=rf"^{argument}: expected -1 or a row of the {rows}, got {value}$"):
         call(arguments, backend=backend)
 
 
@@ -459,6 +481,8 @@ def test_index_outside_the_table_reads_and_writes_nothing(index_dtype, backend):
         torch.testing.assert_close(result.value, alone.value, rtol=1e-13, atol=0)
         torch.testing.assert_close(result.pred, alone.pred, rtol=1e-12, atol=1e-15)
         assert not result.anchor_objects.any()
+        without = evaluate(icr.icr_loss, pred, table, target, target_index=index, **options)
+        assert not without.value.any() and not without.pred.any() and not without.target.any()
     assert same_bits(buffer, before)
 
 

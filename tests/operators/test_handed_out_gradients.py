@@ -223,9 +223,11 @@ def test_a_table_and_half_precision(dtype, backend):
     """Neither gradient has the memory of the one that was kept."""
     pred, target, table, index = pairs_of_a_table(33, 5, dtype=dtype, device=device_of(backend))
     boxes = [rows.requires_grad_() for rows in (pred, target, table)]
-    loss = 2 * icr.icr_loss(*boxes, anchor_index=index, backend=backend)
-    first = torch.autograd.grad(loss, boxes, retain_graph=True)
-    assert_same(torch.autograd.grad(loss, boxes), first)
+    for target_index in (None, index):
+        indices = {"target_index": target_index, "anchor_index": index}
+        loss = 2 * icr.icr_loss(*boxes, **indices, backend=backend)
+        first = torch.autograd.grad(loss, boxes, retain_graph=True)
+        assert_same(torch.autograd.grad(loss, boxes), first)
 
 
 @every_compiled_backend
@@ -262,7 +264,7 @@ def test_operators_refuse_what_they_cannot_scale():
         operators.scaled_(torch.ones(4, 8).t(), torch.tensor(3.0), None)
     with pytest.raises(RuntimeError, match="gradient: expected float32 or float64"):
         operators.scaled_(rows.half(), torch.tensor(3.0), None)
-    with pytest.raises(RuntimeError, match="anchor_index: expected one for each of 8 pairs"):
+    with pytest.raises(RuntimeError, match="table_index: expected one for each of 8 pairs"):
         operators.scaled(rows, None, None, torch.float32, torch.ones(2, 4), torch.zeros(3, dtype=torch.int64))
     for factor, pending in ((torch.rand(3), None), (None, torch.rand(9))):
         message = "factor: expected one value, or one for each of 8 pairs"

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from inputs import (
+    as_table,
     device_of,
     dtype_id,
     every_backend,
@@ -32,8 +33,11 @@ def test_leading_shapes(leading, backend):
 @every_backend
 def test_leading_shape_with_a_table(backend):
     pred, target, table, index = pairs_of_a_table(24, 5, dtype=torch.float64, device=device_of(backend))
+    targets, target_index = as_table(target)
     pred, target, index = pred.view(2, 3, 4, 4), target.view(2, 3, 4, 4), index.view(2, 3, 4)
-    assert_matches_reference(pred, target, table, anchor_index=index, reduction="none", backend=backend)
+    options = {"anchor_index": index, "reduction": "none", "backend": backend}
+    assert_matches_reference(pred, target, table, **options)
+    assert_matches_reference(pred, targets, table, target_index=target_index.view(2, 3, 4), **options)
 
 
 def _columns_of_a_wider_row(rows: Tensor) -> Tensor:
@@ -131,26 +135,34 @@ def _one_row_for_each_batch(x: Tensor) -> Tensor:
     [_part_of_each_batch, _batches_last, _one_batch_for_all, _one_row_for_each_batch],
     ids=lambda layout: layout.__name__.removeprefix("_"),
 )
-@pytest.mark.parametrize("argument", [*BOXES, "anchor_index", "weight", "mask"])
+@pytest.mark.parametrize("argument", [*BOXES, "target_index", "anchor_index", "weight", "mask"])
 def test_strides_of_batches(argument, layout, dtype, backend):
     """Leading dimensions whose rows lie at no common distance."""
     pred, target, table, index = pairs_of_a_table(5 * 7, 9, dtype=dtype, device=device_of(backend))
+    targets, target_index = as_table(target)
     row = torch.arange(35, device=pred.device).view(5, 7)
     tensors = {
         "pred": pred.view(5, 7, 4),
         "target": target.view(5, 7, 4),
         "anchor_objects": table[index.clamp(min=0)].view(5, 7, 4),
+        "target_index": target_index.view(5, 7),
         "anchor_index": index.view(5, 7),
         "weight": 0.5 + row / 10,
         "mask": row % 3 != 1,
     }
     tensors[argument] = layout(tensors[argument])
     assert not tensors[argument].is_contiguous()
-    boxes, index = [tensors.pop(name) for name in BOXES], tensors.pop("anchor_index")
+    boxes, target_index, index = (
+        [tensors.pop(name) for name in BOXES],
+        tensors.pop("target_index"),
+        tensors.pop("anchor_index"),
+    )
     for reduction in ("none", "mean"):
         options = {**tensors, "reduction": reduction, "backend": backend}
         if argument == "anchor_index":
             assert_matches_reference(*boxes[:2], table, anchor_index=index, **options)
+        elif argument == "target_index":
+            assert_matches_reference(boxes[0], targets, boxes[2], target_index=target_index, **options)
         else:
             assert_matches_reference(*boxes, **options)
 

@@ -12,6 +12,7 @@ import torch
 
 import icr_kernels as icr
 from inputs import (
+    as_table,
     box,
     device_of,
     every_backend,
@@ -23,7 +24,7 @@ from inputs import (
     pairs_of_a_table,
 )
 from oracle import BOXES, Result, evaluate
-from tolerances import same_bits
+from tolerances import assert_close, same_bits
 
 NAN, INF = float("nan"), float("inf")
 
@@ -404,6 +405,73 @@ def test_empty_table(backend):
         assert result.anchor_objects.shape == (0, 4)
 
 
+# Tables of targets.
+
+
+@every_backend
+@every_dtype
+@every_reduction
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+def test_target_of_a_table_is_one_that_was_gathered(masked, reduction, dtype, backend):
+    """To the last bit, and a pair without one is a masked pair: it is not counted, and may hold anything, as may a row
+    that no pair points at. The gradient of the table is that of the gathered targets, added up."""
+    device, n = device_of(backend), 203
+    pred, target, cars, anchor_index = pairs_of_a_table(n, 13, dtype=dtype, device=device)
+    table, index = as_table(target)
+    keep = (index >= 0) & (index < len(table)) & (mask_of(n, device) if masked else True)
+    gathered = table[index.clamp(0, len(table) - 1)]
+    table[~torch.isin(torch.arange(len(table), device=device), index)] = NAN
+    dirty = torch.where(keep.unsqueeze(1), pred, NAN)
+    weight = torch.linspace(0.5, 2, n, device=device)
+    spoiled = torch.where(keep, weight, NAN)
+    options = {"anchor_index": anchor_index, "penalty": "containment+pull", "reduction": reduction, "backend": backend}
+    strided = torch.stack((index, index - 7), 1).int()[:, 0]
+    mask = {"mask": mask_of(n, device)} if masked else {}
+    found = evaluate(icr.icr_loss, dirty, table, cars, target_index=strided, weight=spoiled, **mask, **options)
+    truth = evaluate(icr.icr_loss, pred, gathered, cars, mask=keep, weight=weight, **options)
+    assert keep.any() and found.value.isfinite().all() and (found.pred[~keep] == 0).all()
+    for name in ("value", "pred", "anchor_objects"):
+        assert same_bits(getattr(found, name), getattr(truth, name)), name
+    wide = evaluate(icr.icr_loss, pred.double(), gathered.double(), cars.double(), mask=keep, weight=weight, **options)
+    sums = torch.zeros(table.shape, dtype=torch.float64, device=device).index_add(0, index[keep], wide.target[keep])
+    assert_close(found.target, sums, "gradient of the table")
+    value, gradient = icr.icr_loss_and_grad(dirty, table, cars, target_index=index, weight=spoiled, **mask, **options)
+    one_pass = icr.icr_loss_and_grad(pred, gathered, cars, mask=keep, weight=weight, **options)
+    assert same_bits(value, one_pass[0]) and same_bits(gradient, one_pass[1])
+
+
+@every_backend
+def test_terms_of_pairs_without_a_target_are_0(backend):
+    device, n = device_of(backend), 131
+    pred, target, cars = pairs(n, device=device)
+    table, index = as_table(target)
+    keep = (index >= 0) & (index < len(table))
+    dirty = [torch.where(keep.unsqueeze(1), rows, NAN).requires_grad_() for rows in (pred, cars)]
+    terms = icr.icr_terms(dirty[0], table.requires_grad_(), dirty[1], target_index=index, backend=backend)
+    truth = icr.icr_terms(pred, table[index.clamp(0, len(table) - 1)], cars, mask=keep, backend=backend)
+    for name, one, other in zip(terms._fields, terms, truth, strict=True):
+        assert same_bits(one.detach(), other.detach()), name
+    gradients = torch.autograd.grad([term.sum() for term in terms], (*dirty, table))
+    assert all(rows.isfinite().all() and rows.any() for rows in gradients)
+    assert not gradients[0][~keep].any() and not gradients[1][~keep].any()
+
+
+@every_backend
+@every_reduction
+def test_no_target_at_all(reduction, backend):
+    """A batch without truth: an empty table, or one that nobody points at."""
+    device = device_of(backend)
+    pred, target, cars = pairs(40, device=device)
+    nobody = torch.full((40,), -1, device=device)
+    for rows, index in ((0, nobody), (0, torch.arange(40, device=device)), (7, nobody), (1, nobody + 2)):
+        options = {"target_index": index, "reduction": reduction, "backend": backend}
+        result = evaluate(icr.icr_loss, pred * NAN, target[:rows], cars * NAN, **options)
+        assert (result.value == 0).all() and result.target.shape == (rows, 4)
+        assert not any(getattr(result, name).any() for name in BOXES)
+    none = evaluate(icr.icr_loss, pred[:0], target, None, target_index=nobody[:0], backend=backend)
+    assert none.value == 0 and none.pred.shape == (0, 4) and not none.target.any()
+
+
 # The modules hold the options of the functions.
 
 
@@ -415,6 +483,8 @@ def test_modules_pass_their_options_on(backend):
     tensors = {"weight": weight, "mask": mask, "normalizer": 7.0}
     options = {"loss": "siou", "reduction": "mean", "eps": 1e-3, "box_format": "cxcywh", "backend": backend}
     module = icr.BoxIoULoss(**options)
+    assert same_bits(module(pred, target, **tensors), icr.box_iou_loss(pred, target, **tensors, **options))
+    tensors["target_index"] = torch.arange(50, device=device) % 53 - 2
     assert same_bits(module(pred, target, **tensors), icr.box_iou_loss(pred, target, **tensors, **options))
     options |= {"penalty": "log", "penalty_weight": 0.3, "relative": True}
     tensors["anchor_index"] = index

@@ -212,6 +212,7 @@ def test_what_is_not_ordinary_takes_the_long_way(monkeypatch):
     assert not took_the_short_way(icr.icr_loss(pred.as_subclass(_Subclass), target, anchor_objects))
     for options in ({"eps": torch.tensor(1e-7).numpy()[()]}, {"penalty_weight": torch.tensor(2.0).numpy()[()]}):
         assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects, **options))
+    assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects, target_index=torch.arange(9)))
     with forward_ad.dual_level():
         assert icr.icr_loss(pred, target, anchor_objects).grad_fn.name() not in ("IcrLossBackward", "LossBackward")
     with torch.inference_mode():

@@ -104,6 +104,13 @@ def pairs_of_a_table(
     return pred, target, cars, index.to(device)
 
 
+def as_table(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (n, 4) as a table and its index: two pairs share a row, and some have none (-1, or beyond the end)."""
+    table, place = rows[::2].clone(), torch.arange(len(rows), device=rows.device)
+    nowhere = torch.where(place % 2 == 0, -1, len(table) + place)
+    return table, torch.where((place % 5 == 3) | (place % 64 >= 32), nowhere, place // 2)
+
+
 def _random(seed: int):
     generator = torch.Generator().manual_seed(seed)
 

@@ -187,7 +187,7 @@ def gradients(value, asked: list[torch.Tensor], upstream=None) -> list[torch.Ten
 def loss(case: Case):
     of = given(case)
     launches, results = recorded(
-        operators.loss, *of.boxes, *(None,) * 4, 1.0, 1, of.formula.packed(), case.wanted, False
+        operators.loss, *of.boxes, *(None,) * 5, 1.0, 1, of.formula.packed(), case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, reduction="sum", **of.options)
     return launches, results, [value, None, *gradients(value, of.asked)]
@@ -199,7 +199,7 @@ def masked(case: Case):
     count = len(of.boxes[0])
     mask, weight = torch.arange(count) % 5 != 2, torch.linspace(0.5, 1.5, count)
     launches, results = recorded(
-        operators.loss, *of.boxes, None, weight, mask, None, 1.0, 2, of.formula.packed(), case.wanted, False
+        operators.loss, *of.boxes, None, None, weight, mask, None, 1.0, 2, of.formula.packed(), case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, weight=weight, mask=mask, reduction="mean", **of.options)
     lacking = 1 / mask.sum().double()
@@ -207,24 +207,37 @@ def masked(case: Case):
 
 
 def table(case: Case):
-    """A loss per pair, of strided predictions in another format, with anchor objects from a table in half precision."""
+    """A loss per pair, of strided predictions in another format, with anchor objects from a table in half precision and
+    targets from one too."""
     of = given(case)
     count = len(of.boxes[0])
     pred = torch.cat((of.boxes[0], of.boxes[0]), 1)[:, 2:6]
     index, cars = (torch.arange(count) * 7 % 20 - 2).int(), of.boxes[2][:16].half()
+    target_index = torch.arange(count) * 5 % 23 - 2
     formula = of.formula._replace(box_format="cxcywh")
-    arguments = (pred, of.boxes[1], cars, index, None, None, torch.tensor(3.0), 2.0, 0, formula.packed())
+    arguments = (
+        pred,
+        of.boxes[1][:19],
+        cars,
+        target_index,
+        index,
+        None,
+        None,
+        torch.tensor(3.0),
+        2.0,
+        0,
+        formula.packed(),
+    )
     launches, results = recorded(operators.loss, *arguments, case.wanted, True)
     leaf = pred.double().requires_grad_()
-    value = reference.icr_loss(
-        leaf, of.leaves[1], cars.double(), anchor_index=index, reduction="none", **formula._asdict()
-    )
+    options = {"target_index": target_index, "anchor_index": index, "reduction": "none", **formula._asdict()}
+    value = reference.icr_loss(leaf, of.leaves[1][:19], cars.double(), **options)
     return launches, results, [2 * value, None, 2 * gradients(value.sum(), [leaf])[0]]
 
 
 def terms(case: Case):
     of = given(case)
-    launches, results = recorded(operators.terms, *of.boxes, None, None, of.formula.packed())
+    launches, results = recorded(operators.terms, *of.boxes, None, None, None, of.formula.packed())
     return launches, results, list(reference.icr_terms(*of.leaves, **of.options))
 
 
@@ -232,7 +245,7 @@ def terms_backward(case: Case):
     of = given(case)
     upstream = [torch.linspace(0.5, 1 + number, len(of.boxes[0])) for number in range(4)]
     launches, results = recorded(
-        operators.terms_backward, *upstream, *of.boxes, None, None, of.formula.packed(), case.wanted
+        operators.terms_backward, *upstream, *of.boxes, None, None, None, of.formula.packed(), case.wanted
     )
     value = reference.icr_terms(*of.leaves, **of.options)
     return launches, results, gradients(value, of.asked, [rows.double() for rows in upstream])

@@ -56,12 +56,14 @@ int runs = 0;
 
 void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int64_t row_stride, int options) {
   const bool indexed = options & 1, masked = options & 2, weighted = options & 4, terms = options & 8;
+  const bool targets_indexed = indexed && weighted;
   const bool in_double = type == Type::kDouble;
   const Type compute = in_double ? Type::kDouble : Type::kFloat;
   const int64_t span = pairs == 0 ? 0 : (pairs - 1) * row_stride + 4;
-  Block pred(span, skip, type), target(span, skip, type), anchor_objects(indexed ? 12 : span, skip, type);
+  Block pred(span, skip, type), target(targets_indexed ? 12 : span, skip, type);
+  Block anchor_objects(indexed ? 12 : span, skip, type);
   fill_boxes(pred, pairs, row_stride, type);
-  fill_boxes(target, pairs, row_stride, type);
+  fill_boxes(target, targets_indexed ? 3 : pairs, targets_indexed ? 4 : row_stride, type);
   fill_boxes(anchor_objects, indexed ? 3 : pairs, indexed ? 4 : row_stride, type);
   Block index(pairs, skip, Type::kInt64), mask(pairs, skip, Type::kBool), weight(pairs, skip, compute);
   const int64_t rows[] = {0, 2, -1, 3, 1, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()};
@@ -77,14 +79,18 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
   task.pairs = pairs;
   task.in_double = in_double;
   const bool aligned = skip == 0 && row_stride == 4;
-  task.pred = {pred.data, type, aligned, row_stride};
-  task.target = {target.data, type, aligned, row_stride};
-  task.anchor_objects = {anchor_objects.data, type, skip == 0 && (indexed || aligned), indexed ? 4 : row_stride};
-  if (indexed) {
-    task.anchor_objects.index = index.data;
-    task.anchor_objects.index_stride = 1;
-    task.anchor_objects.row_count = 3;
-  }
+  const auto rows_of = [&](const Block& block, bool from_table) {
+    Rows rows{block.data, type, skip == 0 && (from_table || aligned), from_table ? 4 : row_stride};
+    if (from_table) {
+      rows.index = index.data;
+      rows.index_stride = 1;
+      rows.row_count = 3;
+    }
+    return rows;
+  };
+  task.pred = rows_of(pred, false);
+  task.target = rows_of(target, targets_indexed);
+  task.anchor_objects = rows_of(anchor_objects, indexed);
   if (masked) task.mask = {mask.data, Type::kBool, 1};
   if (weighted) task.weight = {weight.data, compute, 1};
   const int64_t normalizer = 3;
@@ -230,9 +236,10 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
 
   // The points are the first boxes; the truth is the second, its images and labels far outside now and then.
   Block positions(2 * n, skip, compute), index(rows, skip, Type::kInt64), score(rows, skip, Type::kFloat);
-  Block truth_labels(m, skip, Type::kInt64), truth_images(m, skip, Type::kInt64);
-  fill_numbers(truth_labels, m, classes, false);
-  fill_numbers(truth_images, m, batches, true);
+  const int64_t truths = m < 40 ? m : 40;
+  Block truth_labels(truths, skip, Type::kInt64), truth_images(truths, skip, Type::kInt64);
+  fill_numbers(truth_labels, truths, classes, false);
+  fill_numbers(truth_images, truths, batches, true);
   for (int64_t i = 0; i < 2 * n; ++i) {
     if (in_double) reinterpret_cast<double*>(positions.data)[i] = double(i / 2 % 17) + 0.5;
     if (!in_double) reinterpret_cast<float*>(positions.data)[i] = float(i / 2 % 17) + 0.5f;
@@ -243,7 +250,7 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
   assignment.images = batches;
   assignment.points = n;
   assignment.classes = classes;
-  assignment.rows = m;
+  assignment.rows = truths;
   assignment.scores = costs.logits;
   assignment.boxes = task.first;
   assignment.positions = {positions.data, compute, 0, 2, 1};

@@ -39,7 +39,7 @@ CROWDED = f"{CROWDED_IMAGES} images of up to {CROWDED_MOST:,} boxes, {CROWDED_BO
 # are 4 of a metric, 4 of an overlap and some of a byte; those of the reference are of 8.
 STOCK_BYTES, REFERENCE_BYTES = 14, 100
 # Elements that take a CPU a minute or more.
-MINUTES = 3e8
+MINUTES = 1e9
 
 
 def shape(images: int, boxes: int, side: int) -> str:

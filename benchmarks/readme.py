@@ -8,7 +8,7 @@ from pathlib import Path
 from . import aligned, assignment, tables
 from .gpu.report import targets
 from .report import markdown, size_of, threads_of, time_of
-from .results import ROOT
+from .results import ROOT, is_busy
 from .tables import Line, Machine, machines
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md")
@@ -88,12 +88,14 @@ def processor(machine: Machine) -> str:
 
 
 def on_each_processor(case: str, pairs: int, cell: Callable[[Line], str]) -> Callable[[Sequence[Machine]], str]:
-    """Of a case in one size, where its peers were measured too; of two alike the one that was measured last."""
+    """Of a case in one size, where its peers were measured too and nobody else used the machine; of two alike the one
+    that was measured last."""
 
     def block(measured: Sequence[Machine]) -> str:
         parts: dict[str, str] = {}
         for machine in sorted(measured, key=lambda machine: max(row["date"] for row in machine.rows)):
-            shapes = {row["shape"] for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs}
+            rows = [row for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs]
+            shapes = set() if is_busy(rows) else {row["shape"] for row in rows}
             for line in tables.lines(machine):
                 if line.case == case and line.shape in shapes and line.eager:
                     parts[processor(machine)] = f"{cell(line)} ({processor(machine)})"

@@ -168,6 +168,8 @@ def test_blocks_of_the_documents(tmp_path):
         "**30.0 ms and 1.0 MiB instead of 2.70 s and 90.0 MiB**, 90 times as fast as Ultralytics, image by image "
         "(avx9, 2 threads)"
     )
+    busy = [machine._replace(rows=[{**each, "waited": "0.3"} for each in machine.rows]) for machine in measured]
+    assert readme.BLOCKS["speed"](busy) == readme.BLOCKS["assigned"](busy) == "not measured yet"
     assert blocks["gpu_names"] == "**no figure has been measured on a GPU yet, neither time nor memory**"
     assert readme.filled(text, []) == text.replace("old", "Not measured yet.")
     in_a_line = "| a | <!-- measured: speed -->old<!-- end of measured --> | b |"

@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_not_assigned(backend_is_there, monkeypatch):
     with pytest.raises(LeftOut, match="would need 15 GB"):
         assignment.fits(2**30, 14, cpu)
     with pytest.raises(LeftOut, match="minutes"):
-        assignment.fits(2**29, 1, cpu)
+        assignment.fits(2**30, 1, cpu)
     assignment.fits(2**20, 14, cpu)
     memory_of_machine["SC_PHYS_PAGES"] = 0
     case = dataclasses.replace(small_assignment(), ours=lambda backend: assignment.ours("reference"))

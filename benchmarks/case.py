@@ -19,6 +19,7 @@ Function = Callable[..., Any]
 Call = Callable[[], Any]
 
 COPY, FILL = "copy", "fill"
+DROP_IN = "drop-in"  # this package's module in the place of another one
 FORWARD, BOTH = "forward", "forward + backward"
 
 
@@ -46,8 +47,8 @@ def step(function: Function, inputs: Inputs) -> Call:
 class Case:
     """``truth`` is the right result, ``agrees`` compares a function's with it. ``quantities`` says what is timed; a
     training step may have a second one, its loss alone. Floor and memory are those of the first. ``full`` cases take
-    part in the full profile only, those that ``scale`` are measured there on fewer threads too, and where ``memory`` is
-    set the peak is measured."""
+    part in the full profile only, those that ``scale`` are measured there on fewer threads too; where ``memory`` is set
+    the peak is measured, and with it, where ``operators`` is, how many of PyTorch's operators a call takes."""
 
     name: str
     shape: str
@@ -63,6 +64,7 @@ class Case:
     full: bool = False
     scales: bool = False
     memory: bool = False
+    operators: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}, {self.shape}, {self.dtype}"

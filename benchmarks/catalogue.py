@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 
-from . import aligned, matching, training
+from . import aligned, assignment, matching, training
 from .case import Case
 
-CASES: tuple[Case, ...] = (*aligned.cases(), *matching.cases(), *training.cases())
+CASES: tuple[Case, ...] = (*aligned.cases(), *matching.cases(), *assignment.cases(), *training.cases())
 
 
 def chosen(patterns: Sequence[str] = (), full: bool = False) -> list[Case]:

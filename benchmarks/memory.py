@@ -1,9 +1,11 @@
-"""Peak memory of one call: ``python -m benchmarks.memory CASE IMPLEMENTATION``, a process of its own.
+"""Peak memory of one call, and where a case asks for it how many operators it takes, in a process of its own:
+``python -m benchmarks.memory CASE IMPLEMENTATION THREADS``.
 
 Resident memory, because what a library takes from the system directly is memory too; the peak is that of the second
 call, after what the first one freed went back to the system.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -11,8 +13,10 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import catalogue
 from .case import Case, Function, first_line
@@ -29,6 +33,16 @@ def resident(which: str) -> int:
     raise OSError(f"{STATUS} says nothing of {which}")
 
 
+class Counting(TorchDispatchMode):
+    """Of PyTorch's operators, as they reach the kernels of a processor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.count += 1
+        return function(*arguments, **(named or {}))
+
+
 def main() -> int:
     name, which, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
@@ -40,7 +54,9 @@ def main() -> int:
 def peaks(case: Case, function: Function) -> dict[str, int]:
     """Beyond what was held before the call, its inputs among it; and of the process, with interpreter and torch."""
     call = case.quantities[case.quantity](function, case.inputs())
-    call()
+    counting = Counting()
+    with counting if case.operators else contextlib.nullcontext():
+        call()
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -49,7 +65,8 @@ def peaks(case: Case, function: Function) -> dict[str, int]:
     result = call()
     peak = resident("VmHWM")
     del result
-    return {"peak bytes": peak - held, "process peak bytes": peak}
+    peaks = {"peak bytes": peak - held, "process peak bytes": peak}
+    return peaks | ({"operators": counting.count} if case.operators else {})
 
 
 def measured(case: str, implementation: str) -> dict[str, int]:

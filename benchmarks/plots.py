@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import aligned, training
-from .case import BOTH, COPY, FORWARD
+from . import aligned, assignment, training
+from .case import BOTH, COPY, DROP_IN, FORWARD
 from .report import OURS, label, size_of, time_of
-from .results import KEY, Row, Table
+from .results import KEY, Row, Table, is_busy
 
 DPI = 120
 OVERVIEW_PAIRS, OVERVIEW_SETS = 100_000, (8400, 4967)
@@ -33,6 +33,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "torch.compile, reference, static": {"color": "#56b4e9", "linestyle": ":", "marker": "2"},
     "torch.compile, torchvision, dynamic": {"color": "#009e73", "linestyle": "-", "marker": "x"},
     "torch.compile, torchvision, static": {"color": "#009e73", "linestyle": ":", "marker": "1"},
+    DROP_IN: {"color": "#0072b2", "linestyle": "--", "marker": "s", "linewidth": 2.4},
+    assignment.STOCK: {"color": "#d55e00", "linestyle": "-", "marker": "^"},
+    assignment.BY_IMAGE: {"color": "#e69f00", "linestyle": "--", "marker": "v"},
     COPY: {"color": "0.55", "linestyle": ":", "linewidth": 2.5},
 }
 QUANTITY_STYLES: dict[str, dict[str, Any]] = {
@@ -69,6 +72,11 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[tuple[Path, str]]:
         ("copy.png", lambda: fractions(main), "Share of a copy's speed against the number of pairs"),
         ("host.png", lambda: host(main), "Time of a call with few pairs"),
         ("memory.png", lambda: memory(Table(rows, "row maximum", threads=threads)), "Memory of matching"),
+        (
+            "assignment.png",
+            lambda: assigned(Table(rows, assignment.NAME, threads=threads)),
+            "Memory and time of task-aligned assignment",
+        ),
         ("threads.png", lambda: scaling(rows), "Speed over the number of threads"),
     )
     for name, plot, text in plots:
@@ -243,6 +251,33 @@ def memory(table: Table) -> Figure | None:
     )
     axes.grid(alpha=0.3)
     _below(figure, [axes], 2)
+    return figure
+
+
+def assigned(table: Table) -> Figure | None:
+    """Against the boxes of an image, in batches of so many images of one size."""
+    images, _, side = assignment.SHAPES[0]
+    sizes = {
+        assignment.pairs(*shape): shape[1] for shape in assignment.SHAPES if (shape[0], shape[2]) == (images, side)
+    }
+    quantities = (
+        ("counts", "peak bytes", 2**20, "peak memory beyond the inputs, MiB"),
+        ("end to end", "us", 1e3, "milliseconds"),
+    )
+    if not table.sizes("counts"):
+        return None
+    figure, panels = _panels(len(quantities), 11, 5.2)
+    for axes, (which, unit, scale, text) in zip(panels, quantities, strict=True):
+        for name, style in STYLES.items():
+            found = {boxes: table.median(which, name, FORWARD, pairs, unit) for pairs, boxes in sizes.items()}
+            points = [(boxes, value / scale) for boxes, value in found.items() if value is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label(name), **style)
+        axes.set(xlabel="boxes an image", ylabel=text, xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+    busy = "\ntimes are of a machine that others used: not to be quoted" if is_busy(table.rows.values()) else ""
+    figure.suptitle(f"{assignment.NAME}, {images} images, {side} px: lower is better{busy}", fontsize="medium")
+    _below(figure, panels, 3)
     return figure
 
 

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import aligned, tables
+from . import aligned, assignment, tables
 from .gpu.report import targets
-from .report import markdown, size_of, threads_of
-from .results import ROOT
+from .report import markdown, size_of, threads_of, time_of
+from .results import ROOT, is_busy
 from .tables import Line, Machine, machines
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md")
@@ -51,6 +51,7 @@ def figures(measured: Sequence[Machine]) -> str:
     texts = {
         "time.png": "Time of forward and backward against the number of pairs",
         "memory.png": "Peak memory of a row maximum against N x M",
+        "assignment.png": "Memory and time of task-aligned assignment against the boxes of an image",
     }
     links = (
         f"![{text}, {machine.rows[0]['device']}]({(machine.folder / name).relative_to(ROOT).as_posix()})"
@@ -78,6 +79,7 @@ def gpus(measured: Iterable[Machine]) -> str:
 
 SHOWN = 100_000  # pairs of the main case, in the README
 MATCHED = 8_400 * 4_967  # boxes by ground truth of an image, likewise
+ASSIGNED = assignment.pairs(16, 300, 640)
 
 
 def processor(machine: Machine) -> str:
@@ -86,14 +88,16 @@ def processor(machine: Machine) -> str:
 
 
 def on_each_processor(case: str, pairs: int, cell: Callable[[Line], str]) -> Callable[[Sequence[Machine]], str]:
-    """Of a case in one size, where its peers were measured too; of two alike the one that was measured last."""
+    """Of a case in one size, where its peers were measured too and nobody else used the machine; of two alike the one
+    that was measured last."""
 
     def block(measured: Sequence[Machine]) -> str:
         parts: dict[str, str] = {}
         for machine in sorted(measured, key=lambda machine: max(row["date"] for row in machine.rows)):
-            shapes = {row["shape"] for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs}
+            rows = [row for row in machine.rows if row["case"] == case and int(row["pairs"]) == pairs]
+            shapes = set() if is_busy(rows) else {row["shape"] for row in rows}
             for line in tables.lines(machine):
-                if line.case == case and line.shape in shapes and line.eager and line.compiled:
+                if line.case == case and line.shape in shapes and line.eager:
                     parts[processor(machine)] = f"{cell(line)} ({processor(machine)})"
         return "; ".join(parts.values()) or "not measured yet"
 
@@ -113,6 +117,16 @@ def peaks(line: Line) -> str:
     return f"**{ours} instead of {eager}** of eager code; `torch.compile` {compiled}"
 
 
+def assigned(line: Line) -> str:
+    if line.peak is None or line.eager is None or line.eager.peak is None:
+        return "not measured yet"
+    return (
+        f"**{time_of(line.ours)} and {size_of(line.peak)} instead of {time_of(line.eager.time)} and "
+        f"{size_of(line.eager.peak)}**, {line.eager.time / line.ours:.0f} times as fast as "
+        f"{line.eager.name.removeprefix('eager, ')}"
+    )
+
+
 def gpu_names(measured: Iterable[Machine]) -> str:
     found = [machine.rows[0]["device"] for machine in measured if not machine.has_cpu]
     return (
@@ -125,6 +139,7 @@ def gpu_names(measured: Iterable[Machine]) -> str:
 BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "main": on_each_cpu(tables.main_table),
     "operators": on_each_cpu(tables.operators),
+    "assignments": on_each_cpu(tables.assignments),
     "training": on_each_cpu(tables.training_steps),
     "targets": on_each_cpu(tables.targets),
     "little": on_each_cpu(tables.little),
@@ -135,5 +150,6 @@ BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "gpus": gpus,
     "speed": on_each_processor(aligned.MAIN, SHOWN, speed),
     "peaks": on_each_processor("row maximum", MATCHED, peaks),
+    "assigned": on_each_processor(assignment.NAME, ASSIGNED, assigned),
     "gpu_names": gpu_names,
 }

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from icr_kernels.terminal import table as text_table
 
 from . import aligned
-from .case import BOTH, COPY, FILL, FORWARD
+from .case import BOTH, COPY, DROP_IN, FILL, FORWARD
 from .results import KEY, Row, Table, is_busy
 
 LABELS = {
     "cpu": "icr_kernels",
     "cuda": "icr_kernels, CUDA",
     "triton": "icr_kernels, Triton",
+    DROP_IN: "icr_kernels, drop-in module",
     COPY: "copy of the same bytes",
     FILL: "fill of the same memory",
 }

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import aligned, results, training
-from .case import BOTH, COPY
-from .report import OURS, cpu_targets, label, markdown, size_of, threads_of, time_of
+from . import aligned, assignment, results, training
+from .case import BOTH, COPY, DROP_IN
+from .report import LABELS, OURS, cpu_targets, label, markdown, size_of, threads_of, time_of
 from .results import Row, Table, is_busy
 
 WALL = "end to end"
@@ -61,6 +61,8 @@ def main_table(machine: Machine) -> str:
         [label(name), *(times(table.median(WALL, name, BOTH, pairs), ours[pairs]) for pairs in sizes)]
         for name in table.names(WALL)
     ]
+    if not sizes:
+        return ""
     return markdown(["pairs", *(f"{pairs:,}" for pairs in sizes)], lines) + "\n\n" + absent(machine)
 
 
@@ -100,7 +102,7 @@ def lines(machine: Machine) -> list[Line]:
         family = [
             Fastest(name, time, numbers.get((name, "peak bytes")))
             for (name, unit), time in numbers.items()
-            if unit == "us" and name not in (*OURS, COPY) and name.startswith("torch.compile") == is_compiled
+            if unit == "us" and name not in LABELS and name.startswith("torch.compile") == is_compiled
         ]
         return min(family, key=lambda each: each.time, default=None)
 
@@ -130,7 +132,7 @@ def case_table(machine: Machine, keep: Callable[[Line], bool]) -> str:
 
 
 def operators(machine: Machine) -> str:
-    return case_table(machine, lambda line: line.case not in (aligned.MAIN, training.NAME))
+    return case_table(machine, lambda line: line.case not in (aligned.MAIN, assignment.NAME, training.NAME))
 
 
 def training_steps(machine: Machine) -> str:
@@ -160,6 +162,31 @@ def training_steps(machine: Machine) -> str:
                 rows.append([f"{training.IMAGES} images of {objects} objects, {label(name)}", *cells])
     head = ["", "step", "loss and matching in it", "share of the step", "peak of a step", "peak of the loss"]
     return markdown(head, rows)
+
+
+def assignments(machine: Machine) -> str:
+    """Time, peak of memory and number of operators of everybody, or why there are none."""
+    found = {
+        (row["shape"], row["implementation"], row["unit"]): row
+        for row in machine.rows
+        if row["case"] == assignment.NAME and int(row["threads"]) == machine.threads
+    }
+    names = ("cpu", DROP_IN, assignment.STOCK, assignment.BY_IMAGE, assignment.REFERENCE)
+
+    def number(*key: str) -> float | None:
+        return float(found[key]["p50"]) if key in found and found[key]["p50"] != "" else None
+
+    def cell(shape: str, name: str) -> str:
+        time, peak, count = (number(shape, name, unit) for unit in ("us", "peak bytes", "operators"))
+        if time is None:
+            return found.get((shape, name, "us"), {"note": ""})["note"].removeprefix("left out: ")
+        parts = [times(time, number(shape, "cpu", "us"))]
+        if peak is not None and count is not None:
+            parts += [size_of(peak), f"{count:,.0f}"]
+        return ", ".join(parts)
+
+    rows = [[shape, *(cell(shape, name) for name in names)] for shape in dict.fromkeys(shape for shape, *_ in found)]
+    return markdown(["", *(label(name).removeprefix("eager, ") for name in names)], rows)
 
 
 LITTLE = 3.0
@@ -217,4 +244,7 @@ def threads(machine: Machine) -> str:
 
 
 def targets(machine: Machine) -> str:
-    return markdown(("target", "wanted", "measured", "met"), cpu_targets(machine.rows, machine.threads))
+    found = cpu_targets(machine.rows, machine.threads)
+    if all(met == "not measured" for *_, met in found):
+        return ""
+    return markdown(("target", "wanted", "measured", "met"), found)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import aligned, catalogue, results
+from benchmarks import aligned, assignment, catalogue, results
 from benchmarks.case import BOTH, COPY, FILL, FORWARD, Case, Function, Inputs, first_line, loaded
 from benchmarks.results import Row, quantiles
 from benchmarks.run import DISAGREES
@@ -40,6 +40,8 @@ BYTES = {FORWARD: 48, "forward with gradient": 64, "backward scaling": 32, BOTH:
 # All pairs, whose time on the device is measured too.
 MATRICES = ("pairwise iou",)
 SELECTIONS = ("row maximum", "row maximum of 128 images")
+# The assignment, in these shapes.
+ASSIGNMENTS = (assignment.shape(16, 100, 640), assignment.CROWDED)
 
 # Cycles that the device is kept busy for while the host gets ahead of it: about half a millisecond.
 HEAD_START = 1_000_000
@@ -261,7 +263,7 @@ def device_row(case: Case, name: str, quantity: str) -> list[Row]:
     count = calls_in_graph(name, case.pairs)
     call = functools.partial(CALLS[quantity], case, name)
     times = quantiles(device_times(call, copies_of(case, count)))
-    if case.name in SELECTIONS:
+    if case.name in (*SELECTIONS, assignment.NAME):
         return [row("device", case, quantity, name, "us", **times)]
     floor, of_a_pair = (FILL, 4) if case.name in MATRICES else (COPY, BYTES[quantity])
     least = floor_time(floor, of_a_pair * case.pairs, count)
@@ -300,11 +302,20 @@ def host_row(case: Case, name: str, quantity: str) -> list[Row]:
 def wall_row(case: Case, name: str, quantity: str) -> list[Row]:
     """End to end; and, where that is asked for, the peak of memory."""
     call = case.quantities[quantity](function_of(case, name), inputs(case))
-    times = wall_times(call, 5 if case.pairs > 1_000_000 else 20, 15, wait=True)
+    calls = 20 if case.pairs <= 1_000_000 else 5 if case.pairs <= 100_000_000 else 1
+    times = wall_times(call, calls, 15, wait=True)
     rows = [row("end to end", case, quantity, name, "us", **quantiles(times))]
     if case.memory:
         rows.append(row("counts", case, quantity, name, "peak bytes", p50=counting.memory(call)["peak bytes"]))
     return rows
+
+
+def forward_count_rows(case: Case, name: str, quantity: str) -> list[Row]:
+    """Memory is counted beside the wall time."""
+    call = case.quantities[quantity](function_of(case, name), inputs(case))
+    call()
+    counts = counting.launches(call) | counting.synchronisations(call)
+    return [row("counts", case, quantity, name, unit, p50=number) for unit, number in counts.items()]
 
 
 def count_rows(case: Case, name: str, quantity: str) -> list[Row]:
@@ -361,6 +372,9 @@ def jobs() -> list[Job]:
     for case in catalogue.chosen(full=True):
         if case.name in MATRICES + SELECTIONS:
             todo += [("device", device_row, case, name, FORWARD) for name in OURS]
+    assigned = [case for case in catalogue.chosen([assignment.NAME], full=True) if case.shape in ASSIGNMENTS]
+    for case in assigned:
+        todo += [("device", device_row, case, name, FORWARD) for name in OURS]
     for pairs in HOST_SIZES:
         for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
             for quantity in ("operator",) * (name in OURS) + ("forward with gradient", BOTH):
@@ -369,8 +383,14 @@ def jobs() -> list[Job]:
     for pairs in SIZES:
         for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
             todo.append(("end to end", wall_row, main_case(pairs), name, BOTH))
+    for case in assigned:
+        for name in names(case):
+            if name == assignment.REFERENCE:  # the truth is its own
+                continue
+            todo.append(("end to end", wall_row, case, name, FORWARD))
+            todo.append(("counts", forward_count_rows, case, name, FORWARD))
     for case in catalogue.chosen():
-        if case.name != aligned.MAIN:
+        if case.name not in (aligned.MAIN, assignment.NAME):
             for name in names(case):
                 if not name.endswith(", static"):
                     todo.append(("end to end", wall_row, case, name, case.quantity))

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import aligned, results
+from benchmarks import aligned, assignment, results
 from benchmarks.case import BOTH, FORWARD
-from benchmarks.report import Target, at_least, label, markdown, target, time_of
+from benchmarks.report import Target, at_least, label, markdown, size_of, target, time_of
 from benchmarks.results import Row, Table
 from benchmarks.tables import WALL, Machine, operators
 
-from .measure import COUNTED_SIZE, MATRICES, SELECTIONS
+from .measure import ASSIGNMENTS, COUNTED_SIZE, MATRICES, SELECTIONS
 from .parts import PARTS, Outcome, outcomes
 
 CLAMP, TORCHVISION = "eager, clamp form", "eager, torchvision"
@@ -32,6 +32,9 @@ PREDICTED = {
     OF_A_FILL: "80 to 95 %",
     PAIRS_A_SECOND: "1.2 to 1.5e+12",
 }
+# Likewise, of a whole assignment: most of it are the points that boxes take. Beyond 12 bytes of each point that are the
+# result, it holds 8.
+PREDICTED_ASSIGNMENTS = dict(zip(ASSIGNMENTS, (("0.1 ms", 16), ("2 ms", 128)), strict=True))
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
@@ -103,6 +106,33 @@ def all_pairs(rows: Sequence[Row]) -> list[str]:
         return []
     head = ["all pairs", "time on the device", "pairs per second", "of a fill of its memory"]
     return ["## All pairs, time on the device", "", markdown(head, lines), ""]
+
+
+def assignments(rows: Sequence[Row]) -> list[str]:
+    """Figures of ours and of Ultralytics, with what is predicted of CUDA's."""
+    found = {
+        (row["shape"], row["implementation"], row["figure"], row["unit"]): float(row["p50"])
+        for row in rows
+        if row["case"] == assignment.NAME and row["p50"] != ""
+    }
+    columns: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
+        ("time on the device", "device", "us", time_of),
+        ("end to end", "end to end", "us", time_of),
+        ("peak memory beyond the inputs", "counts", "peak bytes", size_of),
+        ("kernels", "counts", "kernels", "{:,.0f}".format),
+        ("synchronisations", "counts", "synchronisations", "{:,.0f}".format),
+    )
+    points = assignment.pairs(1, 1, 640)
+    lines = []
+    for shape, (time, images) in PREDICTED_ASSIGNMENTS.items():
+        lines.append([f"{shape}, CUDA, **predicted** for an H100", time, "", size_of(20 * images * points), "4", "0"])
+        for name in dict.fromkeys(name for of, name, *_ in found if of == shape):
+            cells = [form(found[key]) if (key := (shape, name, *of)) in found else "" for _, *of, form in columns]
+            lines.append([f"{shape}, {label(name)}", *cells])
+    if not found:
+        return []
+    head = ["", *(title for title, *_ in columns)]
+    return [f"## {assignment.NAME.capitalize()}", "", markdown(head, lines), ""]
 
 
 def counts_table(table: Table, quantity: str) -> str:
@@ -177,6 +207,7 @@ def write(folder: Path) -> Path:
         lines += [
             *figures(table),
             *all_pairs(rows),
+            *assignments(rows),
             *others(folder, rows),
             *plot_links(folder, rows),
             *unmeasured(rows),

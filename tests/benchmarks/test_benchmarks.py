@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import aligned, catalogue, memory, report, results, run, tables
+from benchmarks import aligned, assignment, catalogue, memory, report, results, run, tables
 from benchmarks.case import COPY, Case, LeftOut, loaded, step
 from icr_kernels import info
 from icr_kernels.backends import BY_NAME
@@ -150,6 +150,13 @@ def test_the_first_call_of_a_turn_does_not_count():
     assert len(slow) == run.TURNS
 
 
+def test_patience():
+    """What takes minutes is not called five times; unless that is what was asked for."""
+    for budget, turns in ((1, 1), (100, 5)):
+        slow, quick = run.seconds_of([lambda: clock.sleep(20), lambda: clock.sleep(0.1)], budget)
+        assert len(slow) == turns and len(quick) >= run.TURNS
+
+
 @pytest.mark.parametrize(("waits", "busy"), [((1.0, 1.5), True), ((1.0, 1.0), False), ((None, None), False)])
 def test_a_busy_machine_is_told(waits, busy, backend_is_there, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "queued", iter(waits).__next__)
@@ -257,6 +264,58 @@ def test_everybody_agrees_and_a_wrong_one_does_not(case):
             assert not case.agrees(wrong, inputs, truth), name
 
 
+def small_assignment() -> Case:
+    image = torch.tensor([0, 0, 0, 1, 2, 2])
+    return assignment.case("small", image, 3, 64, 4, is_tiny=False)
+
+
+def test_everybody_assigns_the_same_and_a_wrong_one_does_not():
+    case = small_assignment()
+    inputs = case.inputs()
+    assert inputs[7].shape == (3, 3, 4) and inputs[8].flatten().tolist() == [1, 1, 1, 1, 0, 0, 1, 1, 0]
+    assert torch.equal(inputs[7][inputs[8][..., 0] > 0], inputs[3])
+    truth = case.truth(inputs)
+    assert (truth[0] >= 0).any()
+    for name, load in {"reference": lambda: case.ours("reference"), **case.peers}.items():
+        function = loaded(load)
+        if isinstance(function, str):
+            continue
+        assert case.agrees(function, inputs, truth), name
+        # Index and score of a point; of those like Ultralytics', scores of all classes and the number in the image.
+        for place in (0, 1) if len(function(*inputs)) == 2 else (2, 4):
+
+            def wrong(*inputs, function=function, place=place):
+                found = list(function(*inputs))
+                found[place] = found[place] + 1
+                return found
+
+            assert not case.agrees(wrong, inputs, truth), (name, place)
+
+
+def test_the_crowded_batch():
+    (case,) = (case for case in catalogue.CASES if case.shape == assignment.CROWDED)
+    counts = torch.bincount(assignment.crowded_images())
+    assert (len(counts), counts.max(), counts.sum()) == (128, 4_967, 75_357) and counts.min() > 0
+    assert case.pairs == 75_357 * 8_400
+
+
+def test_what_does_not_fit_is_not_assigned(backend_is_there, monkeypatch):
+    """On a CPU, whose process would be ended; a GPU says so itself."""
+    cpu = torch.device("cpu")
+    memory_of_machine = {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**18}
+    monkeypatch.setattr(assignment.os, "sysconf", memory_of_machine.get)
+    assignment.fits(2**30, 14, torch.device("cuda"))
+    with pytest.raises(LeftOut, match="would need 15 GB"):
+        assignment.fits(2**30, 14, cpu)
+    with pytest.raises(LeftOut, match="minutes"):
+        assignment.fits(2**30, 1, cpu)
+    assignment.fits(2**20, 14, cpu)
+    memory_of_machine["SC_PHYS_PAGES"] = 0
+    case = dataclasses.replace(small_assignment(), ours=lambda backend: assignment.ours("reference"))
+    notes = {name: row.get("note", "") for (name, _), row in measured(case, 0.01).items()}
+    assert notes[assignment.REFERENCE].startswith("left out: would need") and not notes["cpu"]
+
+
 def truth_is_exact(case: Case) -> bool:
     return case.name == "anchor objects"  # indices: a product with 1.01 is no index
 
@@ -273,6 +332,17 @@ def test_memory_counts_what_a_call_holds(monkeypatch):
     assert 60 * 2**20 < peaks["peak bytes"] < 80 * 2**20
     assert peaks["process peak bytes"] > peaks["peak bytes"] + 2**25
     assert memory.peaks(made_up(), lambda rows: rows)["peak bytes"] < 2**22
+
+
+def test_operators_are_counted_where_a_case_asks_for_it():
+    if not memory.CLEAR.exists():
+        pytest.skip("peak memory is measured on Linux only")
+
+    def two(rows):
+        return rows + 1 - 2
+
+    assert memory.peaks(made_up(operators=True), two)["operators"] == 2
+    assert "operators" not in memory.peaks(made_up(), two)
 
 
 def test_memory_of_a_process_of_its_own(monkeypatch):

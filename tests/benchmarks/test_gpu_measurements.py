@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from benchmarks import aligned, catalogue, results
+from benchmarks import aligned, assignment, catalogue, results
 from benchmarks.case import BOTH
 from benchmarks.gpu import measure, parts, report, sanitizer_driver
 from imaginary_gpu import MACHINE, row
@@ -78,6 +78,16 @@ def test_report_and_plots_of_measurements(tmp_path):
         assert f"({plot})" in text and (tmp_path / plot).stat().st_size > 10_000
 
 
+def test_report_of_the_assignment():
+    shape, name = measure.ASSIGNMENTS[1], assignment.NAME
+    of = {"case": name, "shape": shape, "quantity": "forward", "pairs": 7}
+    rows = [row(p50=2500, **of), row("counts", unit="peak bytes", p50=2**20, **of)]
+    text = "\n".join(report.assignments(rows))
+    assert f"| {shape}, CUDA, **predicted** for an H100 | 2 ms |  | 20.5 MiB | 4 | 0 |" in text
+    assert f"| {shape}, icr_kernels, CUDA | 2.50 ms |  | 1.0 MiB |  |  |" in text
+    assert report.assignments([row()]) == []
+
+
 @pytest.fixture
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
@@ -121,6 +131,9 @@ def test_all_jobs_are_named(on_the_cpu):
     assert set(names[: names.index("eager, clamp form")]) == {"cuda", "triton"}
     first_compiled = next(place for place, name in enumerate(names) if name.startswith("torch.compile"))
     assert all(name.startswith("torch.compile") for name in names[first_compiled:])
+    for shape in measure.ASSIGNMENTS:
+        of_shape = {key[0::2] for key in keys if key[1] == f"{assignment.NAME}, {shape}, float32"}
+        assert of_shape >= {("device", "cuda"), ("end to end", assignment.STOCK), ("counts", assignment.BY_IMAGE)}
     of_cuda = [key[:2] for key in keys if key[2] == "cuda"]
     first_others = next(place for place, job in enumerate(jobs) if not measure.is_target(job[0], job[2], job[4]))
     assert first_others < names.index("eager, clamp form")

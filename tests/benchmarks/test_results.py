@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import aligned, plots, readme, report, results, tables, training
-from benchmarks.case import BOTH, COPY
+from benchmarks import aligned, assignment, plots, readme, report, results, tables, training
+from benchmarks.case import BOTH, COPY, DROP_IN, FORWARD
 
 DEVICE = "Imaginary CPU"
 
@@ -50,6 +50,21 @@ def rows_of_everything() -> list[dict]:
                 (float(peak), alone, training.LOSS, "peak bytes"),
             )
         ]
+    for boxes in (100, 300):
+        for name, factor in (("cpu", 1), (DROP_IN, 3), (assignment.STOCK, 100), (assignment.BY_IMAGE, 90)):
+            of = {
+                "case": assignment.NAME,
+                "shape": assignment.shape(16, boxes, 640),
+                "pairs": assignment.pairs(16, boxes, 640),
+                "quantity": FORWARD,
+            }
+            found += [
+                row(name, 100.0 * factor * boxes, **of),
+                row(name, 2.0**20 * factor, figure="counts", unit="peak bytes", **of),
+                row(name, 10.0 * factor, figure="counts", unit="operators", **of),
+            ]
+    crowded = {"case": assignment.NAME, "shape": assignment.CROWDED, "quantity": FORWARD}
+    found += [row(**crowded), row(assignment.STOCK, note="left out: would need 86 GB", **crowded) | {"p50": ""}]
     return [*found, row("mmdet", note="absent: no such package") | {"p50": ""}]
 
 
@@ -138,11 +153,23 @@ def test_blocks_of_the_documents(tmp_path):
         "| 4 images of 6 objects, stock loss | 1.00 ms | 200 µs | 20.0% | 16.0 MiB | 2.0 MiB |\n"
         "| 4 images of 6 objects, icr_kernels | 900 µs | 90.0 µs | 10.0% | 8.0 MiB | 1.0 MiB |"
     )
+    assert blocks["assignments"].endswith(
+        "| 16 images of 300 boxes, 640 px | 30.0 ms, 1.0 MiB, 10 | 90.0 ms (3.0x), 3.0 MiB, 30 "
+        "| 3.00 s (100.0x), 100.0 MiB, 1,000 | 2.70 s (90.0x), 90.0 MiB, 900 |  |\n"
+        f"| {assignment.CROWDED} | 10.0 µs |  | would need 86 GB |  |  |"
+    )
+    assert assignment.NAME not in blocks["operators"]
     assert "No GPU figure has been measured yet" in blocks["gpus"]
     assert blocks["speed"] == (
         "**30.0 times as fast as eager code**, 5.0 times as fast as `torch.compile` (avx9, 2 threads)"
     )
     assert blocks["peaks"] == "not measured yet"
+    assert blocks["assigned"] == (
+        "**30.0 ms and 1.0 MiB instead of 2.70 s and 90.0 MiB**, 90 times as fast as Ultralytics, image by image "
+        "(avx9, 2 threads)"
+    )
+    busy = [machine._replace(rows=[{**each, "waited": "0.3"} for each in machine.rows]) for machine in measured]
+    assert readme.BLOCKS["speed"](busy) == readme.BLOCKS["assigned"](busy) == "not measured yet"
     assert blocks["gpu_names"] == "**no figure has been measured on a GPU yet, neither time nor memory**"
     assert readme.filled(text, []) == text.replace("old", "Not measured yet.")
     in_a_line = "| a | <!-- measured: speed -->old<!-- end of measured --> | b |"
@@ -168,7 +195,14 @@ def test_plots_carry_the_digest_of_their_rows(tmp_path):
     rows = rows_of_everything()
     results.merge(tmp_path, rows)
     made = plots.draw(tmp_path, results.read(tmp_path))
-    assert [path.name for path, _ in made] == ["time.png", "copy.png", "host.png", "memory.png", "threads.png"]
+    assert [path.name for path, _ in made] == [
+        "time.png",
+        "copy.png",
+        "host.png",
+        "memory.png",
+        "assignment.png",
+        "threads.png",
+    ]
     for path, _ in made:
         assert path.stat().st_size > 10_000
         assert image.open(path).text[plots.DIGEST] == plots.digest(results.read(tmp_path))

@@ -323,7 +323,7 @@ def assignment_rule(
     return AssignmentRule(
         box_format,
         topk,
-        topk2 or 0,
+        0 if topk2 in (None, topk) else topk2,
         from_logits,
         number("alpha", alpha, 0),
         number("beta", beta, 0),
@@ -395,15 +395,15 @@ def _values(
     anchor_index: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    """Opt-in: finite boxes in pairs that count and in tables, and an index of -1 or in the table."""
+    """Opt-in: finite boxes in pairs that count, and an index of -1 or in the table."""
     _in_table("target_index", target_index, target, "targets")
     _in_table("anchor_index", anchor_index, anchor_objects, "anchor objects")
     if target_index is not None:
         mask = target_index >= 0 if mask is None else mask & (target_index >= 0)
     _finite("pred", pred, mask)
-    _finite("target", target, mask if target_index is None else None)
+    _finite("target", target, mask, target_index)
     if anchor_objects is not None:
-        _finite("anchor_objects", anchor_objects, mask if anchor_index is None else None)
+        _finite("anchor_objects", anchor_objects, mask, anchor_index)
 
 
 def _in_table(argument: str, index: Tensor | None, table: Tensor | None, of: str) -> None:
@@ -415,8 +415,10 @@ def _in_table(argument: str, index: Tensor | None, table: Tensor | None, of: str
         raise ValueError(f"{argument}: expected -1 or a row of the {len(table)} {of}, got {value}")
 
 
-def _finite(argument: str, boxes: Tensor, mask: Tensor | None) -> None:
+def _finite(argument: str, boxes: Tensor, mask: Tensor | None, index: Tensor | None = None) -> None:
     finite = boxes.isfinite().all(-1)
+    if index is not None:  # rows of a table that no pair has may hold anything
+        finite = (index < 0) if len(boxes) == 0 else finite[index.clamp(min=0)] | (index < 0)
     if mask is not None:
         finite = finite | ~mask
     if not finite.all():

@@ -42,7 +42,8 @@ def task_aligned_assign(
     (4) A point that several boxes take goes to the box of its image with the largest similarity to its prediction,
     whether or not that box took it.
 
-    (5) With ``topk2`` a box keeps only that many of its points, those with the largest metric.
+    (5) With ``topk2`` a box keeps of its points only those that are among so many of all points with the largest
+    metric, where that of points which are not its own is 0.
 
     (6) The score of a point is metric * (largest similarity of its box) / (largest metric of its box + eps), both over
     the points that the box has in the end.
@@ -62,7 +63,7 @@ def task_aligned_assign(
         labels: (M,) int64 or int32, their classes. A box whose class does not exist takes no point.
         image: (M,) int64 or int32, the image of each. One that does not exist, such as -1, takes no point: padding.
         topk: from 1 to 32; more than there are points are all.
-        topk2: from 1 to 32, or None: a box keeps all its points. 1 is the one-to-one head of YOLO26 and YOLOv10.
+        topk2: from 1 to 32; None, or ``topk`` itself: a box keeps all its points. 1 is the one-to-one head of YOLO26.
         alpha, beta: the exponents of the metric, at least 0.
         smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics 8.4.128 and later take the
             stride of the second level, 16 pixels.

@@ -519,4 +519,5 @@ def task_aligned_assign(call: AssignmentCall, rule: AssignmentRule) -> Assignmen
     best_metric = torch.where(own, metric, 0).amax(1, keepdim=True)
     best_similarity = torch.where(own, similarity, 0).amax(1, keepdim=True)
     normalised = metric * best_similarity / (best_metric + rule.eps)
-    return Assignment(index, torch.where(index < 0, 0, normalised.gather(0, index.clamp(min=0))))
+    # Without the tangents of forward mode, which no_grad lets through.
+    return Assignment(index, torch.where(index < 0, 0, normalised.gather(0, index.clamp(min=0))).detach())

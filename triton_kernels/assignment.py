@@ -151,7 +151,7 @@ def probability(score, FROM_LOGITS: tl.constexpr):
 
 @triton.jit
 def power(x, exponent, ROOT: tl.constexpr):
-    """x^exponent, rounded once; the root, which nearly everyone takes, without a detour."""
+    """x^exponent by way of float64; the root, which nearly everyone takes, without a detour."""
     if ROOT:
         return tl.sqrt_rn(x)
     else:

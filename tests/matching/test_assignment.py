@@ -20,6 +20,7 @@ from inputs import (
     every_compiled_backend,
     every_dtype,
     every_format,
+    every_quick_backend,
     every_quick_compiled_backend,
     to_format,
 )
@@ -84,7 +85,8 @@ def test_a_point_of_two_boxes_goes_to_the_one_it_predicts(backend):
     scores = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]])
     scene |= {"scores": scores, "labels": torch.tensor([0, 1])}
     third = {name: torch.cat((scene[name], scene[name][:1])) for name in ("truth", "labels", "image")}
-    assert run(scene | third, backend, topk=1).index.tolist() == [[1, -1, -1, 1]]
+    for options in ({}, {"topk2": 1}):  # as many as topk are as none, as in Ultralytics
+        assert run(scene | third, backend, topk=1, **options).index.tolist() == [[1, -1, -1, 1]]
 
 
 @every_backend
@@ -393,6 +395,16 @@ def test_no_gradient_flows(backend):
     assert not found.score.requires_grad
 
 
+@every_quick_backend
+def test_no_tangent_passes(backend):
+    scene = dense_scene("trained", 15)
+    boxes = scene.pop("boxes")
+    _, tangent = torch.func.jvp(
+        lambda boxes: assign(**scene, boxes=boxes, backend=backend).score, (boxes,), (torch.ones_like(boxes),)
+    )
+    assert (tangent == 0).all()
+
+
 def test_in_a_graph():
     """Of a compiler that knows shapes alone."""
     scene = dense_scene("trained", 16)
@@ -452,6 +464,9 @@ def test_errors(wrong, kind, message):
 )
 def test_values_are_checked_where_that_is_asked_for(wrong, message, monkeypatch):
     monkeypatch.setattr("icr_kernels.arguments.CHECK_VALUES", True)
-    assign(**GOOD)
+    padding = {"truth": torch.full((1, 4), math.nan), "labels": torch.tensor([0]), "image": torch.tensor([-1])}
+    padded = GOOD | {name: torch.cat((GOOD[name], rows)) for name, rows in padding.items()}
+    index, score = assign(**padded)
+    assert icr.icr_loss(padded["boxes"], padded["truth"], None, target_index=index, weight=score).isfinite()
     with pytest.raises(ValueError, match=message):
         assign(**(GOOD | wrong))

@@ -21,15 +21,16 @@ class TaskAlignedAssigner(nn.Module):
     tensors of (images, boxes, points). Ultralytics need not be installed.
 
     The results are the same but for ties, where the lowest index is taken, as the stock one does it on a GPU (on a CPU
-    it takes any); for predictions that are NaN, which the stock one lets into the scores of all points of the image;
-    and for the last bits of powers. Half-precision scores are computed with in float32, as under CUDA's autocast.
+    it takes any); for predictions and scores that are NaN, which the stock one lets into the scores of all points of
+    the image; and for the last bits of powers. Scores are float32, whatever the dtype of the predictions, as the stock
+    one's are under CUDA's autocast. Among overlaps that are all 0 a point goes to the first box that the mask keeps.
 
     Args:
         topk: how many points a box takes, at most 32.
         num_classes: the label of all points where no image of a batch has a box.
         alpha, beta: the exponents of score and overlap.
         stride: of the levels. The second (or only) one is the least side of a box that a point lies in; None: 16.
-        eps: as of `task_aligned_assign`.
+        eps: as of `task_aligned_assign`, of the candidates too, for which the stock one always takes 1e-9.
         topk2: how many points a box keeps; None: all.
     """
 
@@ -63,6 +64,7 @@ class TaskAlignedAssigner(nn.Module):
         gt_labels: Tensor,
         gt_bboxes: Tensor,
         mask_gt: Tensor,
+        **extra: Any,
     ) -> Targets:
         """Of B images with A points, and at most M boxes each.
 
@@ -70,6 +72,7 @@ class TaskAlignedAssigner(nn.Module):
             pd_scores: (B, A, num_classes), probabilities.
             pd_bboxes: (B, A, 4), corners in pixels, as of ``anc_points`` (A, 2) and ``gt_bboxes`` (B, M, 4).
             gt_labels, mask_gt: (B, M, 1); 0 in the mask is padding.
+            extra: of other tasks; ignored, as by the stock assigner of boxes.
 
         Returns:
             Labels (B, A), boxes (B, A, 4), scores (B, A, num_classes), which points have a target (B, A), and its
@@ -110,8 +113,8 @@ class TaskAlignedAssigner(nn.Module):
 
 
 class InPlace(TaskAlignedAssigner):
-    """Before the stock class of an assigner, whose attributes it takes. Copied it is another such; pickled it is the
-    stock assigner."""
+    """Before the stock class of an assigner, whose attributes it takes. A deep copy is another such; a shallow or a
+    pickled one is the stock assigner."""
 
     def stock(self) -> Any:
         """The same, of the stock class."""

@@ -35,8 +35,13 @@ ICR_INLINE Box<S> enlarged(const Box<S>& box, S smallest_side) {
 
 // Whether a point is so far from each side of the box that it lies in.
 template <class S>
+ICR_INLINE bool is_beyond(S x, S bound, S eps) {
+  return x - bound > eps;
+}
+template <class S>
 ICR_INLINE bool contains(const Box<S>& box, S x, S y, S eps) {
-  return x - box.x1 > eps && y - box.y1 > eps && box.x2 - x > eps && box.y2 - y > eps;
+  return is_beyond(x, box.x1, eps) && is_beyond(y, box.y1, eps) && is_beyond(box.x2, x, eps) &&
+         is_beyond(box.y2, y, eps);
 }
 
 // The height that a box has in its area and in its angle, the arctangent of width by height.

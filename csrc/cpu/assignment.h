@@ -35,16 +35,21 @@ struct Span {
   int64_t begin, end;
 };
 ICR_INLINE Span inside(const float* numbers, int64_t stride, int64_t count, float low, float high, float eps) {
-  // Binary search: it rounds as the comparison of a single point does, and rounding keeps the order.
-  const auto first = [&](auto is_beyond) {
+  // Binary search: rounding keeps the order.
+  const auto first = [&](auto holds) {
     int64_t begin = 0, end = count;
     while (begin < end) {
       const int64_t middle = (begin + end) / 2;
-      (is_beyond(numbers[middle * stride]) ? end : begin) = is_beyond(numbers[middle * stride]) ? middle : middle + 1;
+      if (holds(numbers[middle * stride])) {
+        end = middle;
+      } else {
+        begin = middle + 1;
+      }
     }
     return begin;
   };
-  return {first([&](float x) { return x - low > eps; }), first([&](float x) { return !(high - x > eps); })};
+  return {first([&](float x) { return is_beyond(x, low, eps); }),
+          first([&](float x) { return !is_beyond(high, x, eps); })};
 }
 
 // The points within reach of the box whose predictions overlap it, in their order. Returns how many there are.

@@ -217,9 +217,9 @@ def test_backends_agree(backend, kind, options):
 @pytest.mark.parametrize("from_logits", [False, True])
 @every_format
 @every_dtype
-@every_compiled_backend
+@every_quick_compiled_backend
 def test_dtypes_formats_and_strides(backend, dtype, box_format, from_logits):
-    scene = dense_scene("trained", 5, most=most_of(backend))
+    scene = dense_scene("trained", 5)
     for name in ("boxes", "truth"):
         scene[name] = to_format(scene[name], box_format).to(dtype)
     scene["points"] = scene["points"].to(dtype)

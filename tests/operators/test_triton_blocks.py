@@ -57,7 +57,7 @@ def call(
     penalty: str = "containment",
 ) -> tuple[Tensor, ...]:
     formula = Formula("ciou", penalty)
-    tensors = (*boxes, index, weight, mask, None)
+    tensors = (*boxes, None, index, weight, mask, None)
     return triton_kernels.loss(*tensors, 1.0, REDUCTION_IDS[reduction], formula.packed(), 7, False)
 
 
@@ -138,13 +138,13 @@ def test_terms_and_their_gradients(with_anchor_objects, dtype, several_programs)
     mask = torch.arange(60, device=DEVICE) % 4 != 1
     formula = Formula("giou", "log", penalty_weight=0.5).packed()
     upstream = [torch.linspace(1, 2 + i, 120, dtype=dtype, device=DEVICE)[::2] for i in range(4)]
-    terms = triton_kernels.terms(*boxes, None, mask, formula)
+    terms = triton_kernels.terms(*boxes, None, None, mask, formula)
     leaves = [rows if rows is None else rows.double().requires_grad_() for rows in boxes]
     truth = reference.icr_terms(*leaves, mask=mask, loss="giou", penalty="log", penalty_weight=0.5)
     for actual, true in zip(terms, truth, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, true.detach(), TOLERANCE[dtype])
-    gradients = triton_kernels.terms_backward(*upstream, *boxes, None, mask, formula, 7)
+    gradients = triton_kernels.terms_backward(*upstream, *boxes, None, None, mask, formula, 7)
     leaves = [leaf for leaf in leaves if leaf is not None]
     wide = [rows.double() for rows, term in zip(upstream, truth, strict=True) if term.requires_grad]
     truth = torch.autograd.grad([term for term in truth if term.requires_grad], leaves, wide)

@@ -4,8 +4,7 @@
 #pragma once
 
 #include "box.h"
-#include "half.h"
-#include "task.h"
+#include "memory.h"
 
 namespace {
 namespace icr {
@@ -13,13 +12,10 @@ namespace icr {
 // What this CIoU adds to heights and denominators, where the losses guard theirs.
 constexpr double kOverlapEps = 1e-7;
 
-// Corners as they are: an inverted box stays one.
-template <class S>
-ICR_INLINE Box<S> plain_corners(const S (&c)[4], BoxFormat format) {
-  const S half(0.5);
-  if (format == kCXCYWH) return {c[0] - half * c[2], c[1] - half * c[3], c[0] + half * c[2], c[1] + half * c[3]};
-  if (format == kXYWH) return {c[0], c[1], c[0] + c[2], c[1] + c[3]};
-  return box_of(c);
+// The image of a row of the truth; -1 where that, or its class, does not exist.
+ICR_INLINE int64_t image_of(const icr_kernels::AssignmentTask& task, int64_t row) {
+  const int64_t image = value_or(int64_t(-1), task.image, row), label = value_or(int64_t(-1), task.labels, row);
+  return image >= 0 && image < task.images && label >= 0 && label < task.classes ? image : -1;
 }
 
 // Sides of at least so much, about the centre. A negative number leaves the box as it is; any other takes it to the

@@ -26,21 +26,25 @@ ICR_INLINE Box<S> box_of(const S (&c)[4]) {
   return {c[0], c[1], c[2], c[3]};
 }
 
-// The corners of four coordinates in a format. An inverted side becomes a side of length 0 at its first corner, so that
-// every formula may count on a valid box. NaN stays NaN.
+// The corners of four coordinates in a format, as they are: an inverted box stays one.
+template <class S>
+ICR_INLINE Box<S> plain_corners(const S (&c)[4], BoxFormat format) {
+  const S half(0.5);
+  if (format == kCXCYWH) return {c[0] - half * c[2], c[1] - half * c[3], c[0] + half * c[2], c[1] + half * c[3]};
+  if (format == kXYWH) return {c[0], c[1], c[0] + c[2], c[1] + c[3]};
+  return box_of(c);
+}
+
+// Those of a valid box, on which every formula may count: an inverted side becomes a side of length 0 at its first
+// corner. NaN stays NaN.
 template <class S>
 ICR_INLINE Box<S> corners(const S (&coordinates)[4], BoxFormat format) {
-  const S limit(kCoordinateLimit), half(0.5);
+  const S limit(kCoordinateLimit);
   S c[4];
   for (int i = 0; i < 4; ++i) {
     c[i] = lesser(limit, greater(-limit, coordinates[i]));
   }
-  Box<S> box = box_of(c);
-  if (format == kCXCYWH) {
-    box = {c[0] - half * c[2], c[1] - half * c[3], c[0] + half * c[2], c[1] + half * c[3]};
-  } else if (format == kXYWH) {
-    box = {c[0], c[1], c[0] + c[2], c[1] + c[3]};
-  }
+  Box<S> box = plain_corners(c, format);
   box.x2 = greater(box.x1, box.x2);
   box.y2 = greater(box.y1, box.y2);
   return box;

@@ -77,8 +77,8 @@ def task_aligned_assign(
         `Assignment` (index, score), (B, A) each: the row of ``truth`` of each point, int64, -1 for background, and
         float32, 0 for background. `icr_loss` takes them as ``target_index`` and ``weight``. The arithmetic is float32
         for every dtype, rounded operation by operation as PyTorch's, so that the results are the same to the bit but
-        for powers: on a CPU and in CUDA they are PyTorch's own, in Triton they may differ in the last bit. No gradient
-        flows.
+        for powers and angles: on a CPU they are PyTorch's own, in CUDA the functions that PyTorch's kernels call, in
+        Triton they may differ in the last bit. No gradient flows.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -49,18 +49,23 @@ def guard(denominator: Tensor, eps: float) -> Tensor:
     return torch.where(denominator <= eps, eps, denominator)
 
 
-def corners(boxes: Tensor, box_format: str) -> Box:
-    """Split (..., 4) boxes into corners; an inverted side becomes a side of length 0 at its first corner. A side of
-    exactly 0 is not inverted: it can grow."""
-    a, b, c, d = torch.where(
-        boxes.abs() >= COORDINATE_LIMIT, torch.sign(boxes.detach()) * COORDINATE_LIMIT, boxes
-    ).unbind(-1)
-    inverted_x, inverted_y = (c < a, d < b) if box_format == "xyxy" else (c < 0, d < 0)
+def plain_corners(boxes: Tensor, box_format: str) -> Box:
+    """Split (..., 4) boxes into corners, as they are: an inverted box stays one."""
+    a, b, c, d = boxes.unbind(-1)
     if box_format == "cxcywh":
-        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
-    elif box_format == "xywh":
-        c, d = a + c, b + d
-    return Box(a, b, torch.where(inverted_x, a, c), torch.where(inverted_y, b, d))
+        return Box(a - c / 2, b - d / 2, a + c / 2, b + d / 2)
+    return Box(a, b, a + c, b + d) if box_format == "xywh" else Box(a, b, c, d)
+
+
+def corners(boxes: Tensor, box_format: str) -> Box:
+    """Those that formulas may count on: an inverted side becomes a side of length 0 at its first corner. A side of
+    exactly 0 is not inverted: it can grow."""
+    limit = torch.sign(boxes.detach()) * COORDINATE_LIMIT
+    boxes = torch.where(boxes.abs() >= COORDINATE_LIMIT, limit, boxes)
+    first, second = boxes.split(2, -1)
+    inverted_x, inverted_y = (second < (first if box_format == "xyxy" else 0)).unbind(-1)
+    box = plain_corners(boxes, box_format)
+    return Box(box.x1, box.y1, torch.where(inverted_x, box.x1, box.x2), torch.where(inverted_y, box.y1, box.y2))
 
 
 def width(box: Box) -> Tensor:
@@ -435,16 +440,6 @@ class Assignment(NamedTuple):
 OVERLAP_EPS = 1e-7
 
 
-def plain_corners(boxes: Tensor, box_format: str) -> Box:
-    """Corners in float32 as an assigner takes them: an inverted box stays one."""
-    a, b, c, d = boxes.float().unbind(-1)
-    if box_format == "cxcywh":
-        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
-    elif box_format == "xywh":
-        c, d = a + c, b + d
-    return Box(a, b, c, d)
-
-
 def enlarged(box: Box, smallest_side: float) -> Box:
     """Sides of at least so much, about the centre."""
     (x, y), w, h = center(box), width(box), height(box)
@@ -491,12 +486,12 @@ def task_aligned_assign(call: AssignmentCall, rule: AssignmentRule) -> Assignmen
     row = torch.arange(rows, device=nothing.device)[:, None].expand(rows, points)
     of_image = image[:, None].expand(rows, points)
 
-    truth = Box(*(side[:, None] for side in plain_corners(call.truth, rule.box_format)))
+    truth = Box(*(side[:, None] for side in plain_corners(call.truth.float(), rule.box_format)))
     reach = truth if rule.smallest_side < 0 else enlarged(truth, rule.smallest_side)
     x, y = call.points.float().unbind(-1)
     sides = torch.stack(torch.broadcast_tensors(x - reach.x1, y - reach.y1, reach.x2 - x, reach.y2 - y))
     candidate = (sides > rule.eps).all(0) & counts[:, None]
-    similarity = torch.where(candidate, overlap(truth, plain_corners(call.boxes[image], rule.box_format)), 0)
+    similarity = torch.where(candidate, overlap(truth, plain_corners(call.boxes[image].float(), rule.box_format)), 0)
     score = call.scores[image, :, label]
     score = (score.sigmoid() if rule.from_logits else score).float()
     score = torch.where(score <= 0, 0, score)

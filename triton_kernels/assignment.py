@@ -12,7 +12,7 @@ import triton.language as tl
 
 from icr_kernels.reference import OVERLAP_EPS
 
-from .box import Box
+from .box import Box, plain_interval
 from .kernels import Column, load_rows, load_value, rounded
 from .number import angle, greater, lesser, rounded_product
 from .pairwise import LARGEST, block_of, load_set
@@ -64,17 +64,6 @@ def rule_of(alpha, beta, smallest_side, eps):
 
 
 # The formulas. Operation by operation they are those of the reference, each rounded by itself.
-
-
-@triton.jit
-def plain_interval(first, second, FORMAT: tl.constexpr):
-    """The ends of an interval, inverted or not."""
-    if FORMAT == "xyxy":
-        return first, second
-    elif FORMAT == "cxcywh":
-        return first - 0.5 * second, first + 0.5 * second
-    else:
-        return first, first + second
 
 
 @triton.jit

@@ -30,15 +30,20 @@ def within_limit(x):
 
 
 @triton.jit
+def plain_interval(first, second, box_format: tl.constexpr):
+    """The ends of an interval of a format, inverted or not."""
+    if box_format == "xyxy":
+        return first, second
+    elif box_format == "cxcywh":
+        return first - 0.5 * second, first + 0.5 * second
+    else:
+        return first, first + second
+
+
+@triton.jit
 def interval(first, second, box_format: tl.constexpr):
     """The ends of an interval. An inverted one has length 0 and begins where it did. NaN stays NaN."""
-    first, second = within_limit(first), within_limit(second)
-    if box_format == "xyxy":
-        begin, end = first, second
-    elif box_format == "cxcywh":
-        begin, end = first - 0.5 * second, first + 0.5 * second
-    else:
-        begin, end = first, first + second
+    begin, end = plain_interval(within_limit(first), within_limit(second), box_format)
     return begin, greater(begin, end)
 
 

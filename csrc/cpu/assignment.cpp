@@ -9,7 +9,6 @@
 #include <tuple>
 #include <vector>
 
-#include "../memory.h"
 #include "backend.h"
 
 namespace icr_cpu {
@@ -17,7 +16,8 @@ namespace {
 
 using icr::Box;
 
-// A function of PyTorch, so that results have its bits. It computes whole vectors and what is left over differently.
+// PyTorch's functions, so that results have its bits. They compute whole vectors, and what is left over differently: so
+// there is never anything left over.
 constexpr int64_t kWhole = 64;
 int64_t whole(int64_t count) { return icr::divided(count, kWhole) * kWhole; }
 
@@ -56,6 +56,14 @@ std::vector<Grid> grids_of(const float* x, const float* y, int64_t count) {
   return grids;
 }
 
+// Boxes, measured: x1, y1, x2, y2, area, angle.
+using Columns = std::array<Tensor, 6>;
+
+Predictions pointers(const Columns& columns) {
+  return {floats(columns[0]), floats(columns[1]), floats(columns[2]),
+          floats(columns[3]), floats(columns[4]), floats(columns[5])};
+}
+
 // What all images share.
 struct Scene {
   const AssignmentTask& task;
@@ -64,7 +72,7 @@ struct Scene {
   std::vector<Grid> grids;
   std::vector<int32_t> rows;   // of the truth that count, image by image
   std::vector<int64_t> first;  // of them, of each image, and one more
-  Tensor truth[6];             // x1, y1, x2, y2, area, angle
+  Columns truth;
 
   Tensor column(int64_t count) const { return icr_kernels::empty(like, {whole(count + kWhole)}, ScalarType::Float); }
   TruthBox box(int32_t row) const {
@@ -77,14 +85,12 @@ struct Scene {
     return icr::contains(icr::box_of(box.reach), floats(x)[point], floats(y)[point], task.rule.eps);
   }
 
-  // Columns of boxes, measured.
-  template <class Columns>
-  void measure(const Rows& boxes, int64_t count, Columns& columns) const {
+  Columns measured(const Rows& boxes, int64_t count) const {
+    Columns columns;
     for (Tensor& each : columns) each = column(count);
-    const Predictions out{floats(columns[0]), floats(columns[1]), floats(columns[2]),
-                          floats(columns[3]), floats(columns[4]), floats(columns[5])};
-    instructions().measure(boxes, task.rule.box_format, count, out);
+    instructions().measure(boxes, task.rule.box_format, count, pointers(columns));
     columns[5] = applied("aten::atan", columns[5]);
+    return columns;
   }
 
   Scene(const AssignmentTask& task, const Tensor& like) : task(task), like(like), first(task.images + 1) {
@@ -96,19 +102,17 @@ struct Scene {
       ys[point] = icr::element<float>(row.data, row.type, row.stride);
     }
     grids = grids_of(xs, ys, task.points);
-    measure(task.truth, task.rows, truth);
-    const auto image_of = [&](int64_t row) {
-      const int64_t image = icr::value_or(int64_t(-1), task.image, row), of_class = label(int32_t(row));
-      return image >= 0 && image < task.images && of_class >= 0 && of_class < task.classes ? image : -1;
-    };
+    truth = measured(task.truth, task.rows);
     for (int64_t row = 0; row < task.rows; ++row) {
-      if (image_of(row) >= 0) ++first[image_of(row) + 1];
+      const int64_t image = icr::image_of(task, row);
+      if (image >= 0) ++first[image + 1];
     }
     for (int64_t image = 0; image < task.images; ++image) first[image + 1] += first[image];
     rows.resize(first[task.images]);
     std::vector<int64_t> next(first.begin(), first.end() - 1);
     for (int64_t row = 0; row < task.rows; ++row) {
-      if (image_of(row) >= 0) rows[next[image_of(row)]++] = int32_t(row);
+      const int64_t image = icr::image_of(task, row);
+      if (image >= 0) rows[next[image]++] = int32_t(row);
     }
   }
 };
@@ -150,9 +154,8 @@ class Assigner {
 
   // Those of all rows, in their order; a few rows at a time take their points.
   void find_pairs(const int32_t* begin, const int32_t* end) {
-    scene_.measure(icr::rows_of(task_.boxes, image_), task_.points, columns_);
-    const Predictions predictions{floats(columns_[0]), floats(columns_[1]), floats(columns_[2]),
-                                  floats(columns_[3]), floats(columns_[4]), floats(columns_[5])};
+    const Columns columns = scene_.measured(icr::rows_of(task_.boxes, image_), task_.points);
+    const Predictions predictions = pointers(columns);
     std::vector<Overlap> overlaps(task_.points + 1);
     for (const int32_t *taking = begin, *row = begin; row < end; ++row) {
       const int64_t count = instructions().overlaps(predictions, scene_.grids.data(), int64_t(scene_.grids.size()),
@@ -275,7 +278,6 @@ class Assigner {
   const Scene& scene_;
   const AssignmentTask& task_;
   const int64_t image_;
-  Tensor columns_[6];
   std::vector<Pair> pairs_;
   std::vector<Claim> claims_, owners_;  // of the points: who takes them, and who has the largest similarity
 };

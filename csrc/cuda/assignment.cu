@@ -34,13 +34,6 @@ __device__ icr::MeasuredBox<float> load_measured(const Rows& rows, int64_t row, 
   return {box, icr::padded_area(box), ::atanf(icr::side_ratio(box))};
 }
 
-// The image of a row of the truth; -1 where that, or its class, does not exist.
-__device__ int64_t image_of(const AssignmentTask& task, int64_t row) {
-  const int64_t image = icr::value_or(int64_t(-1), task.image, row);
-  const int64_t label = icr::value_or(int64_t(-1), task.labels, row);
-  return image >= 0 && image < task.images && label >= 0 && label < task.classes ? image : -1;
-}
-
 struct Suit {
   float similarity, metric;
 };
@@ -139,6 +132,7 @@ __device__ unsigned long long owned_by(uint32_t rank, int64_t row) {
 __device__ int64_t row_of(unsigned long long owner) { return int64_t(0xffffffffu - uint32_t(owner)); }
 __device__ int rank_of(unsigned long long owner) { return int(owner >> 32); }
 
+// Nobody has a point yet.
 __global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant__ AssignmentTask task,
                                                            const __grid_constant__ AssignmentMemory memory) {
   const int64_t count = task.images * task.points, step = int64_t(gridDim.x) * kThreads;
@@ -149,10 +143,11 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant
   }
 }
 
+// Rows of the truth take points.
 __global__ void __launch_bounds__(kRowThreads) take_kernel(const __grid_constant__ AssignmentTask task,
                                                            const __grid_constant__ AssignmentMemory memory) {
   for (int64_t row = blockIdx.x; row < task.rows; row += gridDim.x) {
-    const int64_t image = image_of(task, row);
+    const int64_t image = icr::image_of(task, row);
     if (image < 0) continue;
     const TruthRow truth(task, row, image);
     const int64_t first = image * task.points;
@@ -180,6 +175,7 @@ __global__ void __launch_bounds__(kRowThreads) take_kernel(const __grid_constant
   }
 }
 
+// Every point goes to one row.
 __global__ void __launch_bounds__(kThreads) settle_kernel(const __grid_constant__ AssignmentTask task,
                                                           const __grid_constant__ AssignmentMemory memory) {
   const int64_t count = task.images * task.points, step = int64_t(gridDim.x) * kThreads;
@@ -198,12 +194,13 @@ __global__ void __launch_bounds__(kThreads) settle_kernel(const __grid_constant_
   }
 }
 
+// Rows keep the best of their points, whose scores follow.
 __global__ void __launch_bounds__(kRowThreads) score_kernel(const __grid_constant__ AssignmentTask task,
                                                             const __grid_constant__ AssignmentMemory memory) {
   __shared__ int kept_points[kWarp], best_metrics[kRowWarps], best_similarities[kRowWarps];
   const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   for (int64_t row = blockIdx.x; row < task.rows; row += gridDim.x) {
-    const int64_t image = image_of(task, row);
+    const int64_t image = icr::image_of(task, row);
     if (image < 0) continue;
     const unsigned long long* const owners = memory.owner + image * task.points;
     float* const scores = task.score + image * task.points;
@@ -256,35 +253,27 @@ __global__ void __launch_bounds__(kRowThreads) score_kernel(const __grid_constan
   }
 }
 
-template <class... Parameters>
-cudaError_t launch_over(int64_t pieces, int multiprocessors, int threads, cudaStream_t stream,
-                        void (*kernel)(Parameters...), const AssignmentTask& task, const AssignmentMemory& memory) {
-  if (pieces == 0) return cudaSuccess;
-  return launch(kernel, blocks_of(pieces, multiprocessors), threads, stream, task, memory);
-}
-
 }  // namespace
 
-cudaError_t prepare_assignment(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
-                               cudaStream_t stream) {
-  return launch_over(ceil_divide(task.images * task.points, kThreads), multiprocessors, kThreads, stream,
-                     prepare_kernel, task, memory);
-}
-
-cudaError_t take_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
-                        cudaStream_t stream) {
-  return launch_over(task.rows, multiprocessors, kRowThreads, stream, take_kernel, task, memory);
-}
-
-cudaError_t settle_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
+cudaError_t assign_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
                           cudaStream_t stream) {
-  return launch_over(ceil_divide(task.images * task.points, kThreads), multiprocessors, kThreads, stream,
-                     settle_kernel, task, memory);
-}
-
-cudaError_t score_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
-                         cudaStream_t stream) {
-  return launch_over(task.rows, multiprocessors, kRowThreads, stream, score_kernel, task, memory);
+  struct Step {
+    void (*kernel)(AssignmentTask, AssignmentMemory);
+    int64_t blocks;
+    int threads;
+  };
+  const int64_t of_points = blocks_of(ceil_divide(task.images * task.points, kThreads), multiprocessors);
+  const int64_t of_rows = blocks_of(task.rows, multiprocessors);
+  const Step steps[] = {{prepare_kernel, of_points, kThreads},
+                        {take_kernel, of_rows, kRowThreads},
+                        {settle_kernel, of_points, kThreads},
+                        {score_kernel, of_rows, kRowThreads}};
+  for (const Step& step : steps) {
+    if (step.blocks == 0) continue;
+    const cudaError_t error = launch(step.kernel, step.blocks, step.threads, stream, task, memory);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace icr_cuda

@@ -1,4 +1,4 @@
-// The launches of an assignment, as those of kernels.h. They are of one task and follow each other on one stream.
+// The launches of an assignment, four that follow each other on a stream. Nothing here waits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,16 +17,8 @@ struct AssignmentMemory {
   int* first_row;  // of each image
 };
 
-cudaError_t prepare_assignment(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
-                               cudaStream_t stream);
-// Rows of the truth take points.
-cudaError_t take_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
-                        cudaStream_t stream);
-// Every point goes to one row.
-cudaError_t settle_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
+// Of some points.
+cudaError_t assign_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
                           cudaStream_t stream);
-// Rows keep the best of their points, whose scores follow.
-cudaError_t score_points(const AssignmentTask& task, const AssignmentMemory& memory, int multiprocessors,
-                         cudaStream_t stream);
 
 }  // namespace icr_cuda

@@ -145,9 +145,7 @@ void Cuda::assign(const AssignmentTask& task) const {
   const Tensor first_row = icr_kernels::empty(like_, {task.images}, ScalarType::Int);
   const AssignmentMemory memory{static_cast<unsigned long long*>(owner.data_ptr()),
                                 static_cast<int*>(first_row.data_ptr())};
-  for (const auto launch : {prepare_assignment, take_points, settle_points, score_points}) {
-    check(launch(task, memory, multiprocessors(device_), stream_), "a launch for an assignment");
-  }
+  check(assign_points(task, memory, multiprocessors(device_), stream_), "a launch for an assignment");
 }
 
 }  // namespace icr_cuda

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dense_scenes import grid_points
+from benchmarks.assignment import grids
 
 SIZE, CLASSES, IMAGES = 160, 5, 2
 # How many boxes an image has at most, and their sides in pixels.
@@ -27,7 +27,7 @@ def scene(kind: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor,
     """Scores, predicted boxes, points, labels, boxes, and which are not padding, as Ultralytics hands them on."""
     random = torch.Generator().manual_seed(seed)
     most, least_side, largest_side = KINDS[kind]
-    points = grid_points(SIZE)
+    points = grids(SIZE)
     count = torch.randint(1, most + 1, (IMAGES, 1), generator=random)
     if kind == "empty":
         count[1] = 0

@@ -3,19 +3,11 @@
 import torch
 from torch import Tensor
 
-STRIDES = (8, 16, 32)
+from benchmarks.assignment import grids
+
 # Of the scenes: predictions that fit some box; such with overlaps at random; equal scores and boxes on a coarse grid;
 # inverted boxes and NaN among them.
 KINDS = ("trained", "random", "equal", "broken")
-
-
-def grid_points(size: int, strides: tuple[int, ...] = STRIDES) -> Tensor:
-    """The centres of the cells of each level, in pixels."""
-    levels = []
-    for stride in strides:
-        ticks = (torch.arange(size // stride) + 0.5) * stride
-        levels.append(torch.cartesian_prod(ticks, ticks).flip(-1))
-    return torch.cat(levels)
 
 
 def dense_scene(
@@ -27,7 +19,7 @@ def dense_scene(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    points = grid_points(size)
+    points = grids(size)
     counts = torch.randint(0, most + 1, (images,), generator=generator)
     image = torch.arange(images).repeat_interleave(counts)
     rows = len(image)

@@ -6,13 +6,14 @@
 namespace icr_kernels {
 
 inline AssignmentRule assignment_rule_of(const Numbers& numbers) {
-  check_count(numbers, 8);
+  check_count(numbers, 9);
   const auto is_within = [&](int i, double least, double most) { return numbers[i] >= least && numbers[i] <= most; };
-  STD_TORCH_CHECK(is_within(0, 0, 2), "icr_kernels: expected a box format from 0 to 2, got ", numbers[0]);
-  STD_TORCH_CHECK(is_within(1, 1, kMostAssigned) && is_within(2, 0, kMostAssigned),
+  STD_TORCH_CHECK(is_within(0, 0, 2) && is_within(1, 0, 2), "icr_kernels: expected box formats from 0 to 2, got ",
+                  numbers[0], " and ", numbers[1]);
+  STD_TORCH_CHECK(is_within(2, 1, kMostAssigned) && is_within(3, 0, kMostAssigned),
                   "icr_kernels: a row takes at most ", kMostAssigned, " points");
-  return {int(numbers[0]),   int(numbers[1]),   int(numbers[2]),   numbers[3] != 0,
-          float(numbers[4]), float(numbers[5]), float(numbers[6]), float(numbers[7])};
+  return {int(numbers[0]),   int(numbers[1]),   int(numbers[2]),   int(numbers[3]),  numbers[4] != 0,
+          float(numbers[5]), float(numbers[6]), float(numbers[7]), float(numbers[8])};
 }
 
 template <class Backend>

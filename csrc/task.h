@@ -170,7 +170,7 @@ struct CostTask {
 
 // How points are assigned to ground truth, as icr_kernels/calls.py packs it.
 struct AssignmentRule {
-  int box_format;
+  int box_format, truth_format;
   int topk, topk2;  // topk2 of 0: no such step
   bool from_logits;
   float alpha, beta;

@@ -2,11 +2,13 @@
 
 from .assignment import task_aligned_assign
 from .backends import available_backends, backend_for
+from .dense_reference import Assignment, DetectionTerms
+from .detection import decode_boxes, dense_detection_loss
 from .functional import box_iou_loss, icr_loss, icr_loss_and_grad, icr_terms
 from .matching import AnchorMatch, Matcher, detr_matching_cost, match_anchor_objects
-from .modules import BoxIoULoss, ICRLoss
+from .modules import BoxIoULoss, DetectionLoss, ICRLoss
 from .pairwise import pairwise_iou, pairwise_max, pairwise_topk
-from .reference import Assignment, ICRTerms, Selection
+from .reference import ICRTerms, Selection
 from .relations import Relations
 
 __version__ = "0.1.0"
@@ -15,6 +17,8 @@ __all__ = [
     "AnchorMatch",
     "Assignment",
     "BoxIoULoss",
+    "DetectionLoss",
+    "DetectionTerms",
     "ICRLoss",
     "ICRTerms",
     "Matcher",
@@ -23,6 +27,8 @@ __all__ = [
     "available_backends",
     "backend_for",
     "box_iou_loss",
+    "decode_boxes",
+    "dense_detection_loss",
     "detr_matching_cost",
     "icr_loss",
     "icr_loss_and_grad",

@@ -7,12 +7,14 @@ checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=
 import math
 import numbers
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .calls import AssignmentRule, Formula, MatchingCost, PairFunction, Pairs, Sets
+from .calls import AssignmentRule, DetectionFormula, Formula, MatchingCost, PairFunction, Pairs, Sets
+from .dense_reference import Assignment
 from .variants import (
     BOX_FORMATS,
     CLASSIFICATIONS,
@@ -22,6 +24,7 @@ from .variants import (
     MOST_SELECTED,
     PENALTY_NAMES,
     REDUCTIONS,
+    WEIGHTINGS,
 )
 
 CHECK_VALUES = os.environ.get("ICR_KERNELS_CHECK_VALUES", "0") not in ("", "0")
@@ -273,22 +276,140 @@ def dense(scores: Tensor, boxes: Tensor, points: Tensor, truth: Tensor, labels: 
     _boxes("boxes", boxes)
     if boxes.dim() != 3:
         raise ValueError(f"boxes: expected boxes of shape (B, A, 4), got {tuple(boxes.shape)}")
-    _tensor("scores", scores, FLOAT_TYPES)
+    _scores("scores", scores, "boxes", boxes)
+    _points(points, "boxes", boxes)
+    _ground_truth(truth, labels, image, scores, "boxes", boxes)
+
+
+def head(box_logits: Tensor, points: Tensor, strides: Tensor) -> None:
+    """What a dense head leaves of boxes at A points of B images."""
+    _tensor("box_logits", box_logits, FLOAT_TYPES)
+    if box_logits.dim() != 3 or box_logits.shape[-1] == 0 or box_logits.shape[-1] % 4 != 0:
+        raise ValueError(
+            f"box_logits: expected (B, A, 4R) with R of at least 1, got {tuple(box_logits.shape)}; "
+            "(B, 4R, A) is handed on as box_logits.mT"
+        )
+    _points(points, "box_logits", box_logits)
+    _tensor("strides", strides, FLOAT_TYPES)
+    if strides.shape != points.shape[:1]:
+        raise ValueError(
+            f"strides: expected (A,) with the A of box_logits, {box_logits.shape[1]}, got {tuple(strides.shape)}"
+        )
+    _device("strides", strides, box_logits.device, "box_logits")
+    for argument, tensor in (("points", points), ("strides", strides)):
+        _no_gradient(argument, tensor)
+
+
+def dense_head(
+    box_logits: Tensor,
+    class_logits: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    truth: Tensor,
+    labels: Tensor,
+    image: Tensor,
+) -> None:
+    """All that a dense head leaves, and the M boxes of the ground truth."""
+    head(box_logits, points, strides)
+    _scores("class_logits", class_logits, "box_logits", box_logits)
+    _ground_truth(truth, labels, image, class_logits, "box_logits", box_logits)
+    _no_gradient("truth", truth)
+
+
+def detection_tensors(
+    assignment: Assignment | None,
+    anchor_index: Tensor | None,
+    class_weight: Tensor | None,
+    class_logits: Tensor,
+    truth: Tensor,
+) -> None:
+    """What else a dense head is trained by."""
+    device = class_logits.device
+    if assignment is not None:
+        try:
+            index, score = assignment
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"assignment: expected an Assignment (index, score), got {type(assignment).__name__}"
+            ) from None
+        for argument, values, dtypes in (
+            ("assignment.index", index, INDEX_TYPES),
+            ("assignment.score", score, FLOAT_TYPES),
+        ):
+            _tensor(argument, values, dtypes)
+            if values.shape != class_logits.shape[:-1]:
+                raise ValueError(
+                    f"{argument}: expected one value per point, {tuple(class_logits.shape[:-1])}, "
+                    f"got {tuple(values.shape)}"
+                )
+            _device(argument, values, device, "box_logits")
+        _no_gradient("assignment.score", score)
+        if CHECK_VALUES:
+            _in_table("assignment.index", index, truth, "boxes of truth")
+    if anchor_index is not None:
+        _numbers("anchor_index", anchor_index, "truth", truth)
+        _device("anchor_index", anchor_index, device, "box_logits")
+        if CHECK_VALUES:
+            _in_table("anchor_index", anchor_index, truth, "boxes of truth")
+    if class_weight is not None:
+        _tensor("class_weight", class_weight, FLOAT_TYPES)
+        if class_weight.shape != class_logits.shape[-1:]:
+            raise ValueError(
+                f"class_weight: expected one for each class, {tuple(class_logits.shape[-1:])}, "
+                f"got {tuple(class_weight.shape)}"
+            )
+        _device("class_weight", class_weight, device, "box_logits")
+        _no_gradient("class_weight", class_weight)
+
+
+def detection_formula(
+    formula: Formula,
+    gains: Sequence[float],
+    normalizer: float | Tensor | None,
+    weighting: str,
+    image_size: Sequence[float] | None,
+) -> DetectionFormula:
+    """The names and numbers of the loss of a dense head."""
+    if not isinstance(gains, Sequence) or len(gains) != 3:
+        raise TypeError(f"gains: expected three numbers, of box, classification and distribution, got {gains!r}")
+    of_box, of_class, of_distribution = (number("gains", gain) for gain in gains)
+    _name("weighting", weighting, WEIGHTINGS)
+    size = (0.0, 0.0)
+    if image_size is not None:
+        if not isinstance(image_size, Sequence) or len(image_size) != 2:
+            raise TypeError(f"image_size: expected a height and a width, got {image_size!r}")
+        size = number("image_size", image_size[0], 1e-30), number("image_size", image_size[1], 1e-30)
+    total = 0.0
+    if normalizer is not None and not isinstance(normalizer, Tensor):
+        total = max(float(normalizer), formula.eps)
+    return DetectionFormula(formula, of_box, of_class, of_distribution, total, weighting == "uniform", *size)
+
+
+def _scores(argument: str, scores: Tensor, of: str, boxes: Tensor) -> None:
+    _tensor(argument, scores, FLOAT_TYPES)
     if scores.dim() != 3 or scores.shape[:2] != boxes.shape[:2]:
         raise ValueError(
-            f"scores: expected (B, A, C) with the B and A of boxes, {tuple(boxes.shape[:2])}, got {tuple(scores.shape)}"
+            f"{argument}: expected (B, A, C) with the B and A of {of}, {tuple(boxes.shape[:2])}, "
+            f"got {tuple(scores.shape)}"
         )
+    _device(argument, scores, boxes.device, of)
+
+
+def _points(points: Tensor, of: str, boxes: Tensor) -> None:
     _tensor("points", points, FLOAT_TYPES)
     if points.shape != (boxes.shape[1], 2):
-        raise ValueError(f"points: expected (A, 2) with the A of boxes, {boxes.shape[1]}, got {tuple(points.shape)}")
+        raise ValueError(f"points: expected (A, 2) with the A of {of}, {boxes.shape[1]}, got {tuple(points.shape)}")
+    _device("points", points, boxes.device, of)
+
+
+def _ground_truth(truth: Tensor, labels: Tensor, image: Tensor, scores: Tensor, of: str, boxes: Tensor) -> None:
     _boxes("truth", truth)
     if truth.dim() != 2:
         raise ValueError(f"truth: expected boxes of shape (M, 4), got {tuple(truth.shape)}")
     for argument, values in (("labels", labels), ("image", image)):
         _numbers(argument, values, "truth", truth)
-    others = {"scores": scores, "points": points, "truth": truth, "labels": labels, "image": image}
-    for argument, tensor in others.items():
-        _device(argument, tensor, boxes.device, "boxes")
+    for argument, tensor in (("truth", truth), ("labels", labels), ("image", image)):
+        _device(argument, tensor, boxes.device, of)
     if CHECK_VALUES:
         _assignable(truth, labels, image, *scores.shape[::2])
 
@@ -311,6 +432,7 @@ def assignment_rule(
     smallest_side: float | None,
     from_logits: bool,
     box_format: str,
+    truth_format: str,
     eps: float,
 ) -> AssignmentRule:
     for argument, count in (("topk", topk), ("topk2", topk if topk2 is None else topk2)):
@@ -320,8 +442,10 @@ def assignment_rule(
             raise ValueError(f"{argument}: expected 1 to {MOST_ASSIGNED}, got {count}")
     flag("from_logits", from_logits)
     _name("box_format", box_format, BOX_FORMATS)
+    _name("truth_format", truth_format, BOX_FORMATS)
     return AssignmentRule(
         box_format,
+        truth_format,
         topk,
         0 if topk2 in (None, topk) else topk2,
         from_logits,

@@ -4,10 +4,10 @@ tensor of (images, boxes, points), or waits for a device."""
 import torch
 from torch import Tensor
 
-from . import arguments, reference
+from . import arguments, dense_reference
 from .backends import choose, device_type
 from .calls import AssignmentCall
-from .reference import Assignment
+from .dense_reference import Assignment
 
 
 def task_aligned_assign(
@@ -25,6 +25,7 @@ def task_aligned_assign(
     smallest_side: float | None = None,
     from_logits: bool = False,
     box_format: str = "xyxy",
+    truth_format: str | None = None,
     eps: float = 1e-9,
     backend: str | None = None,
 ) -> Assignment:
@@ -68,7 +69,7 @@ def task_aligned_assign(
         smallest_side: in the unit of the boxes, or None: boxes as they are. Ultralytics 8.4.128 and later take the
             stride of the second level, 16 pixels.
         from_logits: ``scores`` are logits; rounded to their dtype, as `torch.sigmoid` does, their sigmoids count.
-        box_format: "xyxy", "cxcywh" or "xywh", of all boxes.
+        box_format: "xyxy", "cxcywh" or "xywh", of all boxes; with ``truth_format``, of the predictions alone.
         eps: of the candidates, in the boxes' unit, and of the score.
         backend: name of a backend, or None: the first of `available_backends` that can run these tensors. The
             reference, alone of all, makes matrices (M, A).
@@ -86,10 +87,12 @@ def task_aligned_assign(
         RuntimeError: the backend that was asked for cannot run here.
     """
     arguments.dense(scores, boxes, points, truth, labels, image)
-    rule = arguments.assignment_rule(topk, topk2, alpha, beta, smallest_side, from_logits, box_format, eps)
+    rule = arguments.assignment_rule(
+        topk, topk2, alpha, beta, smallest_side, from_logits, box_format, truth_format or box_format, eps
+    )
     chosen = choose(backend, device_type(boxes))
     call = AssignmentCall(scores, boxes, points, truth, labels, image, rule.packed())
     with torch.no_grad():
         if chosen.operators is None:
-            return reference.task_aligned_assign(call, rule)
+            return dense_reference.task_aligned_assign(call, rule)
         return Assignment(*chosen.operators.assigned(*call))

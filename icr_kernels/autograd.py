@@ -20,7 +20,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 from . import calls, transforms
 from .backends import BY_NAME
-from .calls import ANCHOR_OBJECTS, BOXES1, BOXES2, PRED, TARGET
+from .calls import ANCHOR_OBJECTS, BOX_LOGITS, BOXES1, BOXES2, CLASS_LOGITS, PRED, TARGET, DetectionCall
 from .operators import Operators, compiled
 
 
@@ -173,3 +173,38 @@ class Pairwise(torch.autograd.Function):
         bits = calls.wanted(*ctx.needs_input_grad[:2])
         boxes1, boxes2 = ctx.pairwise_backward(gradient, *ctx.saved_tensors, ctx.numbers, bits)
         return boxes1 if bits & BOXES1 else None, boxes2 if bits & BOXES2 else None, None, None
+
+
+class Decoded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, box_logits, points, strides, backend):
+        operators = BY_NAME[backend].operators
+        ctx.save_for_backward(box_logits, points, strides)
+        ctx.decoded_backward = operators.decoded_backward
+        return operators.decoded(box_logits, points, strides)
+
+    @staticmethod
+    @first_derivative
+    def backward(ctx, gradient):
+        return ctx.decoded_backward(gradient, *ctx.saved_tensors, BOX_LOGITS), None, None, None
+
+
+class Detection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, box_logits, class_logits, backend, call):
+        operators = BY_NAME[backend].operators
+        *terms, divisors = operators.detection_loss(*call)
+        ctx.save_for_backward(box_logits, class_logits, *call[2:-2], divisors)
+        ctx.set_materialize_grads(False)
+        ctx.detection_loss_backward, ctx.numbers = operators.detection_loss_backward, call.numbers
+        return tuple(terms)
+
+    @staticmethod
+    @first_derivative
+    def backward(ctx, *grad_terms):
+        bits = calls.wanted(*ctx.needs_input_grad[:2])
+        if all(each is None for each in grad_terms):
+            return None, None, None, None
+        call = DetectionCall(*ctx.saved_tensors, ctx.numbers)
+        boxes, classes = ctx.detection_loss_backward(*grad_terms, *call, bits)
+        return boxes if bits & BOX_LOGITS else None, classes if bits & CLASS_LOGITS else None, None, None

@@ -15,6 +15,7 @@ from .variants import BOX_FORMAT_IDS, KIND_IDS, LOSS_IDS, PENALTY_IDS, REDUCTION
 # Which gradients are wanted: bit n is of the n-th boxes of a call.
 PRED, TARGET, ANCHOR_OBJECTS = 1, 2, 4
 BOXES1, BOXES2 = PRED, TARGET
+BOX_LOGITS, CLASS_LOGITS = PRED, TARGET
 
 
 def wanted(first: bool, second: bool, third: bool = False) -> int:
@@ -98,6 +99,7 @@ class AssignmentRule(NamedTuple):
     """How points are assigned to ground truth."""
 
     box_format: str
+    truth_format: str
     topk: int
     topk2: int  # 0: as many as there are
     from_logits: bool
@@ -107,7 +109,23 @@ class AssignmentRule(NamedTuple):
     eps: float
 
     def packed(self) -> list[float]:
-        return [BOX_FORMAT_IDS[self.box_format], *self[1:]]
+        return [BOX_FORMAT_IDS[self.box_format], BOX_FORMAT_IDS[self.truth_format], *self[2:]]
+
+
+class DetectionFormula(NamedTuple):
+    """What the loss of a dense head is made of."""
+
+    formula: Formula
+    box_gain: float
+    class_gain: float
+    distribution_gain: float
+    normalizer: float  # 0: the sum of the scores, or a tensor
+    is_uniform: bool  # every penalty alike, and not by the score of its point
+    height: float  # of the image, what distances are divided by; 0: the stride of their point
+    width: float
+
+    def packed(self) -> list[float]:
+        return [*self.formula.packed(), *self[1:]]
 
 
 class LossCall(NamedTuple):
@@ -199,6 +217,27 @@ class AssignmentCall(NamedTuple):
     truth: Tensor
     labels: Tensor
     image: Tensor
+    numbers: list[float]
+
+
+class DecodingCall(NamedTuple):
+    box_logits: Tensor
+    points: Tensor
+    strides: Tensor
+
+
+class DetectionCall(NamedTuple):
+    box_logits: Tensor
+    class_logits: Tensor
+    points: Tensor
+    strides: Tensor
+    truth: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # a method of tuples
+    score: Tensor
+    anchor_index: Tensor | None
+    class_weight: Tensor | None
+    normalizer: Tensor | None
     numbers: list[float]
 
 

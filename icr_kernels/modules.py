@@ -1,11 +1,16 @@
 """The losses as modules: they hold the options and call the functions."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from . import arguments
 from .backends import named
 from .calls import Formula
+from .dense_reference import Assignment, DetectionTerms
+from .detection import dense_detection_loss
 from .functional import box_iou_loss, icr_loss
+from .variants import PENALTY_NAMES
 
 
 class _Options(nn.Module):
@@ -111,5 +116,98 @@ class ICRLoss(_Options):
             weight=weight,
             mask=mask,
             normalizer=normalizer,
+            **self.options,
+        )
+
+
+class DetectionLoss(nn.Module):
+    """`dense_detection_loss` with its options held: ``sum(DetectionLoss()(boxes.mT, classes.mT, points, strides, truth,
+    labels, image))``.
+
+    The tensors assignment, anchor_index and normalizer, and image_size, are given at the call. ``class_weight`` is a
+    buffer that moves with the module and is not part of its state.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        loss: str = "ciou",
+        penalty: str | None = None,
+        *,
+        penalty_weight: float = 1.0,
+        relative: bool = False,
+        weighting: str = "uniform",
+        class_weight: Tensor | None = None,
+        gains: tuple[float, float, float] = (7.5, 0.5, 1.5),
+        topk: int = 10,
+        topk2: int | None = None,
+        alpha: float = 0.5,
+        beta: float = 6.0,
+        smallest_side: float | None = None,
+        average_over_ranks: bool = False,
+        eps: float = 1e-7,
+        box_format: str = "xyxy",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        formula = arguments.formula(
+            loss, PENALTY_NAMES[0] if penalty is None else penalty, box_format, relative, penalty_weight, eps
+        )
+        arguments.detection_formula(formula, gains, None, weighting, None)
+        arguments.assignment_rule(topk, topk2, alpha, beta, smallest_side, True, "xyxy", box_format, 0.0)
+        arguments.flag("average_over_ranks", average_over_ranks)
+        if backend is not None:
+            named(backend)
+        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.options: dict[str, Any] = {
+            "loss": loss,
+            "penalty": penalty,
+            "penalty_weight": penalty_weight,
+            "relative": relative,
+            "weighting": weighting,
+            "gains": gains,
+            "topk": topk,
+            "topk2": topk2,
+            "alpha": alpha,
+            "beta": beta,
+            "smallest_side": smallest_side,
+            "average_over_ranks": average_over_ranks,
+            "eps": eps,
+            "box_format": box_format,
+            "backend": backend,
+        }
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+    def forward(
+        self,
+        box_logits: Tensor,
+        class_logits: Tensor,
+        points: Tensor,
+        strides: Tensor,
+        truth: Tensor,
+        labels: Tensor,
+        image: Tensor,
+        *,
+        assignment: Assignment | None = None,
+        anchor_index: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+        image_size: tuple[float, float] | None = None,
+    ) -> DetectionTerms:
+        return dense_detection_loss(
+            box_logits,
+            class_logits,
+            points,
+            strides,
+            truth,
+            labels,
+            image,
+            assignment=assignment,
+            anchor_index=anchor_index,
+            normalizer=normalizer,
+            image_size=image_size,
+            class_weight=self.class_weight,
             **self.options,
         )

@@ -15,12 +15,16 @@ from torch import Tensor
 
 from .calls import (
     ANCHOR_OBJECTS,
+    BOX_LOGITS,
     BOXES1,
     BOXES2,
+    CLASS_LOGITS,
     PRED,
     TARGET,
     AssignmentCall,
     CostCall,
+    DecodingCall,
+    DetectionCall,
     LossCall,
     OverwritingCall,
     PairwiseCall,
@@ -37,7 +41,8 @@ Fake = Callable[..., Tensor | tuple[Tensor, ...] | None]
 
 class Operator(NamedTuple):
     """A backward operator's call is that of its forward operator, after the gradients from ``upstream`` and before the
-    bits of the gradients that are wanted. The fake has the family, those gradients, the call and those bits."""
+    bits of the gradients that are wanted; a gradient with a question mark may be None, and counts as 0 then. The fake
+    has the family, those gradients, the call and those bits."""
 
     call: Any
     results: int
@@ -45,7 +50,8 @@ class Operator(NamedTuple):
     fake: Fake
 
     def schema(self) -> str:
-        parameters = [*(f"Tensor {name}" for name in self.upstream), *schema_of(self.call)]
+        parameters = [f"Tensor{'?' * name.endswith('?')} {name.rstrip('?')}" for name in self.upstream]
+        parameters += schema_of(self.call)
         if self.upstream:
             parameters.append("int wanted")
         results = ", ".join(["Tensor"] * self.results)
@@ -161,6 +167,48 @@ def assigned(family: "Operators", call: AssignmentCall):
     """The row of ``truth`` that each point of each image is trained towards, -1 for background, and its score."""
     shape = call.boxes.shape[:-1]
     return call.boxes.new_empty(shape, dtype=torch.int64), call.boxes.new_empty(shape, dtype=torch.float32)
+
+
+@operator(DecodingCall)
+def decoded(family: "Operators", call: DecodingCall):
+    """The boxes (B, A, 4) that a dense head predicts, as corners."""
+    return call.box_logits.new_empty((*call.box_logits.shape[:-1], 4), dtype=compute_dtype(call.box_logits))
+
+
+@operator(DecodingCall, upstream=("gradient",))
+def decoded_backward(family: "Operators", gradient: Tensor, call: DecodingCall, wanted: int):
+    """The gradient of the logits."""
+    return _like_a_head(call.box_logits)
+
+
+@operator(DetectionCall, results=5)
+def detection_loss(family: "Operators", call: DetectionCall):
+    """The terms of box, classification, distribution and penalty, and what they were divided by: (2,), the normalizer
+    of the first three, and the number of points whose target has an anchor object, at least 1."""
+    dtype = compute_dtype(call.box_logits, call.class_logits, call.truth)
+    return (*(call.box_logits.new_empty((), dtype=dtype) for _ in range(4)), call.box_logits.new_empty(2, dtype=dtype))
+
+
+@operator(
+    DetectionCall, results=2, upstream=("grad_box?", "grad_classification?", "grad_distribution?", "grad_penalty?")
+)
+def detection_loss_backward(
+    family: "Operators", grad_box, grad_classification, grad_distribution, grad_penalty, call: DetectionCall, wanted
+):
+    """The gradients of the logits of boxes and of classes, each without elements if it is not wanted. ``normalizer`` is
+    what the forward pass has divided by, both numbers."""
+    return tuple(
+        _like_a_head(logits) if wanted & bit else logits.new_empty(0)
+        for logits, bit in ((call.box_logits, BOX_LOGITS), (call.class_logits, CLASS_LOGITS))
+    )
+
+
+def _like_a_head(logits: Tensor) -> Tensor:
+    """Contiguous, with the points or the channels side by side, as the logits have them."""
+    images, points, channels = logits.shape
+    if logits.stride(1) < logits.stride(2):
+        return logits.new_empty_strided((images, points, channels), (points * channels, 1, points))
+    return logits.new_empty((images, points, channels))
 
 
 _library = torch.library.Library("icr_kernels", "DEF")

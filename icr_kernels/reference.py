@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from .calls import (
-    AssignmentCall,
-    AssignmentRule,
     CostCall,
     Formula,
     MatchingCost,
@@ -57,11 +55,15 @@ def plain_corners(boxes: Tensor, box_format: str) -> Box:
     return Box(a, b, a + c, b + d) if box_format == "xywh" else Box(a, b, c, d)
 
 
+def limited(x: Tensor) -> Tensor:
+    """Beyond the limit what it is there, with a derivative of 0."""
+    return torch.where(x.abs() >= COORDINATE_LIMIT, torch.sign(x.detach()) * COORDINATE_LIMIT, x)
+
+
 def corners(boxes: Tensor, box_format: str) -> Box:
     """Those that formulas may count on: an inverted side becomes a side of length 0 at its first corner. A side of
     exactly 0 is not inverted: it can grow."""
-    limit = torch.sign(boxes.detach()) * COORDINATE_LIMIT
-    boxes = torch.where(boxes.abs() >= COORDINATE_LIMIT, limit, boxes)
+    boxes = limited(boxes)
     first, second = boxes.split(2, -1)
     inverted_x, inverted_y = (second < (first if box_format == "xyxy" else 0)).unbind(-1)
     box = plain_corners(boxes, box_format)
@@ -427,92 +429,3 @@ def matching_cost(call: CostCall, cost: MatchingCost) -> Tensor:
     overlap = PAIR_FUNCTIONS["giou"](corners(found, cost.box_format), corners(target, cost.box_format), cost.eps)
     total = cost.class_weight * of_class + cost.l1_weight * l1 - cost.giou_weight * overlap
     return torch.where(exists.unsqueeze(-1), total, math.nan)
-
-
-class Assignment(NamedTuple):
-    """What each point of a dense head is trained towards, (B, A) each."""
-
-    index: Tensor  # type: ignore[assignment]  # a method of tuples
-    score: Tensor
-
-
-# What the CIoU of an assigner adds to denominators and heights.
-OVERLAP_EPS = 1e-7
-
-
-def enlarged(box: Box, smallest_side: float) -> Box:
-    """Sides of at least so much, about the centre."""
-    (x, y), w, h = center(box), width(box), height(box)
-    w, h = torch.where(w < smallest_side, smallest_side, w), torch.where(h < smallest_side, smallest_side, h)
-    return Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-
-
-def overlap(g: Box, p: Box) -> Tensor:
-    """max(CIoU, 0), operation by operation as detectors compute it, to the bit: with heights and denominators that eps
-    is added to. NaN stays NaN."""
-    eps = OVERLAP_EPS
-    g_side, p_side = height(g) + eps, height(p) + eps
-    i = intersection(g, p)
-    iou = i / (width(g) * g_side + width(p) * p_side - i + eps)
-    c = enclosing(g, p)
-    c2 = width(c) * width(c) + height(c) * height(c) + eps
-    x, y = p.x1 + p.x2 - g.x1 - g.x2, p.y1 + p.y2 - g.y1 - g.y2
-    turn = torch.atan(width(p) / p_side) - torch.atan(width(g) / g_side)
-    v = 4 / math.pi**2 * (turn * turn)
-    ciou = iou - ((x * x + y * y) / 4 / c2 + v * (v / (1 - iou + v + eps)))
-    return torch.where(ciou <= 0, 0, ciou)
-
-
-def rank(values: Tensor) -> Tensor:
-    """Whole numbers in the order of those that are not negative, NaN above all."""
-    return torch.where(values.isnan(), math.nan, values).view(torch.int32).long()
-
-
-def best_points(metric: Tensor, k: int) -> Tensor:
-    """Where the k largest of each row (M, A) are; of equals, zeros too, the first."""
-    order = rank(metric).sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return torch.zeros_like(metric, dtype=torch.bool).scatter(1, order, True)
-
-
-def task_aligned_assign(call: AssignmentCall, rule: AssignmentRule) -> Assignment:
-    """With matrices (M, A) of every box and the points of its own image."""
-    images, points, classes = call.scores.shape
-    rows = call.truth.shape[0]
-    nothing = call.boxes.new_full((images, points), -1, dtype=torch.int64)
-    if rows == 0 or nothing.numel() == 0 or classes == 0:
-        return Assignment(nothing, nothing.new_zeros(nothing.shape, dtype=torch.float32))
-    counts = (call.image >= 0) & (call.image < images) & (call.labels >= 0) & (call.labels < classes)
-    image, label = torch.where(counts, call.image, 0).long(), torch.where(counts, call.labels, 0).long()
-    row = torch.arange(rows, device=nothing.device)[:, None].expand(rows, points)
-    of_image = image[:, None].expand(rows, points)
-
-    truth = Box(*(side[:, None] for side in plain_corners(call.truth.float(), rule.box_format)))
-    reach = truth if rule.smallest_side < 0 else enlarged(truth, rule.smallest_side)
-    x, y = call.points.float().unbind(-1)
-    sides = torch.stack(torch.broadcast_tensors(x - reach.x1, y - reach.y1, reach.x2 - x, reach.y2 - y))
-    candidate = (sides > rule.eps).all(0) & counts[:, None]
-    similarity = torch.where(candidate, overlap(truth, plain_corners(call.boxes[image].float(), rule.box_format)), 0)
-    score = call.scores[image, :, label]
-    score = (score.sigmoid() if rule.from_logits else score).float()
-    score = torch.where(score <= 0, 0, score)
-    metric = score.pow(rule.alpha) * similarity.pow(rule.beta)
-    metric = torch.where(candidate & (similarity != 0), metric, 0)
-
-    def largest(values: Tensor) -> Tensor:
-        """Of the rows of each image, (B, A)."""
-        return nothing.scatter_reduce(0, of_image, values, "amax")
-
-    chosen = best_points(metric, rule.topk) & candidate
-    claims = torch.zeros_like(nothing).scatter_add(0, of_image, chosen.long())
-    # The row with the largest similarity, of equals the first, candidate or not.
-    owner = rows - 1 - largest(torch.where(counts[:, None], rank(similarity) * rows + rows - 1 - row, -1)) % rows
-    index = torch.where(claims > 1, owner, largest(torch.where(chosen, row, -1)))
-    own = (index[image] == row) & counts[:, None]
-    if rule.topk2:
-        own = own & best_points(torch.where(own, metric, 0), rule.topk2)
-        index = largest(torch.where(own, row, -1))
-    best_metric = torch.where(own, metric, 0).amax(1, keepdim=True)
-    best_similarity = torch.where(own, similarity, 0).amax(1, keepdim=True)
-    normalised = metric * best_similarity / (best_metric + rule.eps)
-    # Without the tangents of forward mode, which no_grad lets through.
-    return Assignment(index, torch.where(index < 0, 0, normalised.gather(0, index.clamp(min=0))).detach())

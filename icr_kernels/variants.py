@@ -53,6 +53,8 @@ PENALTY_NAMES = tuple(variant.name for variant in PENALTIES)
 # first box in the second, and each penalty.
 KIND_NAMES = (*LOSS_NAMES, "containment", *(f"{name}_penalty" for name in PENALTY_NAMES))
 REDUCTIONS = ("none", "sum", "mean")
+# Of penalties in a mean: all alike, or by the assigner's score of each.
+WEIGHTINGS = ("uniform", "tal")
 CLASSIFICATIONS = ("softmax", "focal")
 BOX_FORMATS = ("xyxy", "cxcywh", "xywh")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from icr_kernels.reference import OVERLAP_EPS
+from icr_kernels.dense_reference import OVERLAP_EPS
 
 from .box import Box, plain_interval
 from .kernels import Column, load_rows, load_value, rounded
@@ -280,6 +280,7 @@ def claimed_kernel(
     ROOT: tl.constexpr,
     FROM_LOGITS: tl.constexpr,
     FORMAT: tl.constexpr,
+    TRUTH_FORMAT: tl.constexpr,
     KEPT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -287,7 +288,7 @@ def claimed_kernel(
     points have no candidate: of those nothing else is read."""
     rule = rule_of(alpha, beta, smallest_side, eps)
     row = tl.program_id(0).to(tl.int64)
-    target = load_target(truth, row, True, rule, FORMAT)
+    target = load_target(truth, row, True, rule, TRUTH_FORMAT)
     image, label, count = load_place(truth, row, images, points, classes)
     tl.atomic_min(first + image, row.to(tl.int32), count > 0, sem="relaxed")
     index += image * points
@@ -332,6 +333,7 @@ def decided_kernel(
     ROOT: tl.constexpr,
     FROM_LOGITS: tl.constexpr,
     FORMAT: tl.constexpr,
+    TRUTH_FORMAT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Each point's box, and how they suit each other. What several claimed belongs to the most similar box of its
@@ -345,7 +347,7 @@ def decided_kernel(
     key = tl.load(owner + at, several, 0)
     row = tl.where(several, tl.where(key == 0, tl.load(first + image), number_of(key)).to(tl.int64), row)
     has_box = row != NOBODY
-    target = load_target(truth, row, has_box, rule, FORMAT)
+    target = load_target(truth, row, has_box, rule, TRUTH_FORMAT)
     label = load_value(truth.labels, row, has_box).to(tl.int64)
     candidate = lies_in(target.reach, head.points, point, has_box, rule.eps)
     of_point, suits = suitability(head, points, image, label, point, candidate, target, rule, ROOT, FROM_LOGITS, FORMAT)

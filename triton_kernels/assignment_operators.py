@@ -17,7 +17,7 @@ KEPT = 32
 
 def assigned(*arguments):
     call = AssignmentCall(*arguments)
-    box_format, topk, topk2, from_logits, *numbers = call.numbers
+    box_format, truth_format, topk, topk2, from_logits, *numbers = call.numbers
     (images, points, classes), rows, device = call.scores.shape, len(call.truth), call.boxes.device
     index, owner = (torch.empty((images, points), dtype=torch.int64, device=device) for _ in range(2))
     similarity, score = (torch.empty((images, points), dtype=torch.float32, device=device) for _ in range(2))
@@ -26,6 +26,7 @@ def assigned(*arguments):
     truth = Truth(Rows(call.truth, *call.truth.stride()), column_of(call.labels), column_of(call.image))
     alpha, *_, eps = numbers
     formula = {"ROOT": alpha == 0.5, "FROM_LOGITS": bool(from_logits), "FORMAT": BOX_FORMATS[int(box_format)]}
+    formula["TRUTH_FORMAT"] = BOX_FORMATS[int(truth_format)]
     counts, block = (images, points, classes), block_for(call.boxes)
     with torch.cuda.device_of(call.boxes):
         launch(cleared_kernel, programs_for(index.numel(), block), index, owner, first, images, points, BLOCK=block)

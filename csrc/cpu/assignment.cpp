@@ -85,10 +85,10 @@ struct Scene {
     return icr::contains(icr::box_of(box.reach), floats(x)[point], floats(y)[point], task.rule.eps);
   }
 
-  Columns measured(const Rows& boxes, int64_t count) const {
+  Columns measured(const Rows& boxes, int format, int64_t count) const {
     Columns columns;
     for (Tensor& each : columns) each = column(count);
-    instructions().measure(boxes, task.rule.box_format, count, pointers(columns));
+    instructions().measure(boxes, format, count, pointers(columns));
     columns[5] = applied("aten::atan", columns[5]);
     return columns;
   }
@@ -102,7 +102,7 @@ struct Scene {
       ys[point] = icr::element<float>(row.data, row.type, row.stride);
     }
     grids = grids_of(xs, ys, task.points);
-    truth = measured(task.truth, task.rows);
+    truth = measured(task.truth, task.rule.truth_format, task.rows);
     for (int64_t row = 0; row < task.rows; ++row) {
       const int64_t image = icr::image_of(task, row);
       if (image >= 0) ++first[image + 1];
@@ -132,7 +132,8 @@ class Assigner {
   void run() {
     std::fill_n(index(), task_.points, int64_t(-1));
     std::fill_n(score(), task_.points, 0.0f);
-    const int32_t *begin = scene_.rows.data() + scene_.first[image_], *end = scene_.rows.data() + scene_.first[image_ + 1];
+    const int32_t* const rows = scene_.rows.data();
+    const int32_t *begin = rows + scene_.first[image_], *end = rows + scene_.first[image_ + 1];
     if (begin == end || task_.points == 0) return;
     claims_.assign(task_.points, {kNobody, 0});
     owners_.assign(task_.points, {*begin, 0});
@@ -154,7 +155,7 @@ class Assigner {
 
   // Those of all rows, in their order; a few rows at a time take their points.
   void find_pairs(const int32_t* begin, const int32_t* end) {
-    const Columns columns = scene_.measured(icr::rows_of(task_.boxes, image_), task_.points);
+    const Columns columns = scene_.measured(icr::rows_of(task_.boxes, image_), task_.rule.box_format, task_.points);
     const Predictions predictions = pointers(columns);
     std::vector<Overlap> overlaps(task_.points + 1);
     for (const int32_t *taking = begin, *row = begin; row < end; ++row) {

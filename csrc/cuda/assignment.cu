@@ -47,7 +47,7 @@ struct TruthRow {
 
   __device__ TruthRow(const AssignmentTask& task, int64_t row, int64_t image) : task(task), image(image) {
     label = icr::value_or(int64_t(-1), task.labels, row);
-    box = load_measured(task.truth, row, task.rule.box_format);
+    box = load_measured(task.truth, row, task.rule.truth_format);
     reach = icr::enlarged(box.box, task.rule.smallest_side);
   }
 

@@ -470,3 +470,14 @@ def test_values_are_checked_where_that_is_asked_for(wrong, message, monkeypatch)
     assert icr.icr_loss(padded["boxes"], padded["truth"], None, target_index=index, weight=score).isfinite()
     with pytest.raises(ValueError, match=message):
         assign(**(GOOD | wrong))
+
+
+@every_quick_backend
+def test_the_truth_may_come_in_another_format(backend):
+    """Halves and sums of these are exact, so the assignment is the same to the bit."""
+    scene = dense_scene("trained", 7, most=most_of(backend))
+    scene["truth"] = scene["truth"].round()
+    expected = run(scene, backend, smallest_side=16.0)
+    truth = to_format(scene["truth"], "cxcywh")
+    actual = run(scene | {"truth": truth}, backend, smallest_side=16.0, truth_format="cxcywh")
+    assert same_bits(actual.index, expected.index) and same_bits(actual.score, expected.score)

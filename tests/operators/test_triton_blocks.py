@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import inputs
-from icr_kernels import reference
+from icr_kernels import dense_reference, reference
 from icr_kernels.calls import AssignmentCall, AssignmentRule, CostCall, Formula, MatchingCost, PairFunction
 from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTION_IDS, REDUCTIONS
 
@@ -315,9 +315,9 @@ def test_assignment_in_small_blocks(images, points, rows, topk, topk2, several_p
         boxes[:, 1::2] = truth[place[1::2] % rows]
     scores = (torch.arange(images * points * 3, device=DEVICE) % 5 / 4).view(images, 3, points).transpose(1, 2)
     row = torch.arange(rows, device=DEVICE)
-    rule = AssignmentRule("xyxy", topk, topk2, False, 0.5, 6.0, 3.0, 1e-9)
+    rule = AssignmentRule("xyxy", "xyxy", topk, topk2, False, 0.5, 6.0, 3.0, 1e-9)
     call = AssignmentCall(scores, boxes, of_point, truth, row * 5 % 4, row % 4 - 1, rule.packed())
-    truth = reference.task_aligned_assign(call, rule)
+    truth = dense_reference.task_aligned_assign(call, rule)
     index, score = triton_kernels.assigned(*call)
     assert torch.equal(index, truth.index)
     assert_close(score, truth.score, TOLERANCE[torch.float32])

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from icr_kernels import reference, triton_kernels
+from icr_kernels import dense_reference, reference, triton_kernels
 from icr_kernels.calls import (
     AssignmentCall,
     AssignmentRule,
@@ -363,9 +363,9 @@ def assigned(case: Case):
         scores = scores.contiguous()
     tensors = scores.to(case.dtype), boxes.to(case.dtype), points, truth, labels, image
     from_logits = case.dtype == torch.float16
-    rule = AssignmentRule("xyxy", 7, case.k, from_logits, 0.7 if case.k else 0.5, 6.0, 2.0, 1e-9)
+    rule = AssignmentRule("xyxy", "xyxy", 7, case.k, from_logits, 0.7 if case.k else 0.5, 6.0, 2.0, 1e-9)
     launches, results = recorded(triton_kernels.assigned, *tensors, rule.packed())
-    truth = reference.task_aligned_assign(AssignmentCall(*tensors, rule.packed()), rule)
+    truth = dense_reference.task_aligned_assign(AssignmentCall(*tensors, rule.packed()), rule)
     assert len(launches) == 4 and truth.score.count_nonzero() > 10
     return launches, results, truth
 

@@ -15,6 +15,7 @@ from typing import Any
 from ... import arguments
 from ...calls import Formula
 from ...relations import Relations, names_of_wholes
+from ...variants import WEIGHTINGS
 from ..handle import Handle, Record, framework, place_of
 from ..uniform import BoxLoss, UniformTerm
 from . import ranks
@@ -24,7 +25,6 @@ from .terms import Options, Penalty
 
 __all__ = ["TaskAlignedAssigner", "accelerate", "enable_icr", "enable_small_object_term"]
 
-WEIGHTINGS = ("uniform", "tal")
 SMALL = 32.0
 
 

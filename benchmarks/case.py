@@ -32,10 +32,10 @@ def forward(function: Function, inputs: Inputs) -> Call:
 
 
 def step(function: Function, inputs: Inputs) -> Call:
-    """Forward and backward. The gradient of the last step goes first, as an optimiser's zero_grad does it."""
+    """Forward and backward. The gradients of the last step go first, as an optimiser's zero_grad does it."""
 
     def run() -> Tensor:
-        inputs[0].grad = None
+        no_gradients(inputs)
         value = function(*inputs)
         value.backward()
         return value
@@ -43,12 +43,18 @@ def step(function: Function, inputs: Inputs) -> Call:
     return run
 
 
+def no_gradients(inputs: Inputs) -> None:
+    for each in inputs:
+        each.grad = None
+
+
 @dataclass(frozen=True, eq=False)  # a case is itself: results are cached by it
 class Case:
     """``truth`` is the right result, ``agrees`` compares a function's with it. ``quantities`` says what is timed; a
     training step may have a second one, its loss alone. Floor and memory are those of the first. ``full`` cases take
     part in the full profile only, those that ``scale`` are measured there on fewer threads too; where ``memory`` is set
-    the peak is measured, and with it, where ``operators`` is, how many of PyTorch's operators a call takes."""
+    the peak is measured, and with it, where ``operators`` is, how many of PyTorch's operators a call takes, how many
+    of them are views, and for how many a host would wait."""
 
     name: str
     shape: str

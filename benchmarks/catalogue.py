@@ -3,10 +3,16 @@
 import re
 from collections.abc import Sequence
 
-from . import aligned, assignment, matching, training
+from . import aligned, assignment, detection, matching, training
 from .case import Case
 
-CASES: tuple[Case, ...] = (*aligned.cases(), *matching.cases(), *assignment.cases(), *training.cases())
+CASES: tuple[Case, ...] = (
+    *aligned.cases(),
+    *matching.cases(),
+    *assignment.cases(),
+    *detection.cases(),
+    *training.cases(),
+)
 
 
 def chosen(patterns: Sequence[str] = (), full: bool = False) -> list[Case]:

@@ -1,4 +1,4 @@
-"""Peak memory of one call, and where a case asks for it how many operators it takes, in a process of its own:
+"""Peak memory of one call, and where a case asks for it what operators it takes, in a process of its own:
 ``python -m benchmarks.memory CASE IMPLEMENTATION THREADS``.
 
 Resident memory, because what a library takes from the system directly is memory too; the peak is that of the second
@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import catalogue
-from .case import Case, Function, first_line
+from .case import Case, Function, first_line, no_gradients
 from .results import ROOT
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -34,13 +34,28 @@ def resident(which: str) -> int:
 
 
 class Counting(TorchDispatchMode):
-    """Of PyTorch's operators, as they reach the kernels of a processor."""
+    """Of PyTorch's operators, as they reach the kernels of a processor: all, those that are views, and those for which
+    a host would wait for its GPU."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"operators": 0, "views": 0, "synchronisations": 0}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        self.count += 1
+        self.counts["operators"] += 1
+        self.counts["views"] += function.is_view
+        self.counts["synchronisations"] += waits(function, arguments)
         return function(*arguments, **(named or {}))
+
+
+INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+
+
+def waits(function: Any, arguments: Any) -> bool:
+    """Whether the host needs what the call finds: a value, or how many elements the result has."""
+    if function.overloadpacket in INDEXING:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in arguments[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags))
 
 
 def main() -> int:
@@ -53,10 +68,12 @@ def main() -> int:
 
 def peaks(case: Case, function: Function) -> dict[str, int]:
     """Beyond what was held before the call, its inputs among it; and of the process, with interpreter and torch."""
-    call = case.quantities[case.quantity](function, case.inputs())
+    inputs = case.inputs()
+    call = case.quantities[case.quantity](function, inputs)
     counting = Counting()
     with counting if case.operators else contextlib.nullcontext():
         call()
+    no_gradients(inputs)  # they belong to the call
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -66,7 +83,7 @@ def peaks(case: Case, function: Function) -> dict[str, int]:
     peak = resident("VmHWM")
     del result
     peaks = {"peak bytes": peak - held, "process peak bytes": peak}
-    return peaks | ({"operators": counting.count} if case.operators else {})
+    return peaks | (counting.counts if case.operators else {})
 
 
 def measured(case: str, implementation: str) -> dict[str, int]:

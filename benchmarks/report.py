@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from icr_kernels.terminal import table as text_table
 
@@ -40,6 +41,18 @@ def time_of(us: float) -> str:
 
 def size_of(count: float) -> str:
     return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"
+
+
+# Numbers of a call, as a process of its own counts them.
+CALLS = ("operators", "views", "synchronisations")
+
+
+def calls_of(counts: Sequence[Any]) -> list[str]:
+    """Of such numbers, how many operators are no views, and for how many a host would wait."""
+    if "" in counts:
+        return [""] * 2
+    operators, views, waits = map(float, counts)
+    return [f"{operators - views:,.0f}", f"{waits:,.0f}"]
 
 
 def threads_of(count: int | str) -> str:
@@ -103,14 +116,15 @@ def agreement(one: Iterable[Row], other: Iterable[Row]) -> str:
 def shown(rows: Sequence[Row]) -> str:
     """A case as the terminal shows it, with ratios of medians within this run."""
     times = [row for row in rows if row["figure"] == "end to end"]
-    memory = {row["implementation"]: row.get("p50", "") for row in rows if row["unit"] == "peak bytes"}
+    counts = {(row["implementation"], row["unit"]): row.get("p50", "") for row in rows if row["figure"] == "counts"}
     ours = {row["quantity"]: row["p50"] for row in times if row["implementation"] in OURS and "p50" in row}
     lines = []
     for row in times:
         if "p50" not in row:
-            lines.append([label(row["implementation"]), row["note"], *[""] * 6])
+            lines.append([label(row["implementation"]), row["note"], *[""] * 8])
             continue
-        mine, peak = ours.get(row["quantity"]), memory.get(row["implementation"], "")
+        peak, *calls = (counts.get((row["implementation"], unit), "") for unit in ("peak bytes", *CALLS))
+        mine = ours.get(row["quantity"])
         share = row.get("fraction_of_copy")
         lines.append(
             [
@@ -122,16 +136,17 @@ def shown(rows: Sequence[Row]) -> str:
                 f"{row['p50'] / mine:.2f}" if mine else "",
                 f"{share:.0%}" if share else "",
                 size_of(peak) if peak != "" else "",
+                *calls_of(calls),
             ]
         )
     first = times[0]
-    head = ("", "median", "20 %", "80 %", "ns per pair", "x ours", "of a copy", "peak memory")
+    head = ("", "median", "20 %", "80 %", "ns per pair", "x ours", "of a copy", "peak memory", "operators", "waits")
     title = f"{first['case']}, {first['shape']}, {first['dtype']}, {first['quantity']}, {first['threads']} threads"
     if is_busy(times):
         title += (
             f"\nBUSY: its threads waited for a processor for {float(first['waited']):.0%} of the time; measure it again"
         )
-    return f"\n{title}\n{text_table(head, lines, 'lrrrrrrr')}"
+    return f"\n{title}\n{text_table(head, lines, 'lrrrrrrrrr')}"
 
 
 Target = tuple[str, str, str, str]

@@ -66,12 +66,13 @@ class Head(NamedTuple):
         return {"topk": 7, "topk2": 1} if self.bins == 1 else {"topk": 10}
 
 
-QUICK = Head(16, 20, 80)
+QUICK, USUAL = Head(4, 20, 80), Head(16, 20, 80)
 CLASSES = (2, 80, 365)
 HEADS = (
+    QUICK,
     *(Head(images, boxes, classes) for images in (16, 64) for boxes in (20, 300) for classes in CLASSES),
-    *(QUICK._replace(boxes=boxes, dtype=torch.bfloat16) for boxes in (20, 300)),
-    Head(16, 20, 80, bins=1),
+    *(USUAL._replace(boxes=boxes, dtype=torch.bfloat16) for boxes in (20, 300)),
+    USUAL._replace(bins=1),
 )
 
 
@@ -82,9 +83,9 @@ def scene(head: Head) -> Inputs:
     """The arguments of `dense_detection_loss`, and the truth as a loader of Ultralytics has it. A training has begun: a
     point predicts, more or less well, the box whose centre is nearest, and most classes are unlikely."""
     image = torch.arange(head.images).repeat_interleave(head.boxes)
-    scores, boxes, points, truth, labels, _ = assignment.scene(
-        image, head.images, SIDE, head.classes, is_tiny=False
-    )[:6]
+    scores, boxes, points, truth, labels, _ = assignment.scene(image, head.images, SIDE, head.classes, is_tiny=False)[
+        :6
+    ]
     strides = torch.cat([torch.full(((SIDE // stride) ** 2,), float(stride)) for stride in STRIDES])
     distance = torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1) / strides[:, None]
     if head.bins == 1:
@@ -219,24 +220,36 @@ def right(head: Head, inputs: Inputs) -> tuple[Tensor, ...]:
         leaves = [each[number : number + 1].detach().requires_grad_() for each in inputs[:2]]
         boxes, classes = (leaf.mT for leaf in leaves)
         rows = image == number
-        given = points, truth[rows], labels[rows], torch.zeros_like(image[rows])
+        own, own_labels, own_image = truth[rows], labels[rows], torch.zeros_like(image[rows])
         decoded = icr.decode_boxes(boxes.detach(), points, strides, backend="reference")
         found = icr.task_aligned_assign(
-            classes, decoded, *given, **head.rule, **ASSIGNED, from_logits=True, backend="reference"
+            classes,
+            decoded,
+            points,
+            own,
+            own_labels,
+            own_image,
+            **head.rule,
+            **ASSIGNED,
+            from_logits=True,
+            backend="reference",
         )
         terms = icr.dense_detection_loss(
             boxes,
             classes,
             points,
             strides,
-            *given[1:],
+            own,
+            own_labels,
+            own_image,
             assignment=found,
             normalizer=1.0,
             image_size=(SIDE, SIDE),
             backend="reference",
         )
-        gradients = torch.autograd.grad(sum(terms), leaves)
-        loss, total = loss + sum(terms).detach(), total + found.score.sum()
+        of_image = torch.stack(terms).sum()
+        gradients = torch.autograd.grad(of_image, leaves)
+        loss, total = loss + of_image.detach(), total + found.score.sum()
     total = total.clamp(min=1)
     return loss / total, *(each[0] / total for each in gradients)
 

@@ -4,14 +4,14 @@ Each file carries the digest of the rows it was drawn from, so that a test can t
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import aligned, assignment, training
+from . import aligned, assignment, detection, training
 from .case import BOTH, COPY, DROP_IN, FORWARD
 from .report import OURS, label, size_of, time_of
 from .results import KEY, Row, Table, is_busy
@@ -77,6 +77,11 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[tuple[Path, str]]:
             lambda: assigned(Table(rows, assignment.NAME, threads=threads)),
             "Memory and time of task-aligned assignment",
         ),
+        (
+            "criterion.png",
+            lambda: criterion(Table(rows, detection.NAME, threads=threads)),
+            "Memory and time of the whole criterion of a dense head",
+        ),
         ("threads.png", lambda: scaling(rows), "Speed over the number of threads"),
     )
     for name, plot, text in plots:
@@ -119,7 +124,7 @@ def overview(rows: Sequence[Row], threads: int) -> Figure | None:
         compiled = {name: found.pop(name) for name in list(found) if name.startswith("torch.compile")}
         return found | ({"best torch.compile": min(compiled.values())} if compiled else {})
 
-    objects = max(training.OBJECTS)
+    crowded = training.CROWDED
     panels = (
         (
             f"CIoU + containment, {OVERVIEW_PAIRS:,} pairs:\ntime of forward + backward",
@@ -132,8 +137,8 @@ def overview(rows: Sequence[Row], threads: int) -> Figure | None:
             size_of,
         ),
         (
-            f"RT-DETR, {training.IMAGES} images of {objects} objects:\ntime of loss and matching",
-            bars(training.NAME, training.shape(objects, training.ALONE), "end to end", "us"),
+            f"{crowded}:\ntime of loss and matching",
+            bars(crowded.detector, crowded.shape(training.ALONE), "end to end", "us"),
             time_of,
         ),
     )
@@ -260,23 +265,39 @@ def assigned(table: Table) -> Figure | None:
     sizes = {
         assignment.pairs(*shape): shape[1] for shape in assignment.SHAPES if (shape[0], shape[2]) == (images, side)
     }
-    quantities = (
+    title = f"{assignment.NAME}, {images} images, {side} px"
+    return memory_and_time(table, FORWARD, sizes, "boxes an image", title)
+
+
+def criterion(table: Table) -> Figure | None:
+    """Against the classes, in batches of so many images of so many boxes."""
+    images, boxes = detection.USUAL[:2]
+    sizes = {
+        head.numbers: head.classes for head in detection.HEADS if head == detection.USUAL._replace(classes=head.classes)
+    }
+    title = f"{detection.NAME}, {images} images of {boxes} boxes, {detection.SIDE} px, {BOTH}"
+    return memory_and_time(table, BOTH, sizes, "classes", title)
+
+
+def memory_and_time(table: Table, quantity: str, sizes: Mapping[int, int], along: str, title: str) -> Figure | None:
+    """Of everybody, against what the numbers of pairs stand for."""
+    panel_of = (
         ("counts", "peak bytes", 2**20, "peak memory beyond the inputs, MiB"),
         ("end to end", "us", 1e3, "milliseconds"),
     )
-    if not table.sizes("counts"):
+    if not sizes.keys() & table.sizes("counts"):
         return None
-    figure, panels = _panels(len(quantities), 11, 5.2)
-    for axes, (which, unit, scale, text) in zip(panels, quantities, strict=True):
+    figure, panels = _panels(len(panel_of), 11, 5.2)
+    for axes, (which, unit, scale, text) in zip(panels, panel_of, strict=True):
         for name, style in STYLES.items():
-            found = {boxes: table.median(which, name, FORWARD, pairs, unit) for pairs, boxes in sizes.items()}
-            points = [(boxes, value / scale) for boxes, value in found.items() if value is not None]
+            found = {at: table.median(which, name, quantity, pairs, unit) for pairs, at in sizes.items()}
+            points = [(at, value / scale) for at, value in found.items() if value is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label(name), **style)
-        axes.set(xlabel="boxes an image", ylabel=text, xscale="log", yscale="log")
+        axes.set(xlabel=along, ylabel=text, xscale="log", yscale="log")
         axes.grid(alpha=0.3)
     busy = "\ntimes are of a machine that others used: not to be quoted" if is_busy(table.rows.values()) else ""
-    figure.suptitle(f"{assignment.NAME}, {images} images, {side} px: lower is better{busy}", fontsize="medium")
+    figure.suptitle(f"{title}: lower is better{busy}", fontsize="medium")
     _below(figure, panels, 3)
     return figure
 

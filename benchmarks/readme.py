@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import aligned, assignment, tables
+from . import aligned, assignment, detection, tables
 from .gpu.report import targets
 from .report import markdown, size_of, threads_of, time_of
 from .results import ROOT, is_busy
@@ -52,6 +52,7 @@ def figures(measured: Sequence[Machine]) -> str:
         "time.png": "Time of forward and backward against the number of pairs",
         "memory.png": "Peak memory of a row maximum against N x M",
         "assignment.png": "Memory and time of task-aligned assignment against the boxes of an image",
+        "criterion.png": "Memory and time of the whole criterion of a dense head against its classes",
     }
     links = (
         f"![{text}, {machine.rows[0]['device']}]({(machine.folder / name).relative_to(ROOT).as_posix()})"
@@ -140,6 +141,7 @@ BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "main": on_each_cpu(tables.main_table),
     "operators": on_each_cpu(tables.operators),
     "assignments": on_each_cpu(tables.assignments),
+    "criteria": on_each_cpu(tables.criteria),
     "training": on_each_cpu(tables.training_steps),
     "targets": on_each_cpu(tables.targets),
     "little": on_each_cpu(tables.little),
@@ -151,5 +153,6 @@ BLOCKS: dict[str, Callable[[Sequence[Machine]], str]] = {
     "speed": on_each_processor(aligned.MAIN, SHOWN, speed),
     "peaks": on_each_processor("row maximum", MATCHED, peaks),
     "assigned": on_each_processor(assignment.NAME, ASSIGNED, assigned),
+    "criterion": on_each_processor(detection.NAME, detection.USUAL.numbers, assigned),
     "gpu_names": gpu_names,
 }

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from icr_kernels.terminal import table as text_table
 
@@ -47,11 +46,10 @@ def size_of(count: float) -> str:
 CALLS = ("operators", "views", "synchronisations")
 
 
-def calls_of(counts: Sequence[Any]) -> list[str]:
+def calls_of(operators: float | None, views: float | None, waits: float | None) -> list[str]:
     """Of such numbers, how many operators are no views, and for how many a host would wait."""
-    if "" in counts:
-        return [""] * 2
-    operators, views, waits = map(float, counts)
+    if operators is None or views is None or waits is None:
+        return []
     return [f"{operators - views:,.0f}", f"{waits:,.0f}"]
 
 
@@ -116,14 +114,14 @@ def agreement(one: Iterable[Row], other: Iterable[Row]) -> str:
 def shown(rows: Sequence[Row]) -> str:
     """A case as the terminal shows it, with ratios of medians within this run."""
     times = [row for row in rows if row["figure"] == "end to end"]
-    counts = {(row["implementation"], row["unit"]): row.get("p50", "") for row in rows if row["figure"] == "counts"}
+    counts = {(row["implementation"], row["unit"]): row.get("p50") for row in rows if row["figure"] == "counts"}
     ours = {row["quantity"]: row["p50"] for row in times if row["implementation"] in OURS and "p50" in row}
     lines = []
     for row in times:
         if "p50" not in row:
             lines.append([label(row["implementation"]), row["note"], *[""] * 8])
             continue
-        peak, *calls = (counts.get((row["implementation"], unit), "") for unit in ("peak bytes", *CALLS))
+        peak, *calls = (counts.get((row["implementation"], unit)) for unit in ("peak bytes", *CALLS))
         mine = ours.get(row["quantity"])
         share = row.get("fraction_of_copy")
         lines.append(
@@ -135,8 +133,8 @@ def shown(rows: Sequence[Row]) -> str:
                 f"{row['ns_per_pair']:,.2f}",
                 f"{row['p50'] / mine:.2f}" if mine else "",
                 f"{share:.0%}" if share else "",
-                size_of(peak) if peak != "" else "",
-                *calls_of(calls),
+                size_of(peak) if peak is not None else "",
+                *(calls_of(*calls) or [""] * 2),
             ]
         )
     first = times[0]

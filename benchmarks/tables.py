@@ -1,12 +1,12 @@
 """What is said of a folder of results, in tables for Markdown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import aligned, assignment, results, training
+from . import aligned, assignment, detection, results, training
 from .case import BOTH, COPY, DROP_IN
-from .report import LABELS, OURS, cpu_targets, label, markdown, size_of, threads_of, time_of
+from .report import CALLS, LABELS, OURS, calls_of, cpu_targets, label, markdown, size_of, threads_of, time_of
 from .results import Row, Table, is_busy
 
 WALL = "end to end"
@@ -90,12 +90,17 @@ class Line(NamedTuple):
     compiled: Fastest | None
 
 
+def shape_of(row: Row) -> str:
+    """With the dtype, if that is another than usual."""
+    return row["shape"] + ("" if row["dtype"] == "float32" else f", {row['dtype']}")
+
+
 def lines(machine: Machine) -> list[Line]:
     found: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
     for row in machine.rows:
         figure = "counts" if row["unit"] == "peak bytes" else WALL
         if (int(row["threads"]), row["figure"]) == (machine.threads, figure) and row["p50"] != "":
-            key = row["case"], row["shape"] + ("" if row["dtype"] == "float32" else f", {row['dtype']}")
+            key = row["case"], shape_of(row)
             found.setdefault(key, {}).setdefault((row["implementation"], row["unit"]), float(row["p50"]))
 
     def fastest(numbers: dict[tuple[str, str], float], is_compiled: bool) -> Fastest | None:
@@ -132,23 +137,24 @@ def case_table(machine: Machine, keep: Callable[[Line], bool]) -> str:
 
 
 def operators(machine: Machine) -> str:
-    return case_table(machine, lambda line: line.case not in (aligned.MAIN, assignment.NAME, training.NAME))
+    with_tables_of_their_own = (aligned.MAIN, assignment.NAME, detection.NAME, *training.NAMES)
+    return case_table(machine, lambda line: line.case not in with_tables_of_their_own)
 
 
 def training_steps(machine: Machine) -> str:
     """A detector's step with its stock loss and with the adapter's: how much of it is loss and matching, and the memory
     of both."""
     found = {
-        (row["shape"], row["implementation"], row["quantity"], row["unit"]): float(row["p50"])
+        (row["case"], row["shape"], row["implementation"], row["quantity"], row["unit"]): float(row["p50"])
         for row in machine.rows
-        if row["case"] == training.NAME and int(row["threads"]) == machine.threads and row["p50"] != ""
+        if row["case"] in training.NAMES and int(row["threads"]) == machine.threads and row["p50"] != ""
     }
     rows = []
-    for objects in training.OBJECTS:
-        step, alone = (training.shape(objects, what) for what in (training.WHOLE, training.ALONE))
-        for name in ("stock loss", "cpu"):
+    for batch in training.BATCHES:
+        step, alone = (batch.shape(what) for what in (training.WHOLE, training.ALONE))
+        for name in (training.STOCK, "cpu"):
             numbers = [
-                found.get(key)
+                found.get((batch.detector, *key))
                 for key in (
                     (step, name, training.STEP, "us"),
                     (step, name, training.LOSS, "us"),
@@ -159,34 +165,59 @@ def training_steps(machine: Machine) -> str:
             if None not in numbers:
                 whole, loss, *peaks = map(float, filter(None, numbers))
                 cells = [time_of(whole), time_of(loss), f"{loss / whole:.1%}", *map(size_of, peaks)]
-                rows.append([f"{training.IMAGES} images of {objects} objects, {label(name)}", *cells])
+                rows.append([f"{batch}, {label(name)}", *cells])
     head = ["", "step", "loss and matching in it", "share of the step", "peak of a step", "peak of the loss"]
     return markdown(head, rows)
 
 
-def assignments(machine: Machine) -> str:
-    """Time, peak of memory and number of operators of everybody, or why there are none."""
+def whole_calls(
+    machine: Machine, case: str, names: Sequence[str], counts: Callable[[Callable[[str], float | None]], list[str]]
+) -> str:
+    """Of a case time, peak of memory and the counts of calls of everybody, or why there are none."""
     found = {
-        (row["shape"], row["implementation"], row["unit"]): row
+        (shape_of(row), row["implementation"], row["unit"]): row
         for row in machine.rows
-        if row["case"] == assignment.NAME and int(row["threads"]) == machine.threads
+        if row["case"] == case and int(row["threads"]) == machine.threads
     }
-    names = ("cpu", DROP_IN, assignment.STOCK, assignment.BY_IMAGE, assignment.REFERENCE)
 
     def number(*key: str) -> float | None:
         return float(found[key]["p50"]) if key in found and found[key]["p50"] != "" else None
 
     def cell(shape: str, name: str) -> str:
-        time, peak, count = (number(shape, name, unit) for unit in ("us", "peak bytes", "operators"))
+        def of(unit: str) -> float | None:
+            return number(shape, name, unit)
+
+        time, peak = of("us"), of("peak bytes")
         if time is None:
             return found.get((shape, name, "us"), {"note": ""})["note"].removeprefix("left out: ")
         parts = [times(time, number(shape, "cpu", "us"))]
-        if peak is not None and count is not None:
-            parts += [size_of(peak), f"{count:,.0f}"]
+        if peak is not None:
+            parts += [size_of(peak), *counts(of)]
         return ", ".join(parts)
 
     rows = [[shape, *(cell(shape, name) for name in names)] for shape in dict.fromkeys(shape for shape, *_ in found)]
     return markdown(["", *(label(name).removeprefix("eager, ") for name in names)], rows)
+
+
+def assignments(machine: Machine) -> str:
+    """With the number of operators."""
+
+    def counts(of: Callable[[str], float | None]) -> list[str]:
+        count = of("operators")
+        return [] if count is None else [f"{count:,.0f}"]
+
+    names = ("cpu", DROP_IN, assignment.STOCK, assignment.BY_IMAGE, assignment.REFERENCE)
+    return whole_calls(machine, assignment.NAME, names, counts)
+
+
+def criteria(machine: Machine) -> str:
+    """With the number of operators that are no views, and of those for which a host would wait."""
+
+    def counts(of: Callable[[str], float | None]) -> list[str]:
+        return calls_of(*(of(unit) for unit in CALLS))
+
+    names = ("cpu", DROP_IN, assignment.STOCK, assignment.REFERENCE, COPY)
+    return whole_calls(machine, detection.NAME, names, counts)
 
 
 LITTLE = 3.0

@@ -1,37 +1,55 @@
-"""A training step of a detector: a small RT-DETR of transformers with random weights, with its stock loss and with the
-adapter's. The penalty has weight 0, so both train the same; it is computed all the same."""
+"""A training step of a detector with random weights, with its stock loss and with this package's: a small RT-DETR of
+transformers with the adapter's, whose penalty has weight 0, so that both train the same, and is computed all the same;
+and a YOLO11n of Ultralytics with the criterion of a dense head."""
 
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import detection, yolo
 from .case import Call, Case, Function, Inputs, LeftOut
 
-IMAGES, SIDE, QUERIES, LAYERS = 4, 192, 300, 3
+SIDE, QUERIES, LAYERS = 192, 300, 3  # of the RT-DETR
 STEP, LOSS = "training step", "its loss and matching"
-NAMES = {0: "car", 1: "plate"}
-NAME, OBJECTS = "RT-DETR", (6, 100)  # objects per image: sparse and crowded
 WHOLE, ALONE = "a training step", "loss and matching"
+STOCK = "stock loss"
+RT_DETR, YOLO = NAMES = ("RT-DETR", "YOLO11n")
 
 
-def scene(objects: int) -> Inputs:
+class Batch(NamedTuple):
+    detector: str
+    images: int
+    objects: int  # an image
+
+    def __str__(self) -> str:
+        return f"{self.detector}, {self.images} images of {self.objects} objects"
+
+    def shape(self, what: str) -> str:
+        return f"{self.images} images of {self.objects} objects, {what}"
+
+
+SPARSE, CROWDED = Batch(RT_DETR, 4, 6), Batch(RT_DETR, 4, 100)
+BATCHES = (SPARSE, CROWDED, Batch(YOLO, 16, 20))
+
+
+def scene(batch: Batch) -> Inputs:
     """Images, and of each the boxes (cxcywh, normalised) of cars and of as many plates in them."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(IMAGES, objects // 2, 2, generator=generator)
+        return low + (high - low) * torch.rand(batch.images, batch.objects // 2, 2, generator=generator)
 
     centers, sides = uniform(0.2, 0.8), uniform(0.05, 0.3)
     plates = torch.cat((centers + sides * uniform(-0.3, 0.3), sides * uniform(0.1, 0.3)), -1)
     boxes = torch.cat((torch.cat((centers, sides), -1), plates), 1)
-    return torch.rand(IMAGES, 3, SIDE, SIDE, generator=generator), boxes
+    return torch.rand(batch.images, 3, SIDE, SIDE, generator=generator), boxes
 
 
-class Detector:
+class RtDetr:
     """A model whose every step draws the same denoising queries."""
 
     def __init__(self, enable: Callable[[Any], object] | None) -> None:
@@ -57,8 +75,8 @@ class Detector:
             decoder_ffn_dim=256,
             num_queries=QUERIES,
             decoder_layers=LAYERS,
-            id2label=NAMES,
-            label2id={name: label for label, name in NAMES.items()},
+            id2label=yolo.NAMES,
+            label2id={name: label for label, name in yolo.NAMES.items()},
         )
         self.model = transformers.RTDetrForObjectDetection(config).train()
         if enable is not None:
@@ -69,11 +87,14 @@ class Detector:
         self.model.to(images.device)
         return self.model(pixel_values=images, labels=labels_of(boxes)).loss
 
-    def step(self, images: Tensor, boxes: Tensor) -> Tensor:
-        self.model.zero_grad()
-        loss = self(images, boxes)
-        loss.backward()
-        return loss
+    def step(self, images: Tensor, boxes: Tensor) -> Call:
+        def run() -> Tensor:
+            self.model.zero_grad()
+            loss = self(images, boxes)
+            loss.backward()
+            return loss
+
+        return run
 
     def loss_alone(self, images: Tensor, boxes: Tensor) -> Call:
         """The loss function and its backward pass, on what the network gave it once."""
@@ -114,42 +135,69 @@ def labels_of(boxes: Tensor) -> list[dict[str, Tensor]]:
     return [{"boxes": of_image, "class_labels": classes} for of_image in boxes]
 
 
-@functools.cache
-def stock() -> Detector:
-    return Detector(None)
+class Yolo:
+    """Of 640 px and 80 classes; where training has no randomness of its own."""
+
+    def __init__(self, changed: Callable[[Any], Any] | None) -> None:
+        from .torchvision_without_extension import make_importable
+
+        make_importable()
+        self.model = yolo.network("yolo11n", {label: str(label) for label in range(80)})
+        if changed is not None:
+            self.model.criterion = changed(self.model.init_criterion())
+
+    def _given(self, inputs: Inputs) -> dict[str, Tensor]:
+        self.model.to(inputs[0].device)
+        return dict(zip(("img", "cls", "bboxes", "batch_idx"), inputs, strict=True))
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.model.loss(self._given(inputs))[0].sum()
+
+    def step(self, *inputs: Tensor) -> Call:
+        return yolo.step(self.model, self._given(inputs))
+
+    def loss_alone(self, *inputs: Tensor) -> Call:
+        return yolo.loss_alone(self.model, self._given(inputs))
 
 
 @functools.cache
-def adapted() -> Detector:
+def stock(detector: str) -> Any:
+    return RtDetr(None) if detector == RT_DETR else Yolo(None)
+
+
+@functools.cache
+def adapted(detector: str) -> Any:
+    if detector == YOLO:
+        return Yolo(detection.accelerated)
     from icr_kernels.integrations.transformers import enable_icr
 
-    return Detector(lambda model: enable_icr(model, {"plate": "car"}, weight=0.0))
+    return RtDetr(lambda model: enable_icr(model, {"plate": "car"}, weight=0.0))
 
 
-def ours(backend: str) -> Detector:
+def ours(detector: str, backend: str) -> Any:
     if backend not in ("cpu", "cuda"):
         raise LeftOut("the adapter takes the first backend that can run")
-    return adapted()
+    return adapted(detector)
 
 
 def agrees(detector: Function, inputs: Inputs, truth: float) -> bool:
     return abs(detector(*inputs).item() - truth) < 1e-4 * truth
 
 
-def shape(objects: int, what: str) -> str:
-    return f"{IMAGES} images of {objects} objects, {what}"
+def yolo_batch(batch: Batch) -> Inputs:
+    return tuple(yolo.batch(batch.images, detection.SIDE, batch.objects).values())
 
 
 def cases() -> list[Case]:
-    def case(objects: int, what: str, **rest: Any) -> Case:
+    def case(batch: Batch, what: str, **rest: Any) -> Case:
         return Case(
-            name=NAME,
-            shape=shape(objects, what),
-            pairs=IMAGES * objects,
-            inputs=functools.partial(scene, objects),
-            ours=ours,
-            peers={"stock loss": stock},
-            truth=lambda inputs: stock()(*inputs).item(),
+            name=batch.detector,
+            shape=batch.shape(what),
+            pairs=batch.images * batch.objects,
+            inputs=functools.partial(scene if batch.detector == RT_DETR else yolo_batch, batch),
+            ours=functools.partial(ours, batch.detector),
+            peers={STOCK: functools.partial(stock, batch.detector)},
+            truth=lambda inputs: stock(batch.detector)(*inputs).item(),
             agrees=agrees,
             full=True,
             memory=True,
@@ -157,13 +205,13 @@ def cases() -> list[Case]:
         )
 
     def step(detector: Any, inputs: Inputs) -> Call:
-        return functools.partial(detector.step, *inputs)
+        return detector.step(*inputs)
 
     def loss(detector: Any, inputs: Inputs) -> Call:
         return detector.loss_alone(*inputs)
 
     found = []
-    for objects in OBJECTS:
-        found.append(case(objects, WHOLE, quantities={STEP: step, LOSS: loss}))
-        found.append(case(objects, ALONE, quantities={LOSS: loss}))
+    for batch in BATCHES:
+        found.append(case(batch, WHOLE, quantities={STEP: step, LOSS: loss}))
+        found.append(case(batch, ALONE, quantities={LOSS: loss}))
     return found

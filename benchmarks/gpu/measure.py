@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import aligned, assignment, catalogue, results
+from benchmarks import aligned, assignment, catalogue, detection, results
 from benchmarks.case import BOTH, COPY, FILL, FORWARD, Case, Function, Inputs, first_line, loaded
 from benchmarks.results import Row, quantiles
 from benchmarks.run import DISAGREES
@@ -42,6 +42,12 @@ MATRICES = ("pairwise iou",)
 SELECTIONS = ("row maximum", "row maximum of 128 images")
 # The assignment, in these shapes.
 ASSIGNMENTS = (assignment.shape(16, 100, 640), assignment.CROWDED)
+# The whole criterion of a dense head, of these.
+CRITERIA = (
+    detection.USUAL,
+    detection.USUAL._replace(dtype=torch.bfloat16),
+    detection.Head(64, 300, 365),
+)
 
 # Cycles that the device is kept busy for while the host gets ahead of it: about half a millisecond.
 HEAD_START = 1_000_000
@@ -100,9 +106,10 @@ def forward_with_gradient(case: Case, name: str, given: Inputs) -> Tensor:
     return function_of(case, name)(*given)
 
 
-def forward_and_backward(case: Case, name: str, given: Inputs) -> Tensor:
+def forward_and_backward(case: Case, name: str, given: Inputs) -> tuple[Tensor, ...]:
     """The gradient from above is given: making a 1 would be another launch, everybody's."""
-    return torch.autograd.grad(function_of(case, name)(*given), given[0], one())[0]
+    leaves = [each for each in given if each.requires_grad]
+    return torch.autograd.grad(function_of(case, name)(*given), leaves, one())
 
 
 def backward_scaling(case: Case, name: str, given: Inputs) -> Tensor:
@@ -255,6 +262,16 @@ def floor_time(floor: str, count_of_bytes: int, count: int) -> dict[str, float]:
     return min(map(quantiles, ways), key=lambda way: way["p50"])
 
 
+def floor_of(case: Case, quantity: str) -> tuple[str, float]:
+    """Which, and of how many bytes a pair."""
+    if case.name in MATRICES:
+        return FILL, 4
+    if case.name == detection.NAME:
+        assert case.bytes_per_pair is not None
+        return COPY, case.bytes_per_pair
+    return COPY, BYTES[quantity]
+
+
 def device_row(case: Case, name: str, quantity: str) -> list[Row]:
     """Beside the floor: a copy, of a matrix a fill, of a selection nothing."""
     if name == "eager, torchvision":
@@ -265,8 +282,8 @@ def device_row(case: Case, name: str, quantity: str) -> list[Row]:
     times = quantiles(device_times(call, copies_of(case, count)))
     if case.name in (*SELECTIONS, assignment.NAME):
         return [row("device", case, quantity, name, "us", **times)]
-    floor, of_a_pair = (FILL, 4) if case.name in MATRICES else (COPY, BYTES[quantity])
-    least = floor_time(floor, of_a_pair * case.pairs, count)
+    floor, of_a_pair = floor_of(case, quantity)
+    least = floor_time(floor, round(of_a_pair * case.pairs), count)
     return [
         row(
             "device",
@@ -300,17 +317,22 @@ def host_row(case: Case, name: str, quantity: str) -> list[Row]:
 
 
 def wall_row(case: Case, name: str, quantity: str) -> list[Row]:
-    """End to end; and, where that is asked for, the peak of memory."""
-    call = case.quantities[quantity](function_of(case, name), inputs(case))
+    """End to end; and, where that is asked for, the peak of memory, which gradients are part of."""
+
+    def call_of_its_own() -> Callable[[], Any]:
+        return case.quantities[quantity](function_of(case, name), inputs(case))
+
+    call = call_of_its_own()
     calls = 20 if case.pairs <= 1_000_000 else 5 if case.pairs <= 100_000_000 else 1
     times = wall_times(call, calls, 15, wait=True)
     rows = [row("end to end", case, quantity, name, "us", **quantiles(times))]
     if case.memory:
-        rows.append(row("counts", case, quantity, name, "peak bytes", p50=counting.memory(call)["peak bytes"]))
+        peak = counting.memory(call_of_its_own())["peak bytes"]
+        rows.append(row("counts", case, quantity, name, "peak bytes", p50=peak))
     return rows
 
 
-def forward_count_rows(case: Case, name: str, quantity: str) -> list[Row]:
+def call_count_rows(case: Case, name: str, quantity: str) -> list[Row]:
     """Memory is counted beside the wall time."""
     call = case.quantities[quantity](function_of(case, name), inputs(case))
     call()
@@ -373,8 +395,10 @@ def jobs() -> list[Job]:
         if case.name in MATRICES + SELECTIONS:
             todo += [("device", device_row, case, name, FORWARD) for name in OURS]
     assigned = [case for case in catalogue.chosen([assignment.NAME], full=True) if case.shape in ASSIGNMENTS]
-    for case in assigned:
-        todo += [("device", device_row, case, name, FORWARD) for name in OURS]
+    criteria = [detection.case(head) for head in CRITERIA]
+    whole = [*assigned, *criteria]
+    for case in whole:
+        todo += [("device", device_row, case, name, case.quantity) for name in OURS]
     for pairs in HOST_SIZES:
         for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
             for quantity in ("operator",) * (name in OURS) + ("forward with gradient", BOTH):
@@ -383,14 +407,14 @@ def jobs() -> list[Job]:
     for pairs in SIZES:
         for name in everybody if pairs == HOST_SIZES[-1] else any_shape:
             todo.append(("end to end", wall_row, main_case(pairs), name, BOTH))
-    for case in assigned:
+    for case in whole:
         for name in names(case):
             if name == assignment.REFERENCE:  # the truth is its own
                 continue
-            todo.append(("end to end", wall_row, case, name, FORWARD))
-            todo.append(("counts", forward_count_rows, case, name, FORWARD))
+            todo.append(("end to end", wall_row, case, name, case.quantity))
+            todo.append(("counts", call_count_rows, case, name, case.quantity))
     for case in catalogue.chosen():
-        if case.name not in (aligned.MAIN, assignment.NAME):
+        if case.name not in (aligned.MAIN, assignment.NAME, detection.NAME):
             for name in names(case):
                 if not name.endswith(", static"):
                     todo.append(("end to end", wall_row, case, name, case.quantity))

@@ -1,15 +1,18 @@
 """The report on a folder of results: what passed, which speed targets are met, the figures, and their plots."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks import aligned, assignment, results
+import torch
+
+from benchmarks import aligned, assignment, detection, results
 from benchmarks.case import BOTH, FORWARD
 from benchmarks.report import Target, at_least, label, markdown, size_of, target, time_of
 from benchmarks.results import Row, Table
-from benchmarks.tables import WALL, Machine, operators
+from benchmarks.tables import WALL, Machine, operators, shape_of
 
-from .measure import ASSIGNMENTS, COUNTED_SIZE, MATRICES, SELECTIONS
+from .measure import ASSIGNMENTS, COUNTED_SIZE, CRITERIA, MATRICES, SELECTIONS
 from .parts import PARTS, Outcome, outcomes
 
 CLAMP, TORCHVISION = "eager, clamp form", "eager, torchvision"
@@ -32,9 +35,32 @@ PREDICTED = {
     OF_A_FILL: "80 to 95 %",
     PAIRS_A_SECOND: "1.2 to 1.5e+12",
 }
-# Likewise, of a whole assignment: most of it are the points that boxes take. Beyond 12 bytes of each point that are the
-# result, it holds 8.
-PREDICTED_ASSIGNMENTS = dict(zip(ASSIGNMENTS, (("0.1 ms", 16), ("2 ms", 128)), strict=True))
+
+
+class Prediction(NamedTuple):
+    """Of a whole call on an H100, written down before anything ran."""
+
+    time: str
+    peak_bytes: float
+    kernels: int
+
+
+POINTS = assignment.pairs(1, 1, 640)  # of an image
+# Of a whole assignment most of it are the points that boxes take. Beyond 12 bytes of each point that are the result, it
+# holds 8.
+PREDICTED_ASSIGNMENTS = {
+    shape: Prediction(time, 20 * images * POINTS, 4)
+    for shape, time, images in zip(ASSIGNMENTS, ("0.1 ms", "2 ms"), (16, 128), strict=True)
+}
+# Of the criterion: what has to be moved (Head.moved_bytes) at four fifths of the memory's speed, and the assignment. It
+# holds the gradients and what the points are assigned to. Kernels: one decodes, four assign, three are the loss, two
+# its gradients; PyTorch adds up four terms and makes the 1 that a backward pass begins with.
+PREDICTED_CRITERIA = {
+    f"{head}{', bfloat16' * (head.dtype == torch.bfloat16)}": Prediction(
+        time, head.gradient_bytes + 12 * head.images * POINTS, 10 + 5
+    )
+    for head, time in zip(CRITERIA, ("0.2 ms", "0.15 ms", "1.5 ms"), strict=True)
+}
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
@@ -108,12 +134,12 @@ def all_pairs(rows: Sequence[Row]) -> list[str]:
     return ["## All pairs, time on the device", "", markdown(head, lines), ""]
 
 
-def assignments(rows: Sequence[Row]) -> list[str]:
+def whole_calls(rows: Sequence[Row], case: str, predicted: Mapping[str, Prediction]) -> list[str]:
     """Figures of ours and of Ultralytics, with what is predicted of CUDA's."""
     found = {
-        (row["shape"], row["implementation"], row["figure"], row["unit"]): float(row["p50"])
+        (shape_of(row), row["implementation"], row["figure"], row["unit"]): float(row["p50"])
         for row in rows
-        if row["case"] == assignment.NAME and row["p50"] != ""
+        if row["case"] == case and row["p50"] != ""
     }
     columns: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
         ("time on the device", "device", "us", time_of),
@@ -122,17 +148,16 @@ def assignments(rows: Sequence[Row]) -> list[str]:
         ("kernels", "counts", "kernels", "{:,.0f}".format),
         ("synchronisations", "counts", "synchronisations", "{:,.0f}".format),
     )
-    points = assignment.pairs(1, 1, 640)
     lines = []
-    for shape, (time, images) in PREDICTED_ASSIGNMENTS.items():
-        lines.append([f"{shape}, CUDA, **predicted** for an H100", time, "", size_of(20 * images * points), "4", "0"])
+    for shape, (time, peak, kernels) in predicted.items():
+        lines.append([f"{shape}, CUDA, **predicted** for an H100", time, "", size_of(peak), str(kernels), "0"])
         for name in dict.fromkeys(name for of, name, *_ in found if of == shape):
             cells = [form(found[key]) if (key := (shape, name, *of)) in found else "" for _, *of, form in columns]
             lines.append([f"{shape}, {label(name)}", *cells])
     if not found:
         return []
     head = ["", *(title for title, *_ in columns)]
-    return [f"## {assignment.NAME.capitalize()}", "", markdown(head, lines), ""]
+    return [f"## {case.capitalize()}", "", markdown(head, lines), ""]
 
 
 def counts_table(table: Table, quantity: str) -> str:
@@ -207,7 +232,8 @@ def write(folder: Path) -> Path:
         lines += [
             *figures(table),
             *all_pairs(rows),
-            *assignments(rows),
+            *whole_calls(rows, assignment.NAME, PREDICTED_ASSIGNMENTS),
+            *whole_calls(rows, detection.NAME, PREDICTED_CRITERIA),
             *others(folder, rows),
             *plot_links(folder, rows),
             *unmeasured(rows),

@@ -27,6 +27,7 @@ from icr_kernels.variants import (
     LOSS_NAMES,
     PENALTY_NAMES,
     REDUCTIONS,
+    WEIGHTINGS,
 )
 
 from .parts import DRIVER, FINISHED, STOPPED
@@ -45,7 +46,7 @@ def place(values: Tensor, layout: str) -> Tensor:
     if layout == "misaligned":
         return torch.cat((values.new_zeros(1), values.flatten())).cuda()[1:].view(values.shape)
     if layout == "strided":
-        columns = 4 if values.dim() == 2 else 1
+        columns = values.shape[1] if values.dim() == 2 else 1
         padded = torch.cat((values.new_zeros(len(values), 3), values.view(-1, columns)), 1).cuda()[:, 3:]
         return padded if values.dim() == 2 else padded[:, 0]
     return values.cuda()
@@ -153,9 +154,67 @@ def call_over_sets(number: int, rows: int, columns: int, dtype: torch.dtype, lay
         **options,
     )
     assert (assignment.index < rows).all()
-    results.append(assignment.score)
+    results += [assignment.score, *detection_results("cuda", draw, boxes[0].detach(), images, columns, layout)]
     for result in results:
         assert result.detach().cpu().isfinite().all(), (number, rows, columns, dtype, layout, kind, options)
+
+
+def detection_results(
+    backend: str, draw: random.Random, truth: Tensor, images: int, columns: int, layout: str
+) -> list[Tensor]:
+    """The criterion of a dense head whose points are assigned to rows of the truth, some of them outside of it; and
+    what decodes its boxes. Both with gradients."""
+    classes, bins, rows = draw.choice((1, 5, 80)), draw.choice((1, 4, 16)), len(truth)
+
+    def logits(channels: int) -> Tensor:
+        values = torch.linspace(-3, 3, images * columns * channels).to(truth.dtype)
+        if draw.random() < 0.5:
+            return values.view(images, channels, columns).cuda().requires_grad_()
+        return values.view(images, columns, channels).cuda().mT.requires_grad_()
+
+    leaves = [logits(4 * bins), logits(classes)]
+    box_logits, class_logits = (leaf.mT for leaf in leaves)
+    number = torch.arange(columns)
+    points = place(torch.stack((number % 97, number // 97), 1).float(), layout)
+    strides = place(1.0 + number % 3, layout)
+    decoded = icr.decode_boxes(box_logits, points, strides, backend=backend)
+    upstream = torch.linspace(-1, 1, decoded.numel()).view(decoded.shape).to(decoded.dtype).cuda()
+    results = [decoded, *torch.autograd.grad(decoded, leaves[:1], upstream)]
+
+    of_truth = torch.arange(rows)
+    labels = place(torch.where(of_truth % 11 == 3, 2**40, of_truth % classes), layout)
+    image = place(torch.where(of_truth % 7 == 5, -(2**62), of_truth % images), layout)
+    index = torch.arange(images * columns) % max(2 * rows, 1) - rows // 2
+    index[::13] = 2**40
+    options: dict[str, Any] = {}
+    if draw.random() < 0.5:
+        index = index.view(images, columns).cuda()
+        options["assignment"] = icr.Assignment(index, torch.linspace(0, 1, index.numel()).view(index.shape).cuda())
+    if draw.random() < 0.6:
+        anchor = torch.where(of_truth % 5 == 2, 2**40, of_truth.flip(0))
+        options |= {
+            "penalty": draw.choice(PENALTY_NAMES),
+            "anchor_index": place(anchor, layout),
+            "weighting": draw.choice(WEIGHTINGS),
+            "relative": draw.random() < 0.3,
+        }
+    terms = icr.dense_detection_loss(
+        box_logits,
+        class_logits,
+        points,
+        strides,
+        truth,
+        labels,
+        image,
+        loss=draw.choice(LOSS_NAMES),
+        class_weight=torch.linspace(0.5, 2, classes).cuda() if draw.random() < 0.5 else None,
+        normalizer=torch.tensor(7.0).cuda() if draw.random() < 0.3 else None,
+        image_size=draw.choice((None, (640.0, 480.0))),
+        box_format=draw.choice(BOX_FORMATS),
+        backend=backend,
+        **options,
+    )
+    return [*results, *terms, *torch.autograd.grad(list(terms), leaves, [torch.ones_like(each) for each in terms])]
 
 
 def calls_over_sets() -> Iterator[tuple[int, int, int, torch.dtype, str]]:

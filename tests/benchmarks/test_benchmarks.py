@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import aligned, assignment, catalogue, memory, report, results, run, tables
+from benchmarks import aligned, assignment, catalogue, detection, memory, report, results, run, tables, training, yolo
 from benchmarks.case import COPY, Case, LeftOut, loaded, step
 from icr_kernels import info
 from icr_kernels.backends import BY_NAME
@@ -292,6 +292,77 @@ def test_everybody_assigns_the_same_and_a_wrong_one_does_not():
             assert not case.agrees(wrong, inputs, truth), (name, place)
 
 
+HEADS = [
+    detection.Head(2, 6, 3, bins, dtype)
+    for bins, dtype in ((16, torch.float32), (16, torch.bfloat16), (1, torch.float32))
+]
+
+
+@pytest.fixture
+def small_images(monkeypatch):
+    monkeypatch.setattr(detection, "SIDE", 64)
+    monkeypatch.setattr(detection, "POINTS", 84)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_everybody_has_the_same_criterion_and_a_wrong_one_has_not(head, small_images):
+    case = detection.case(head)
+    inputs = case.inputs()
+    boxes, classes, points, strides, truth, labels, image = inputs[:7]
+    assert boxes.shape == (2, 4 * head.bins, 84) and classes.shape == (2, 3, 84)
+    assert {boxes.dtype, classes.dtype} == {head.dtype} and boxes.requires_grad and classes.requires_grad
+    assert sum(each.numel() for each in inputs[:2]) + 6 * 2 * 84 == head.numbers == case.pairs
+    assert len(points) == len(strides) == 84 and image.tolist() == [0] * 6 + [1] * 6
+    assert (truth[:, 2:] > truth[:, :2]).all() and truth.min() >= 0 and truth.max() <= 64 and labels.max() < 3
+    right = case.truth(inputs)
+    assert right[0] > 0 and right[1].shape == boxes.shape[1:] and all(each.norm() > 0 for each in right[1:])
+    for name, load in {"reference": lambda: case.ours("reference"), **case.peers}.items():
+        function = loaded(load)
+        if isinstance(function, str):
+            continue
+        assert case.agrees(function, inputs, right), name
+        assert not case.agrees(lambda *given, function=function: function(*given) * 1.02, inputs, right), name
+        assert not case.agrees(lambda *given, function=function: function(*given) + given[1].sum(), inputs, right), name
+
+
+def test_what_decodes_to_half_a_pixel_is_compared_by_its_classes(small_images):
+    """In half precision alone."""
+
+    def of_boxes(*given):
+        return given[0].sum() - given[0].sum().detach()
+
+    for head in HEADS[:2]:
+        case, function = detection.case(head), detection.ours(head, "reference")
+        inputs = case.inputs()
+        right = case.truth(inputs)
+        is_half = head.dtype == torch.bfloat16
+        assert case.agrees(lambda *given, f=function: f(*given) + of_boxes(*given), inputs, right) == is_half
+
+
+def test_a_criterion_moves_its_logits_and_gradients():
+    head = detection.Head(1, 20, 80)
+    logits = 8_400 * 4 * torch.tensor([64, 80])
+    assert head.gradient_bytes == logits.sum()
+    assert head.moved_bytes == logits @ torch.tensor([2, 3]) + 8_400 * (2 * 16 + 3 * (8 + 4))
+    assert detection.case(head).bytes_per_pair * head.numbers == pytest.approx(head.moved_bytes)
+
+
+def test_a_yolo_trains_alike_with_both_criteria():
+    inputs = tuple(yolo.batch(1, 160, 4).values())
+    models = loaded(lambda: [load(training.YOLO) for load in (training.stock, training.adapted)])
+    if isinstance(models, str):
+        pytest.skip(models)
+    stock, ours = models
+    right = stock(*inputs).item()
+    assert training.agrees(ours, inputs, right) and not training.agrees(
+        lambda *given: 1.01 * stock(*given), inputs, right
+    )
+    for model in models:
+        model.step(*inputs)()
+        assert all(each.grad.norm() > 0 for each in list(model.model.parameters())[:1])
+        model.loss_alone(*inputs)()
+
+
 def test_the_crowded_batch():
     (case,) = (case for case in catalogue.CASES if case.shape == assignment.CROWDED)
     counts = torch.bincount(assignment.crowded_images())
@@ -343,6 +414,33 @@ def test_operators_are_counted_where_a_case_asks_for_it():
 
     assert memory.peaks(made_up(operators=True), two)["operators"] == 2
     assert "operators" not in memory.peaks(made_up(), two)
+
+
+def test_operators_that_are_views_or_wait():
+    def counted(function):
+        with memory.Counting() as counting:
+            function(torch.arange(4.0))
+        return [counting.counts[name] for name in report.CALLS]
+
+    assert counted(lambda rows: rows + rows[1:2])[1:] == [1, 0]
+    for waiting in (
+        lambda rows: rows.sum().item(),
+        torch.nonzero,
+        torch.unique,
+        lambda rows: rows[rows > 1],
+        lambda rows: rows.masked_select(rows > 1),
+        lambda rows: rows.index_put_((rows > 1,), rows[:2]),
+    ):
+        assert counted(waiting)[2] == 1
+    assert counted(lambda rows: rows[torch.tensor([1, 2])] + torch.where(rows > 1, rows, 0)[:2])[2] == 0
+
+
+def test_gradients_are_part_of_a_call():
+    """Those of the call before are gone when its memory begins to count."""
+    if not memory.CLEAR.exists():
+        pytest.skip("peak memory is measured on Linux only")
+    case = made_up(inputs=lambda: (torch.zeros(2**24, requires_grad=True),), quantities={"both": step})
+    assert 60 * 2**20 < memory.peaks(case, torch.sum)["peak bytes"] < 80 * 2**20
 
 
 def test_memory_of_a_process_of_its_own(monkeypatch):

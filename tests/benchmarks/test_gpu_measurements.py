@@ -1,12 +1,13 @@
 """What the GPU command measures, in which order, what counts as measured, and what the report says of it."""
 
 import dataclasses
+import random
 import re
 
 import pytest
 import torch
 
-from benchmarks import aligned, assignment, catalogue, results
+from benchmarks import aligned, assignment, catalogue, detection, results
 from benchmarks.case import BOTH
 from benchmarks.gpu import measure, parts, report, sanitizer_driver
 from imaginary_gpu import MACHINE, row
@@ -82,10 +83,23 @@ def test_report_of_the_assignment():
     shape, name = measure.ASSIGNMENTS[1], assignment.NAME
     of = {"case": name, "shape": shape, "quantity": "forward", "pairs": 7}
     rows = [row(p50=2500, **of), row("counts", unit="peak bytes", p50=2**20, **of)]
-    text = "\n".join(report.assignments(rows))
+    text = "\n".join(report.whole_calls(rows, name, report.PREDICTED_ASSIGNMENTS))
     assert f"| {shape}, CUDA, **predicted** for an H100 | 2 ms |  | 20.5 MiB | 4 | 0 |" in text
     assert f"| {shape}, icr_kernels, CUDA | 2.50 ms |  | 1.0 MiB |  |  |" in text
-    assert report.assignments([row()]) == []
+    assert report.whole_calls([row()], name, report.PREDICTED_ASSIGNMENTS) == []
+
+
+def test_report_of_the_criterion():
+    """Peaks of half precision are those of its own shape."""
+    head, name = detection.USUAL, detection.NAME
+    of = {"case": name, "shape": str(head), "quantity": BOTH, "pairs": head.numbers, "dtype": "bfloat16"}
+    rows = [row("end to end", p50=2500, **of), row("counts", unit="kernels", p50=15, **of)]
+    text = "\n".join(report.whole_calls(rows, name, report.PREDICTED_CRITERIA))
+    points = 16 * 8_400
+    for dtype, size in (("", 4), (", bfloat16", 2)):
+        peak = points * (size * (80 + 64) + 12) / 2**20
+        assert re.search(rf"{re.escape(str(head))}{dtype}, CUDA, \*\*predicted.*\| {peak:.1f} MiB \| 15 \| 0 \|", text)
+    assert f"| {head}, bfloat16, icr_kernels, CUDA |  | 2.50 ms |  | 15 |  |" in text
 
 
 @pytest.fixture
@@ -134,6 +148,9 @@ def test_all_jobs_are_named(on_the_cpu):
     for shape in measure.ASSIGNMENTS:
         of_shape = {key[0::2] for key in keys if key[1] == f"{assignment.NAME}, {shape}, float32"}
         assert of_shape >= {("device", "cuda"), ("end to end", assignment.STOCK), ("counts", assignment.BY_IMAGE)}
+    for head in measure.CRITERIA:
+        of_head = {key[0::2] for key in keys if key[1] == str(detection.case(head))}
+        assert of_head >= {("device", "cuda"), ("end to end", assignment.STOCK), ("counts", "triton")}
     of_cuda = [key[:2] for key in keys if key[2] == "cuda"]
     first_others = next(place for place, job in enumerate(jobs) if not measure.is_target(job[0], job[2], job[4]))
     assert first_others < names.index("eager, clamp form")
@@ -176,6 +193,10 @@ def test_driver_of_the_sanitizers_runs(on_the_cpu):
     for combination in [each for each in chosen if each[1] <= 257][::3]:
         sanitizer_driver.call("cpu", *combination)
     of_sets = list(sanitizer_driver.calls_over_sets())
+    for number, rows, columns, dtype, layout in [each for each in of_sets if max(each[1:3]) <= 257]:
+        truth = sanitizer_driver.place(aligned.boxes(rows)[1].to(dtype), layout)
+        found = sanitizer_driver.detection_results("cpu", random.Random(number), truth, 2, columns, layout)
+        assert all(each.isfinite().all() for each in found)
     assert len({each[3:] for each in of_sets}) == len(sanitizer_driver.DTYPES) * len(sanitizer_driver.LAYOUTS)
     assert 140 <= len(chosen) + len(of_sets) <= 170
 

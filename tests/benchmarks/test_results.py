@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import aligned, assignment, plots, readme, report, results, tables, training
+from benchmarks import aligned, assignment, detection, plots, readme, report, results, tables, training
 from benchmarks.case import BOTH, COPY, DROP_IN, FORWARD
 
 DEVICE = "Imaginary CPU"
@@ -39,10 +39,10 @@ def rows_of_everything() -> list[dict]:
                 row(name, factor * 100.0, pairs, **shape),
                 row(name, factor * 1e6, pairs, figure="counts", **(shape | {"unit": "peak bytes"})),
             ]
-    sparse, alone = (training.shape(training.OBJECTS[0], what) for what in (training.WHOLE, training.ALONE))
+    sparse, alone = (training.SPARSE.shape(what) for what in (training.WHOLE, training.ALONE))
     for name, whole, loss, peak in (("stock loss", 1000.0, 200.0, 2**21), ("cpu", 900.0, 90.0, 2**20)):
         found += [
-            row(name, p50, case=training.NAME, shape=shape, quantity=quantity, unit=unit)
+            row(name, p50, case=training.RT_DETR, shape=shape, quantity=quantity, unit=unit)
             for p50, shape, quantity, unit in (
                 (whole, sparse, training.STEP, "us"),
                 (loss, sparse, training.LOSS, "us"),
@@ -65,6 +65,15 @@ def rows_of_everything() -> list[dict]:
             ]
     crowded = {"case": assignment.NAME, "shape": assignment.CROWDED, "quantity": FORWARD}
     found += [row(**crowded), row(assignment.STOCK, note="left out: would need 86 GB", **crowded) | {"p50": ""}]
+    for classes in detection.CLASSES:
+        head = detection.USUAL._replace(classes=classes)
+        for name, factor in (("cpu", 1), (DROP_IN, 2), (assignment.STOCK, 20), (COPY, 0.5)):
+            of = {"case": detection.NAME, "shape": str(head), "pairs": head.numbers, "quantity": BOTH}
+            found.append(row(name, 1e3 * factor * classes, **of))
+            for unit, p50 in (("peak bytes", 2.0**20), ("operators", 30), ("views", 10), ("synchronisations", 2)):
+                if name != COPY:
+                    found.append(row(name, p50 * factor, figure="counts", unit=unit, **of))
+            found.append(row(name, 10.0, **(of | {"dtype": "bfloat16"})))
     return [*found, row("mmdet", note="absent: no such package") | {"p50": ""}]
 
 
@@ -150,15 +159,20 @@ def test_blocks_of_the_documents(tmp_path):
     assert "| 1,000 | 9.00 µs to 11.0 µs | 10.00 | 5.0 | 50% |" in blocks["floor"]
     assert "| 1 thread | 2 threads |" in blocks["threads"]
     assert blocks["training"].endswith(
-        "| 4 images of 6 objects, stock loss | 1.00 ms | 200 µs | 20.0% | 16.0 MiB | 2.0 MiB |\n"
-        "| 4 images of 6 objects, icr_kernels | 900 µs | 90.0 µs | 10.0% | 8.0 MiB | 1.0 MiB |"
+        "| RT-DETR, 4 images of 6 objects, stock loss | 1.00 ms | 200 µs | 20.0% | 16.0 MiB | 2.0 MiB |\n"
+        "| RT-DETR, 4 images of 6 objects, icr_kernels | 900 µs | 90.0 µs | 10.0% | 8.0 MiB | 1.0 MiB |"
     )
     assert blocks["assignments"].endswith(
         "| 16 images of 300 boxes, 640 px | 30.0 ms, 1.0 MiB, 10 | 90.0 ms (3.0x), 3.0 MiB, 30 "
         "| 3.00 s (100.0x), 100.0 MiB, 1,000 | 2.70 s (90.0x), 90.0 MiB, 900 |  |\n"
         f"| {assignment.CROWDED} | 10.0 µs |  | would need 86 GB |  |  |"
     )
-    assert assignment.NAME not in blocks["operators"]
+    assert (
+        "| 16 images of 20 boxes, 80 classes | 80.0 ms, 1.0 MiB, 20, 2 | 160 ms (2.0x), 2.0 MiB, 40, 4 "
+        "| 1.60 s (20.0x), 20.0 MiB, 400, 40 |  | 40.0 ms (0.50x) |\n"
+        "| 16 images of 20 boxes, 80 classes, bfloat16 | 10.0 µs | 10.0 µs | 10.0 µs |  | 10.0 µs |\n"
+    ) in blocks["criteria"]
+    assert not any(name in blocks["operators"] for name in (assignment.NAME, detection.NAME))
     assert "No GPU figure has been measured yet" in blocks["gpus"]
     assert blocks["speed"] == (
         "**30.0 times as fast as eager code**, 5.0 times as fast as `torch.compile` (avx9, 2 threads)"
@@ -167,6 +181,9 @@ def test_blocks_of_the_documents(tmp_path):
     assert blocks["assigned"] == (
         "**30.0 ms and 1.0 MiB instead of 2.70 s and 90.0 MiB**, 90 times as fast as Ultralytics, image by image "
         "(avx9, 2 threads)"
+    )
+    assert blocks["criterion"] == (
+        "**80.0 ms and 1.0 MiB instead of 1.60 s and 20.0 MiB**, 20 times as fast as Ultralytics (avx9, 2 threads)"
     )
     busy = [machine._replace(rows=[{**each, "waited": "0.3"} for each in machine.rows]) for machine in measured]
     assert readme.BLOCKS["speed"](busy) == readme.BLOCKS["assigned"](busy) == "not measured yet"
@@ -201,6 +218,7 @@ def test_plots_carry_the_digest_of_their_rows(tmp_path):
         "host.png",
         "memory.png",
         "assignment.png",
+        "criterion.png",
         "threads.png",
     ]
     for path, _ in made:

@@ -429,7 +429,7 @@ def test_operators_that_are_views_or_wait():
         torch.unique,
         lambda rows: rows[rows > 1],
         lambda rows: rows.masked_select(rows > 1),
-        lambda rows: rows.index_put_((rows > 1,), rows[:2]),
+        lambda rows: rows.index_put_((rows > 1,), rows[:2].clone()),
     ):
         assert counted(waiting)[2] == 1
     assert counted(lambda rows: rows[torch.tensor([1, 2])] + torch.where(rows > 1, rows, 0)[:2])[2] == 0

@@ -244,6 +244,10 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
     if "handle" in given:
         assert given["handle"].statistics.steps == 0
         given["handle"].disable()
+    if snippet.page.stem == "your-own-criterion":
+        losses, best = given["losses"], given["best"]
+        assert losses[-1] < losses[0] / 5 and best.values.min() > 0.4 and given["is_right"].all()
+        assert sum(given["same_terms"]).item() == pytest.approx(sum(given["criterion"](*given["given"])).item())
     text = "\n".join(snippet.blocks)
     match snippet.framework:
         case "ultralytics":

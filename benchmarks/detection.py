@@ -185,8 +185,9 @@ def of_ultralytics(head: Head, changed: Callable[[Any], Any] = lambda criterion:
         device = box_logits.device
         maps = [box_logits.new_empty(()).expand(head.images, 1, SIDE // each, SIDE // each) for each in STRIDES]
         batch = dict(zip(("cls", "bboxes", "batch_idx"), rest[5:], strict=True))
+        losses_of = criterion(device).loss
         with torch.autocast(device.type, torch.bfloat16, enabled=class_logits.dtype == torch.bfloat16):
-            losses = criterion(device).loss({"boxes": box_logits, "scores": class_logits, "feats": maps}, batch)[0]
+            losses = losses_of({"boxes": box_logits, "scores": class_logits, "feats": maps}, batch)[0]
         return losses.sum() / head.images
 
     return loss

@@ -46,7 +46,7 @@ ASSIGNMENTS = (assignment.shape(16, 100, 640), assignment.CROWDED)
 CRITERIA = (
     detection.USUAL,
     detection.USUAL._replace(dtype=torch.bfloat16),
-    detection.Head(64, 300, 365),
+    detection.Head(16, 300, 365),
 )
 
 # Cycles that the device is kept busy for while the host gets ahead of it: about half a millisecond.

@@ -59,7 +59,7 @@ PREDICTED_CRITERIA = {
     f"{head}{', bfloat16' * (head.dtype == torch.bfloat16)}": Prediction(
         time, head.gradient_bytes + 12 * head.images * POINTS, 10 + 5
     )
-    for head, time in zip(CRITERIA, ("0.2 ms", "0.15 ms", "1.5 ms"), strict=True)
+    for head, time in zip(CRITERIA, ("0.15 ms", "0.1 ms", "0.5 ms"), strict=True)
 }
 
 

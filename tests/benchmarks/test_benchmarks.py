@@ -242,7 +242,8 @@ def test_the_catalogue():
         assert {"mmdet", "torch-fast-box-ops"} <= set(case.peers) or "eager, clamp form" not in case.peers
 
 
-SMALL = [case for case in catalogue.CASES if case.pairs <= 6_000]
+# A step of a YOLO's whole batch takes seconds; one of an image is tested below.
+SMALL = [case for case in catalogue.CASES if case.pairs <= 6_000 and case.name != training.YOLO]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)

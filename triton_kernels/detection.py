@@ -41,14 +41,14 @@ class Assigned(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What programs add up; the last two are of scores, and of points whose target has an anchor object."""
+    """Of each program: beside terms the scores, and how many points have an anchor object."""
 
     box: Any
-    classification: Any
     distribution: Any
     penalty: Any
     score: Any
     pairs: Any
+    classification: Any
 
 
 class Sides(NamedTuple):
@@ -166,8 +166,13 @@ def load_target(assigned, rows, image, point, inside, DTYPE: tl.constexpr):
 
 @triton.jit
 def places(values, image, point, channel):
-    """Of channels of points, whose dimensions are there already."""
-    return values.data + image * values.batch_stride + point * values.row_stride + channel * values.column_stride
+    """Of channels of points, whose dimensions are there already. Where points lie side by side, without a stride, each
+    lane has its own: that they are aligned, for which Triton would give eight of them to one, it is not told."""
+    first = image * values.batch_stride
+    if values.row_stride is None:
+        return values.data + tl.multiple_of(first, 1) + point + channel * values.column_stride
+    else:
+        return values.data + first + point * values.row_stride + channel * values.column_stride
 
 
 @triton.jit
@@ -185,10 +190,9 @@ def load_sides(logits, image, point, keep, BINS: tl.constexpr, WIDTH: tl.constex
 
 
 @triton.jit
-def store_slope(out, at, inside, keep, logits, slope):
+def kept_slope(logits, keep, slope):
     """Of logits within the limit; exactly 0 where nothing is kept, whatever lies there."""
-    slope = tl.where(keep & (tl.abs(logits) < limit_of(logits)), slope, 0.0)
-    tl.store(at, rounded(slope, out.data.dtype.element_ty), inside)
+    return tl.where(keep & (tl.abs(logits) < limit_of(logits)), slope, 0.0)
 
 
 @triton.jit
@@ -200,12 +204,7 @@ def factor_of(upstream, gain, divisor, DTYPE: tl.constexpr):
         return (tl.full((), gain, tl.float64) * tl.load(upstream) / tl.load(divisor)).to(DTYPE)
 
 
-@triton.jit
-def store_sum(parts, values):
-    tl.store(parts + tl.program_id(0), tl.sum(values, 0))
-
-
-# The kernels. Those of sums take blocks in turn, and leave the sums of each program.
+# The kernels. Those of sums leave the sum of each program.
 
 
 @triton.jit(do_not_specialize=["points"])
@@ -246,10 +245,10 @@ def decoded_backward_kernel(
     of_distance = tile_of(g) * load_value(grid.strides, point, inside).to(DTYPE)[:, None]
     slope = slope_of_distance(sides_of(logit, BINS), of_distance, BINS)
     at, there = places_of_sides(out, image, point, inside, BINS, WIDTH)
-    store_slope(out, at, there, there, logit, slope)
+    tl.store(at, rounded(kept_slope(logit, there, slope), out.data.dtype.element_ty), there)
 
 
-@triton.jit(do_not_specialize=["points", "rows", "blocks"])
+@triton.jit(do_not_specialize=["points", "rows"])
 def boxes_kernel(
     logits,
     grid,
@@ -261,7 +260,6 @@ def boxes_kernel(
     upstream,
     divisors,
     out,
-    blocks,
     penalty_weight: tl.float64,
     eps: tl.float64,
     box_gain: tl.float64,
@@ -282,65 +280,58 @@ def boxes_kernel(
     where they are None, the gradient of the logits."""
     COUNT: tl.constexpr = 4 if sums is None else 0
     numbers = Numbers(tl.full((), penalty_weight, DTYPE), tl.full((), eps, DTYPE))
-    height, width = tl.full((), height, DTYPE), tl.full((), width, DTYPE)
-    if sums is None:
-        of_loss = factor_of(upstream.box, box_gain, divisors, DTYPE)
-        of_distances = 0.25 * factor_of(upstream.distribution, distribution_gain, divisors, DTYPE)
-        of_excess = factor_of(upstream.penalty, box_gain, divisors + 1 if UNIFORM else divisors, DTYPE)
-    else:
-        loss_sum = tl.zeros((POINTS,), tl.float64)
-        distance_sum, excess_sum, score_sum, pairs = loss_sum, loss_sum, loss_sum, loss_sum
-    block = tl.program_id(0)
-    while block < blocks:
-        image, point = block_of(block, points, POINTS)
-        inside = point < points
-        row, has_target, score = load_target(assigned, rows, image, point, inside, DTYPE)
-        logit = tl.zeros((POINTS, 4, WIDTH), DTYPE)
-        slope = logit
-        if tl.max(has_target.to(tl.int32), 0) > 0:
-            x, y, stride = load_point(grid, point, has_target, DTYPE)
-            logit = load_sides(logits, image, point, has_target, BINS, WIDTH, DTYPE)
-            sides = sides_of(logit, BINS)
-            c = around(x, y, columns_of_tile(sides.distance * stride[:, None]))
-            g = corners(load_rows(truth.boxes, row, has_target, DTYPE), FORMAT)
-            is_horizontal = tl.arange(0, 4)[None, :] % 2 == 0
-            size = tl.where(width > 0.0, tl.where(is_horizontal, width, height), stride[:, None])
-            of_sides, slope = distance_loss(sides, tile_of(distances(x, y, g)), stride[:, None], size, BINS)
-
-            p, g = variables(corners(c, "xyxy"), 0, COUNT), variables(g, COUNT, COUNT)
-            loss = LOSS(p, g, numbers.eps)
-            if PENALTY is not None:
-                row, has_anchor = rows_of_table(truth.anchor_index, rows, row, has_target)
-                a = variables(corners(load_rows(truth.boxes, row, has_anchor, DTYPE), FORMAT), COUNT, COUNT)
-                excess = penalty_of(Boxes(p, g, a), has_anchor, numbers, PENALTY, RELATIVE)
-                weight = numbers.penalty_weight if UNIFORM else numbers.penalty_weight * score
-            if sums is None:
-                total = scale(loss, of_loss * score)
-                if PENALTY is not None:
-                    total = add(total, scale(excess, of_excess * weight))
-                of_corners = pull_back(c, gradient(total, 0), "xyxy")
-                of_distance = tile_of(distances(0.0, 0.0, of_corners)) * stride[:, None]
-                slope = (of_distances * score)[:, None, None] * slope + slope_of_distance(sides, of_distance, BINS)
-            else:
-                loss_sum += tl.where(has_target, loss.value * score, 0.0).to(tl.float64)
-                distance_sum += tl.where(has_target, 0.25 * tl.sum(of_sides, 1) * score, 0.0).to(tl.float64)
-                score_sum += score.to(tl.float64)
-                if PENALTY is not None:
-                    excess_sum += tl.where(has_anchor, excess.value * weight, 0.0).to(tl.float64)
-                    pairs += has_anchor.to(tl.float64)
+    image, point = block_of(tl.program_id(0), points, POINTS)
+    inside = point < points
+    row, has_target, score = load_target(assigned, rows, image, point, inside, DTYPE)
+    loss_sum = tl.zeros((), DTYPE)
+    distance_sum, excess_sum, pairs = loss_sum, loss_sum, loss_sum
+    slope = tl.zeros((POINTS, 4, WIDTH), DTYPE)
+    if tl.max(has_target.to(tl.int32), 0) > 0:
+        x, y, stride = load_point(grid, point, has_target, DTYPE)
+        logit = load_sides(logits, image, point, has_target, BINS, WIDTH, DTYPE)
+        sides = sides_of(logit, BINS)
+        c = around(x, y, columns_of_tile(sides.distance * stride[:, None]))
+        g = corners(load_rows(truth.boxes, row, has_target, DTYPE), FORMAT)
+        wanted = tile_of(distances(x, y, g))
+        p, g = variables(corners(c, "xyxy"), 0, COUNT), variables(g, COUNT, COUNT)
+        loss = LOSS(p, g, numbers.eps)
+        if PENALTY is not None:
+            row, has_anchor = rows_of_table(truth.anchor_index, rows, row, has_target)
+            a = variables(corners(load_rows(truth.boxes, row, has_anchor, DTYPE), FORMAT), COUNT, COUNT)
+            excess = penalty_of(Boxes(p, g, a), has_anchor, numbers, PENALTY, RELATIVE)
+            weight = numbers.penalty_weight if UNIFORM else numbers.penalty_weight * score
+        size = tl.where(tl.arange(0, 4) % 2 == 0, tl.full((), width, DTYPE), tl.full((), height, DTYPE))[None, :]
+        size = tl.where(size > 0.0, size, stride[:, None])
+        of_sides, slope = distance_loss(sides, wanted, stride[:, None], size, BINS)
         if sums is None:
-            at, there = places_of_sides(out, image, point, inside, BINS, WIDTH)
-            store_slope(out, at, there, has_target[:, None, None], logit, slope)
-        block += tl.num_programs(0)
-    if sums is not None:
-        store_sum(sums.box, loss_sum)
-        store_sum(sums.distribution, distance_sum)
-        store_sum(sums.penalty, excess_sum)
-        store_sum(sums.score, score_sum)
-        store_sum(sums.pairs, pairs)
+            total = scale(loss, factor_of(upstream.box, box_gain, divisors, DTYPE) * score)
+            if PENALTY is not None:
+                of_excess = factor_of(upstream.penalty, box_gain, divisors + 1 if UNIFORM else divisors, DTYPE)
+                total = add(total, scale(excess, of_excess * weight))
+            of_corners = pull_back(c, gradient(total, 0), "xyxy")
+            of_distance = tile_of(distances(0.0, 0.0, of_corners)) * stride[:, None]
+            of_sides = factor_of(upstream.distribution, distribution_gain, divisors, DTYPE) * 0.25 * score
+            slope = of_sides[:, None, None] * slope + slope_of_distance(sides, of_distance, BINS)
+            slope = kept_slope(logit, has_target[:, None, None], slope)
+        else:
+            loss_sum = tl.sum(tl.where(has_target, loss.value * score, 0.0), 0)
+            distance_sum = tl.sum(tl.where(has_target, tl.sum(of_sides, 1) * 0.25 * score, 0.0), 0)
+            if PENALTY is not None:
+                excess_sum = tl.sum(tl.where(has_anchor, excess.value * weight, 0.0), 0)
+                pairs = tl.sum(has_anchor.to(DTYPE), 0)
+    if sums is None:
+        at, there = places_of_sides(out, image, point, inside, BINS, WIDTH)
+        tl.store(at, rounded(slope, out.data.dtype.element_ty), there)
+    else:
+        program = tl.program_id(0)
+        tl.store(sums.box + program, loss_sum)
+        tl.store(sums.distribution + program, distance_sum)
+        tl.store(sums.penalty + program, excess_sum)
+        tl.store(sums.score + program, tl.sum(score, 0))
+        tl.store(sums.pairs + program, pairs)
 
 
-@triton.jit(do_not_specialize=["points", "classes", "rows", "blocks"])
+@triton.jit(do_not_specialize=["points", "classes", "rows"])
 def classes_kernel(
     logits,
     points: tl.int64,
@@ -353,52 +344,49 @@ def classes_kernel(
     upstream,
     divisors,
     out,
-    blocks,
     gain: tl.float64,
     DTYPE: tl.constexpr,
     POINTS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
     """The sum of the cross-entropies; or, where it is None, the gradient of the logits."""
-    if sums is None:
-        factor = factor_of(upstream, gain, divisors, DTYPE)
-    else:
-        total = tl.zeros((POINTS,), tl.float64)
-    block = tl.program_id(0)
-    while block < blocks:
-        image, point = block_of(block, points, POINTS)
-        row, has_target, score = load_target(assigned, rows, image, point, point < points, DTYPE)
-        label = load_value(labels, row, has_target)
-        label = tl.where(has_target & (label >= 0) & (label < classes), label, -1).to(tl.int32)
-        of_block = tl.zeros((POINTS, CLASSES), DTYPE)
-        first = tl.zeros((), tl.int32)
-        while first < classes:
-            number = first + tl.arange(0, CLASSES)
-            there = (point < points)[:, None] & (number < classes)[None, :]
-            channel = number[None, :].to(tl.int64)
-            logit = tl.load(places(logits, image, point[:, None], channel), there, 0.0).to(DTYPE)
-            t = tl.where(label[:, None] == number[None, :], score[:, None], 0.0)
-            loss, slope = cross_entropy(within_limit(logit), t)
-            if class_weight.data is not None:
-                weight = load_value(class_weight, number, number < classes).to(DTYPE)[None, :]
-                loss, slope = loss * weight, slope * weight
-            if sums is None:
-                store_slope(out, places(out, image, point[:, None], channel), there, there, logit, slope * factor)
-            else:
-                of_block += tl.where(there, loss, 0.0)
-            first += CLASSES
-        if sums is not None:
-            total += tl.sum(of_block, 1).to(tl.float64)
-        block += tl.num_programs(0)
+    image, point = block_of(tl.program_id(0), points, POINTS)
+    inside = point < points
+    row, has_target, score = load_target(assigned, rows, image, point, inside, DTYPE)
+    label = load_value(labels, row, has_target)
+    label = tl.where(has_target & (label >= 0) & (label < classes), label, -1).to(tl.int32)
+    total = tl.zeros((POINTS, CLASSES), DTYPE)
+    first = tl.zeros((), tl.int32)
+    while first < classes:
+        number = first + tl.arange(0, CLASSES)
+        there = inside[:, None] & (number < classes)[None, :]
+        channel = number[None, :].to(tl.int64)
+        logit = tl.load(places(logits, image, point[:, None], channel), there, 0.0).to(DTYPE)
+        t = tl.where(label[:, None] == number[None, :], score[:, None], 0.0)
+        loss, slope = cross_entropy(within_limit(logit), t)
+        if class_weight.data is not None:
+            weight = load_value(class_weight, number, number < classes).to(DTYPE)[None, :]
+            loss, slope = loss * weight, slope * weight
+        if sums is None:
+            slope = kept_slope(logit, there, slope * factor_of(upstream, gain, divisors, DTYPE))
+            tl.store(places(out, image, point[:, None], channel), rounded(slope, out.data.dtype.element_ty), there)
+        else:
+            total += tl.where(there, loss, 0.0)
+        first += CLASSES
     if sums is not None:
-        store_sum(sums, total)
+        tl.store(sums + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
 
 
 @triton.jit
-def load_sum(parts, programs, PROGRAMS: tl.constexpr):
-    """Of all programs, in their order."""
-    program = tl.arange(0, PROGRAMS)
-    return tl.sum(tl.load(parts + program, program < programs, 0.0), 0)
+def load_sum(parts, count, BLOCK: tl.constexpr):
+    """Of all programs, in an order that is always the same."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    first = tl.zeros((), tl.int32)
+    while first < count:
+        at = first + tl.arange(0, BLOCK)
+        total += tl.load(parts + at, at < count, 0.0).to(tl.float64)
+        first += BLOCK
+    return tl.sum(total, 0)
 
 
 @triton.jit
@@ -406,10 +394,11 @@ def store_term(to, total, gain, divisor):
     tl.store(to, (total * tl.full((), gain, tl.float64) / divisor).to(to.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["programs"])
+@triton.jit(do_not_specialize=["of_boxes", "of_classes"])
 def divided_kernel(
     sums,
-    programs,
+    of_boxes,
+    of_classes,
     normalizer,
     terms,
     divisors,
@@ -419,19 +408,19 @@ def divided_kernel(
     distribution_gain: tl.float64,
     number: tl.float64,
     UNIFORM: tl.constexpr,
-    PROGRAMS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """The terms, and what they are divided by."""
+    """The terms, from the sums of as many programs, and what they are divided by."""
     if normalizer is None:
-        divisor = greater(load_sum(sums.score, programs, PROGRAMS), 1.0)
+        divisor = greater(load_sum(sums.score, of_boxes, BLOCK), 1.0)
     else:
         divisor = greater(tl.load(normalizer).to(tl.float64), tl.full((), eps, tl.float64))
     number = tl.full((), number, tl.float64)
     divisor = tl.where(number > 0.0, number, divisor)
-    pairs = greater(load_sum(sums.pairs, programs, PROGRAMS), 1.0)
-    store_term(terms.box, load_sum(sums.box, programs, PROGRAMS), box_gain, divisor)
-    store_term(terms.classification, load_sum(sums.classification, programs, PROGRAMS), class_gain, divisor)
-    store_term(terms.distribution, load_sum(sums.distribution, programs, PROGRAMS), distribution_gain, divisor)
-    store_term(terms.penalty, load_sum(sums.penalty, programs, PROGRAMS), box_gain, pairs if UNIFORM else divisor)
+    pairs = greater(load_sum(sums.pairs, of_boxes, BLOCK), 1.0)
+    store_term(terms.box, load_sum(sums.box, of_boxes, BLOCK), box_gain, divisor)
+    store_term(terms.classification, load_sum(sums.classification, of_classes, BLOCK), class_gain, divisor)
+    store_term(terms.distribution, load_sum(sums.distribution, of_boxes, BLOCK), distribution_gain, divisor)
+    store_term(terms.penalty, load_sum(sums.penalty, of_boxes, BLOCK), box_gain, pairs if UNIFORM else divisor)
     store_term(divisors, divisor, 1.0, 1.0)
     store_term(divisors + 1, pairs, 1.0, 1.0)

@@ -22,7 +22,7 @@ from .detection import (
     divided_kernel,
 )
 from .kernels import Rows
-from .operators import DTYPES, column_of, formula_of, launch, most_programs, programs_for, rows_of
+from .operators import DTYPES, column_of, formula_of, launch, programs_for, rows_of
 from .pairwise import Columns, Set
 
 
@@ -38,6 +38,8 @@ class Blocks(NamedTuple):
 
 
 BLOCKS = {torch.float32: Blocks(), torch.float64: Blocks(64, 1024, (128, 4), (32, 16))}
+# Sums of programs that are added up at a time.
+SUMMED = 2048
 # The interpreter takes as long for an operation whatever its size.
 INTERPRETED_BLOCKS = dict.fromkeys(BLOCKS, Blocks(2048, 1 << 20, (2048, 128), (2048, 128)))
 
@@ -47,7 +49,10 @@ def blocks_for(tensor: Tensor, dtype: torch.dtype) -> Blocks:
 
 
 def head_of(logits: Tensor | None) -> Set:
-    return Set(None) if logits is None else Set(logits, *logits.stride())
+    if logits is None:
+        return Set(None)
+    of_image, of_point, of_channel = logits.stride()
+    return Set(logits, of_image, None if of_point == 1 else of_point, of_channel)
 
 
 def grid_of(call: DecodingCall | DetectionCall) -> Grid:
@@ -85,7 +90,7 @@ def decoded_backward(gradient, *arguments):
     call = DecodingCall(*arguments[:-1])
     logits, out = call.box_logits, like_a_head(call.box_logits)
     blocks, constants = side_blocks(logits, compute_dtype(logits))
-    tensors = head_of(gradient), head_of(logits), grid_of(call), logits.shape[1], head_of(out)
+    tensors = Set(gradient, *gradient.stride()), head_of(logits), grid_of(call), logits.shape[1], head_of(out)
     with torch.cuda.device_of(logits):
         launch(decoded_backward_kernel, blocks, *tensors, **constants)
     return out
@@ -93,19 +98,20 @@ def decoded_backward(gradient, *arguments):
 
 def detection_loss(*arguments):
     call = DetectionCall(*arguments)
-    logits, most = call.box_logits, most_programs(call.box_logits.device)
-    dtype = compute_dtype(logits, call.class_logits, call.truth)
-    *terms, divisors = (torch.empty(shape, dtype=dtype, device=logits.device) for shape in ((), (), (), (), 2))
-    programs = min(side_blocks(logits, dtype)[0], most)
-    sums = Sums(*torch.empty((len(Sums._fields), programs), dtype=torch.float64, device=logits.device).unbind())
+    device, dtype = call.box_logits.device, compute_dtype(call.box_logits, call.class_logits, call.truth)
+    *terms, divisors = (torch.empty(shape, dtype=dtype, device=device) for shape in ((), (), (), (), 2))
+    of_boxes, of_classes = side_blocks(call.box_logits, dtype)[0], class_blocks(call.class_logits, dtype)[0]
+    parts = torch.empty(5 * of_boxes + of_classes, dtype=dtype, device=device)
+    sums = Sums(*parts.split([of_boxes] * 5 + [of_classes]))
     *_, eps, box_gain, class_gain, distribution_gain, number, is_uniform, _, _ = call.numbers
-    with torch.cuda.device_of(logits):
+    with torch.cuda.device_of(call.box_logits):
         _launch(call, sums, DetectionTerms(None, None, None, None), None, None)
         launch(
             divided_kernel,
             1,
             sums,
-            programs,
+            of_boxes,
+            of_classes,
             call.normalizer,
             DetectionTerms(*terms),
             divisors,
@@ -115,7 +121,7 @@ def detection_loss(*arguments):
             distribution_gain,
             number,
             UNIFORM=bool(is_uniform),
-            PROGRAMS=triton.next_power_of_2(most),
+            BLOCK=SUMMED,
         )
     return *terms, divisors
 
@@ -135,7 +141,7 @@ def detection_loss_backward(*arguments):
 def _launch(
     call: DetectionCall, sums: Sums | None, upstream: DetectionTerms, boxes: Tensor | None, classes: Tensor | None
 ) -> None:
-    """The kernels of boxes and of classes: the sums of as many programs, or else the gradients that are wanted."""
+    """The kernels of boxes and of classes: their sums, or else the gradients that are wanted."""
     dtype = compute_dtype(call.box_logits, call.class_logits, call.truth)
     points, rows, divisors = call.box_logits.shape[1], len(call.truth), None if sums is not None else call.normalizer
     truth = Truth(rows_of(call.truth), column_of(call.labels), column_of(call.anchor_index))
@@ -146,7 +152,7 @@ def _launch(
         blocks, constants = side_blocks(call.box_logits, dtype)
         launch(
             boxes_kernel,
-            blocks if sums is None else len(sums.box),
+            blocks,
             head_of(call.box_logits),
             grid_of(call),
             points,
@@ -157,7 +163,6 @@ def _launch(
             upstream,
             divisors,
             head_of(boxes),
-            blocks,
             penalty_weight,
             eps,
             box_gain,
@@ -172,7 +177,7 @@ def _launch(
         blocks, constants = class_blocks(call.class_logits, dtype)
         launch(
             classes_kernel,
-            blocks if sums is None else len(sums.box),
+            blocks,
             head_of(call.class_logits),
             points,
             call.class_logits.shape[2],
@@ -184,7 +189,6 @@ def _launch(
             upstream.classification,
             divisors,
             head_of(classes),
-            blocks,
             class_gain,
             **constants,
         )

@@ -127,9 +127,14 @@ def distances(x, y, b):
 
 @triton.jit
 def log_of_one_plus(e):
-    """log(1 + e) for e in [0, 1], with all the digits of a small e: what the sum has lost is added."""
-    total = 1.0 + e
-    return tl.log(total) + (e - (total - 1.0))
+    """log(1 + e) = 2 artanh(e / (2 + e)) for e in [0, 1], by a series that keeps all the digits of a small e."""
+    TERMS: tl.constexpr = 16 if e.dtype == tl.float64 else 7
+    t = e / (2.0 + e)
+    z = t * t
+    q = tl.zeros_like(e)
+    for i in tl.static_range(TERMS):
+        q = q * z + 1.0 / (2 * (TERMS - i) - 1)
+    return 2.0 * t * q
 
 
 @triton.jit
@@ -355,6 +360,7 @@ def classes_kernel(
     row, has_target, score = load_target(assigned, rows, image, point, inside, DTYPE)
     label = load_value(labels, row, has_target)
     label = tl.where(has_target & (label >= 0) & (label < classes), label, -1).to(tl.int32)
+    factor = factor_of(upstream, gain, divisors, DTYPE)
     total = tl.zeros((POINTS, CLASSES), DTYPE)
     first = tl.zeros((), tl.int32)
     while first < classes:
@@ -368,7 +374,7 @@ def classes_kernel(
             weight = load_value(class_weight, number, number < classes).to(DTYPE)[None, :]
             loss, slope = loss * weight, slope * weight
         if sums is None:
-            slope = kept_slope(logit, there, slope * factor_of(upstream, gain, divisors, DTYPE))
+            slope = kept_slope(logit, there, slope * factor)
             tl.store(places(out, image, point[:, None], channel), rounded(slope, out.data.dtype.element_ty), there)
         else:
             total += tl.where(there, loss, 0.0)

@@ -101,8 +101,8 @@ def detection_loss(*arguments):
     device, dtype = call.box_logits.device, compute_dtype(call.box_logits, call.class_logits, call.truth)
     *terms, divisors = (torch.empty(shape, dtype=dtype, device=device) for shape in ((), (), (), (), 2))
     of_boxes, of_classes = side_blocks(call.box_logits, dtype)[0], class_blocks(call.class_logits, dtype)[0]
-    parts = torch.empty(5 * of_boxes + of_classes, dtype=dtype, device=device)
-    sums = Sums(*parts.split([of_boxes] * 5 + [of_classes]))
+    programs = 4 * programs_for(max(of_boxes, of_classes), 4)  # what each leaves is aligned, whatever their number
+    sums = Sums(*torch.empty((len(Sums._fields), programs), dtype=dtype, device=device).unbind())
     *_, eps, box_gain, class_gain, distribution_gain, number, is_uniform, _, _ = call.numbers
     with torch.cuda.device_of(call.box_logits):
         _launch(call, sums, DetectionTerms(None, None, None, None), None, None)

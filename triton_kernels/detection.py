@@ -196,8 +196,8 @@ def load_sides(logits, image, point, keep, BINS: tl.constexpr, WIDTH: tl.constex
 
 @triton.jit
 def kept_slope(logits, keep, slope):
-    """Of logits within the limit; exactly 0 where nothing is kept, whatever lies there."""
-    return tl.where(keep & (tl.abs(logits) < limit_of(logits)), slope, 0.0)
+    """Of logits within the limit; exactly 0 where nothing is kept, whatever lies there. NaN stays NaN."""
+    return tl.where(keep, tl.where(tl.abs(logits) >= limit_of(logits), 0.0, slope), 0.0)
 
 
 @triton.jit

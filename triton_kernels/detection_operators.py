@@ -39,7 +39,7 @@ class Blocks(NamedTuple):
 
 BLOCKS = {torch.float32: Blocks(), torch.float64: Blocks(64, 1024, (128, 4), (32, 16))}
 # Sums of programs that are added up at a time.
-SUMMED = 2048
+SUMMED = 1024
 # The interpreter takes as long for an operation whatever its size.
 INTERPRETED_BLOCKS = dict.fromkeys(BLOCKS, Blocks(2048, 1 << 20, (2048, 128), (2048, 128)))
 

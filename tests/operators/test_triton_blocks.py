@@ -420,6 +420,8 @@ def test_detection_in_small_blocks(images, points, classes, bins, rows, points_s
     for actual, true, given in zip(gradients, torch.autograd.grad(total, leaves), (boxes, logits), strict=True):
         assert_gradient(actual, true, given)
     assert [each.numel() for each in triton_kernels.detection_loss_backward(*arguments, 0)] == [0, 0]
+    for each in triton_kernels.detection_loss_backward(*[None] * 4, *arguments[4:], 3):
+        assert not each.any()
 
 
 def test_losses_and_penalties_are_those_of_the_registry():

@@ -304,8 +304,9 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
     if (!in_double) reinterpret_cast<float*>(positions.data)[i] = float(i / 2 % 17) + 0.5f;
   }
   AssignmentTask assignment;
-  assignment.rule = {function.box_format, grouped ? 10 : kMostAssigned, by_area ? 1 + runs % 9 : 0, transposed,
-                     by_area ? 1.0f : 0.5f, grouped ? 6.0f : float(1 + runs % 3), is_shared ? -1.0f : 3.0f, 1e-9f};
+  assignment.rule = {function.box_format, (runs + 1) % 3, grouped ? 10 : kMostAssigned, by_area ? 1 + runs % 9 : 0,
+                     transposed, by_area ? 1.0f : 0.5f, grouped ? 6.0f : float(1 + runs % 3),
+                     is_shared ? -1.0f : 3.0f, 1e-9f};
   assignment.images = batches;
   assignment.points = n;
   assignment.classes = classes;

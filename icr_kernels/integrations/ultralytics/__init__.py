@@ -20,7 +20,7 @@ from ..handle import Handle, Record, framework, place_of
 from ..uniform import BoxLoss, UniformTerm
 from . import ranks
 from .assigner import TaskAlignedAssigner
-from .start import EVENT, AssignerStart, Start, TermsStart
+from .start import EVENT, AcceleratedStart, Start, TermsStart
 from .terms import Options, Penalty
 
 __all__ = ["TaskAlignedAssigner", "accelerate", "enable_icr", "enable_small_object_term"]
@@ -162,7 +162,7 @@ def enable_small_object_term(
     return _enable(model, TermsStart(options), options.record)
 
 
-def accelerate(model: Any) -> Handle:
+def accelerate(model: Any, *, criterion: bool = False) -> Handle:
     """Puts `TaskAlignedAssigner`, which makes no tensors of (images, boxes, points), in the place of Ultralytics' in
     every training run of this model that begins from now on.
 
@@ -196,7 +196,8 @@ def accelerate(model: Any) -> Handle:
     detr = getattr(importlib.import_module("ultralytics.models"), "RTDETR", ())
     if isinstance(model, detr):
         raise ValueError(f"model: expected one with a task-aligned assigner, got {type(model).__name__}")
-    return _enable(model, AssignerStart(), Record(None))
+    arguments.flag("criterion", criterion)
+    return _enable(model, AcceleratedStart(criterion), Record(None))
 
 
 def _check_model(model: Any) -> None:

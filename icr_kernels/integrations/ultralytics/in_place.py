@@ -11,7 +11,7 @@ class InPlace:
     """Before the stock class of an object, whose attributes it takes. A deep copy is another such; a shallow or a
     pickled one is the stock object."""
 
-    def stock(self) -> Any:
+    def as_stock(self) -> Any:
         """The same, of the stock class."""
         base: Any = type(self).__bases__[1]
         stock = base.__new__(base)
@@ -19,13 +19,13 @@ class InPlace:
         return stock
 
     def __deepcopy__(self, memo: dict) -> "InPlace":
-        copied = copy.deepcopy(self.stock(), memo)
+        copied = copy.deepcopy(self.as_stock(), memo)
         copied.__class__ = type(self)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # From protocol 2 on pickle insists that an object is pickled as one of its own class.
-        return self.stock().__reduce_ex__(1)
+        return self.as_stock().__reduce_ex__(1)
 
 
 @cache

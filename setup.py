@@ -48,6 +48,7 @@ KERNELS = {
     "csrc/cuda/pairwise.cu": ["-fmad=false"],
     "csrc/cuda/selection.cu": ["-fmad=false"],
     "csrc/cuda/assignment.cu": ["-fmad=false"],
+    "csrc/cuda/detection.cu": [],
 }
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 KERNEL_HEADERS = [path for path in HEADERS if not path.startswith("csrc/cpu/")]

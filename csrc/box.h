@@ -11,6 +11,12 @@ enum BoxFormat { kXYXY = 0, kCXCYWH = 1, kXYWH = 2 };
 // Coordinates beyond this magnitude count as this magnitude: areas then stay finite in float.
 constexpr double kCoordinateLimit = 1e18;
 
+template <class S>
+ICR_INLINE S limited(S x) {
+  const S limit(kCoordinateLimit);
+  return lesser(limit, greater(-limit, x));
+}
+
 // Corners with x1 <= x2 and y1 <= y2. The coordinates differ in type when they are Duals of different variables.
 template <class X1, class Y1 = X1, class X2 = X1, class Y2 = X1>
 struct Box {
@@ -39,11 +45,8 @@ ICR_INLINE Box<S> plain_corners(const S (&c)[4], BoxFormat format) {
 // corner. NaN stays NaN.
 template <class S>
 ICR_INLINE Box<S> corners(const S (&coordinates)[4], BoxFormat format) {
-  const S limit(kCoordinateLimit);
   S c[4];
-  for (int i = 0; i < 4; ++i) {
-    c[i] = lesser(limit, greater(-limit, coordinates[i]));
-  }
+  for (int i = 0; i < 4; ++i) c[i] = limited(coordinates[i]);
   Box<S> box = plain_corners(c, format);
   box.x2 = greater(box.x1, box.x2);
   box.y2 = greater(box.y1, box.y2);

@@ -33,6 +33,17 @@ ICR_INLINE T element(const void* data, Type type, int64_t i) {
   return T(0);
 }
 
+// Rounded to the type.
+template <class T>
+ICR_INLINE void store_element(void* data, Type type, int64_t i, T x) {
+  switch (type) {
+    case Type::kHalf: static_cast<uint16_t*>(data)[i] = float_to_half(float(x)); break;
+    case Type::kBFloat16: static_cast<uint16_t*>(data)[i] = float_to_bfloat16(float(x)); break;
+    case Type::kDouble: static_cast<double*>(data)[i] = double(x); break;
+    default: static_cast<float*>(data)[i] = float(x);
+  }
+}
+
 ICR_INLINE int64_t bytes_of(Type type) {
   switch (type) {
     case Type::kDouble:
@@ -59,6 +70,12 @@ ICR_INLINE Column row_of(const Matrices& matrices, int64_t batch, int64_t row, i
   const int64_t at = batch * matrices.batch_stride + row * matrices.row_stride + column * matrices.column_stride;
   return {static_cast<const char*>(matrices.data) + at * bytes_of(matrices.type), matrices.type,
           matrices.column_stride};
+}
+
+// The row of a table that a column names; -1 for none.
+ICR_INLINE int64_t named_row(const Column& index, int64_t i, int64_t rows) {
+  const int64_t row = index.data == nullptr ? -1 : element<int64_t>(index.data, index.type, i * index.stride);
+  return row >= 0 && row < rows ? row : -1;
 }
 
 // The group of a box: -1 for one that is not a group, or is not there (then every box is of group 0).

@@ -11,9 +11,11 @@
 #if defined(__CUDACC__)
 #define ICR_INLINE __host__ __device__ __forceinline__
 #define ICR_INLINE_LAMBDA
+#define ICR_UNROLL _Pragma("unroll")
 #else
 #define ICR_INLINE inline __attribute__((always_inline))
 #define ICR_INLINE_LAMBDA __attribute__((always_inline))
+#define ICR_UNROLL
 #endif
 
 // Every translation unit gets its own copy: one compiler's, or one instruction set's, must not stand in for another's.
@@ -48,6 +50,8 @@ ICR_INLINE float exp(float x) { return ::expf(x); }
 ICR_INLINE double exp(double x) { return ::exp(x); }
 ICR_INLINE float log(float x) { return ::logf(x); }
 ICR_INLINE double log(double x) { return ::log(x); }
+ICR_INLINE float log1p(float x) { return ::log1pf(x); }
+ICR_INLINE double log1p(double x) { return ::log1p(x); }
 // The angle of the point (x, y) of the first quadrant, where a side of -0 is a side of 0.
 ICR_INLINE double atan2(double y, double x) { return ::atan2(y, x + 0.0); }
 ICR_INLINE double reciprocal(double x) { return 1.0 / x; }

@@ -101,14 +101,9 @@ class Inputs {
   std::vector<Tensor> tensors_;
 };
 
-// A contiguous tensor where `like` is, allocated without going through the dispatcher.
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  std::vector<int64_t> strides(shape.size());
-  int64_t stride = 1;
-  for (size_t d = shape.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= shape[d] > 1 ? shape[d] : 1;
-  }
+// A tensor where `like` is, allocated without going through the dispatcher.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype,
+                    const std::vector<int64_t>& strides) {
   int32_t device_type, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
@@ -116,6 +111,17 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, Scala
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
                                                   static_cast<int32_t>(dtype), device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+// A contiguous one.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= shape[d] > 1 ? shape[d] : 1;
+  }
+  return empty(like, shape, dtype, strides);
 }
 
 inline std::vector<int64_t> shape_of(const Tensor& tensor, int64_t trailing) {

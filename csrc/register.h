@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "assignment_operators.h"
+#include "detection_operators.h"
 
 namespace icr_kernels {
 
@@ -19,6 +19,10 @@ void implement(torch::stable::detail::StableLibrary& library, const std::string&
   library.impl((prefix + "selected").c_str(), TORCH_BOX(&selected<Backend>));
   library.impl((prefix + "matching_cost").c_str(), TORCH_BOX(&matching_cost<Backend>));
   library.impl((prefix + "assigned").c_str(), TORCH_BOX(&assigned<Backend>));
+  library.impl((prefix + "decoded").c_str(), TORCH_BOX(&decoded<Backend>));
+  library.impl((prefix + "decoded_backward").c_str(), TORCH_BOX(&decoded_backward<Backend>));
+  library.impl((prefix + "detection_loss").c_str(), TORCH_BOX(&detection_loss<Backend>));
+  library.impl((prefix + "detection_loss_backward").c_str(), TORCH_BOX(&detection_loss_backward<Backend>));
 }
 
 }  // namespace icr_kernels

@@ -124,6 +124,15 @@ struct Matrices {
   int64_t column_stride = 1;
 };
 
+// Such matrices to write.
+struct MatricesOut {
+  void* data = nullptr;
+  Type type = Type::kFloat;
+  int64_t batch_stride = 0;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+};
+
 // The matrices of all pairs of two sets, or what a gradient of them is for their boxes.
 struct PairwiseTask {
   PairFunction<double> function;
@@ -191,6 +200,65 @@ struct AssignmentTask {
   // One per image and point, contiguous: the row of the truth, -1 for none; its score.
   int64_t* index = nullptr;
   float* score = nullptr;
+};
+
+// What the loss of a dense head is made of, in numbers of S (detection.h).
+template <class S>
+struct DetectionFormula {
+  Formula<S> pair;
+  S height, width;  // of the image, which distances without bins are divided by
+  bool has_size;    // or else by their stride
+};
+
+// What a dense head leaves: a batch is an image, a row a point, 4 times as many columns as bins.
+struct DecodingTask {
+  bool in_double = false;
+  int64_t images = 0, points = 0;
+  int bins = 1;
+  Matrices logits;
+  Matrices positions;  // one matrix: x and y of each point
+  Column strides;      // of the points
+
+  // Either: the corners, contiguous, in float or double as in_double says. Or the gradient of the logits, given that of
+  // the corners.
+  void* boxes = nullptr;
+  Rows grad_boxes;
+  MatricesOut grad_logits;
+};
+
+enum DetectionTerm { kBox, kClassification, kDistribution, kPenalty, kTermCount };
+
+// The loss of a dense head whose points are assigned to the truth.
+struct DetectionTask {
+  DecodingTask head;
+  DetectionFormula<double> formula;
+  double gains[kTermCount];
+  double given_normalizer = 0;  // 0: the sum of the scores, at least 1; or the tensor
+  bool is_uniform = false;      // every penalty alike, and not by the score of its point
+  int64_t classes = 0, rows = 0;
+  Matrices class_logits;
+  Rows truth;
+  Column labels;        // of the truth
+  Column anchor_index;  // likewise, a row of the truth each; data == nullptr: none
+  Column index, score;  // of the points
+  Column class_weight;  // data == nullptr: none
+  Column normalizer;    // data == nullptr: none
+
+  // Either: a number each, in float or double as head.in_double says, and the two that they were divided by: the
+  // normalizer, and the number of points that have an anchor object.
+  void* terms[kTermCount] = {};
+  void* divisors = nullptr;
+
+  // Or, of the terms with these upstream gradients (data == nullptr: 0), those of the logits; the divisors are in
+  // `normalizer`.
+  Column upstream[kTermCount];
+  MatricesOut grad_class_logits;
+};
+
+// Sums over points: of the terms, without gains and divisors, of the scores, and of those that have an anchor object.
+struct DetectionSums {
+  double terms[kTermCount];
+  double scores, pairs;
 };
 
 // The most points that a row of the truth takes.

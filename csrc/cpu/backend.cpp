@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "../memory.h"
+#include "../detection.h"
 
 namespace icr_cpu {
 namespace {
@@ -154,6 +154,33 @@ void Cpu::select(const SelectionTask& task) const {
 void Cpu::matching_cost(const CostTask& task) const {
   const auto loops = current().cost;
   over(task.targets, task.boxes.count, [&](int64_t begin, int64_t end) { loops(task, begin, end); });
+}
+
+// A part is worth waking a thread for.
+void Cpu::decode(const DecodingTask& head) const {
+  torch::stable::parallel_for(0, icr::parts_of(head), 1, [&, loops = current().decode](int64_t begin, int64_t end) {
+    loops(head, begin, end);
+  });
+}
+
+void Cpu::detect(const DetectionTask& task) const {
+  std::vector<DetectionSums> sums(icr::parts_of(task.head));
+  torch::stable::parallel_for(0, int64_t(sums.size()), 1, [&, loops = current().detect](int64_t begin, int64_t end) {
+    loops(task, begin, end, sums.data());
+  });
+  DetectionSums total{};
+  for (const DetectionSums& sum : sums) {
+    for (int term = 0; term < icr_kernels::kTermCount; ++term) total.terms[term] += sum.terms[term];
+    total.scores += sum.scores;
+    total.pairs += sum.pairs;
+  }
+  task.head.in_double ? icr::store_terms<double>(task, total) : icr::store_terms<float>(task, total);
+}
+
+void Cpu::detection_gradient(const DetectionTask& task) const {
+  torch::stable::parallel_for(
+      0, icr::parts_of(task.head), 1,
+      [&, loops = current().detection_gradient](int64_t begin, int64_t end) { loops(task, begin, end); });
 }
 
 std::vector<std::string> compiled_instruction_sets() {

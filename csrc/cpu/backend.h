@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../assignment_operators.h"
+#include "../detection_operators.h"
 #include "instruction_sets.h"
 
 namespace icr_cpu {
@@ -30,6 +30,9 @@ class Cpu {
   void select(const SelectionTask& task) const;
   void matching_cost(const CostTask& task) const;
   void assign(const AssignmentTask& task) const;
+  void decode(const DecodingTask& head) const;
+  void detect(const DetectionTask& task) const;
+  void detection_gradient(const DetectionTask& task) const;
 
  private:
   Tensor like_;

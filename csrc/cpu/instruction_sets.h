@@ -9,6 +9,9 @@ namespace icr_cpu {
 
 using icr_kernels::AssignmentTask;
 using icr_kernels::CostTask;
+using icr_kernels::DecodingTask;
+using icr_kernels::DetectionSums;
+using icr_kernels::DetectionTask;
 using icr_kernels::PairwiseTask;
 using icr_kernels::Rows;
 using icr_kernels::Scaling;
@@ -71,6 +74,11 @@ struct InstructionSet {
   void (*measure)(const Rows&, int format, int64_t count, const Predictions&);
   // Those that overlap a box of the truth, of the points within its reach; how many there are.
   int64_t (*overlaps)(const Predictions&, const Grid*, int64_t grids, const TruthBox&, float eps, Overlap*);
+  // Of a dense head the parts [begin, end): its boxes, or the gradient of its logits; the sums of its loss, one for each
+  // part; the gradients of that.
+  void (*decode)(const DecodingTask&, int64_t begin, int64_t end);
+  void (*detect)(const DetectionTask&, int64_t begin, int64_t end, DetectionSums*);
+  void (*detection_gradient)(const DetectionTask&, int64_t begin, int64_t end);
 };
 extern const InstructionSet generic;
 #if defined(__x86_64__)
@@ -89,6 +97,9 @@ namespace icr {
 inline int64_t divided(int64_t count, int64_t by) { return (count + by - 1) / by; }
 inline int64_t parts_of(const icr_cpu::PairwiseTask& task) {
   return task.batches * divided(task.first.count, icr_cpu::kRows) * divided(task.second.count, icr_cpu::kColumns);
+}
+inline int64_t parts_of(const icr_cpu::DecodingTask& head) {
+  return head.images * divided(head.points, icr_cpu::kChunk);
 }
 inline int64_t blocks_of(const icr_cpu::SelectionTask& task) {
   return task.batches * divided(task.queries.count, icr_cpu::kQueries);

@@ -196,6 +196,18 @@ ICR_INLINE Pack<float, N> log(Pack<float, N> x) {
   return select(x == x, result, x);
 }
 
+// log(1 + x) of x from 0 to 1, exact for small x: 2 atanh(s) with s = x / (2 + x).
+template <int N>
+ICR_INLINE Pack<float, N> log1p(Pack<float, N> x) {
+  using P = Pack<float, N>;
+  const P s = x * reciprocal(P(2.0f) + x), z = s * s;
+  P q(0.281783193f);
+  q = q * z + P(0.279606074f);
+  q = q * z + P(0.400249094f);
+  q = q * z + P(0.66666317f);
+  return (q * z + P(2.0f)) * s;
+}
+
 template <int N>
 ICR_INLINE Pack<float, N> atan2(Pack<float, N> y, Pack<float, N> x) {
   return first_quadrant_angle(y, x);
@@ -209,6 +221,11 @@ ICR_INLINE Pack<double, N> exp(Pack<double, N> x) {
 template <int N>
 ICR_INLINE Pack<double, N> log(Pack<double, N> x) {
   for (int i = 0; i < N; ++i) x.v[i] = log(double(x.v[i]));
+  return x;
+}
+template <int N>
+ICR_INLINE Pack<double, N> log1p(Pack<double, N> x) {
+  for (int i = 0; i < N; ++i) x.v[i] = log1p(double(x.v[i]));
   return x;
 }
 template <int N>

@@ -4,6 +4,7 @@
 
 #include "../matching_cost.h"
 #include "assignment.h"
+#include "detection.h"
 
 namespace {
 namespace icr {
@@ -483,7 +484,8 @@ template <int Floats, int Doubles>
 constexpr icr_cpu::InstructionSet instruction_set(const char* name) {
   using Pairs = AllPairs<Floats, Doubles>;
   return {name, run<Floats, Doubles>, scale, Pairs::pairwise, Pairs::first_gradient, Pairs::second_gradient,
-          Pairs::select, Pairs::cost, measure<Floats>, overlaps<Floats>};
+          Pairs::select, Pairs::cost, measure<Floats>, overlaps<Floats>, decode<Floats, Doubles>,
+          detection_sums<Floats, Doubles>, detection_gradient<Floats, Doubles>};
 }
 
 }  // namespace icr

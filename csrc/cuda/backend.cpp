@@ -148,4 +148,20 @@ void Cuda::assign(const AssignmentTask& task) const {
   check(assign_points(task, memory, multiprocessors(device_), stream_), "a launch for an assignment");
 }
 
+void Cuda::decode(const DecodingTask& head) const {
+  check(decode_points(head, multiprocessors(device_), stream_), "the launch for a head's boxes");
+}
+
+void Cuda::detect(const DetectionTask& task) const {
+  const DetectionBlocks blocks = blocks_of_detection(task, multiprocessors(device_));
+  constexpr int64_t numbers = sizeof(DetectionSums) / sizeof(double);
+  const Tensor sums = icr_kernels::empty(like_, {blocks.points + blocks.classes, numbers}, ScalarType::Double);
+  check(icr_cuda::detect(task, blocks, static_cast<DetectionSums*>(sums.data_ptr()), stream_),
+        "a launch for a detection loss");
+}
+
+void Cuda::detection_gradient(const DetectionTask& task) const {
+  check(detection_gradients(task, multiprocessors(device_), stream_), "a launch for the gradient of a detection loss");
+}
+
 }  // namespace icr_cuda

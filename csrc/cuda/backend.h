@@ -4,8 +4,9 @@
 
 #include <tuple>
 
-#include "../assignment_operators.h"
+#include "../detection_operators.h"
 #include "assignment.h"
+#include "detection.h"
 #include "kernels.h"
 #include "pairwise.h"
 
@@ -33,6 +34,9 @@ class Cuda {
   void select(const SelectionTask& task) const;
   void matching_cost(const CostTask& task) const;
   void assign(const AssignmentTask& task) const;
+  void decode(const DecodingTask& head) const;
+  void detect(const DetectionTask& task) const;
+  void detection_gradient(const DetectionTask& task) const;
 
  private:
   Tensor like_;

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "../../../csrc/cuda/assignment.cu"
+#include "../../../csrc/cuda/detection.cu"
 #include "../../../csrc/cuda/kernels.cu"
 #include "../../../csrc/cuda/pairwise.cu"
 #include "../../../csrc/cuda/selection.cu"

@@ -3,6 +3,7 @@
 
 #include "../../../../csrc/cuda/assignment.cu"
 #include "../../../../csrc/cuda/backend.cpp"
+#include "../../../../csrc/cuda/detection.cu"
 #include "../../../../csrc/cuda/kernels.cu"
 #include "../../../../csrc/cuda/pairwise.cu"
 #include "../../../../csrc/cuda/selection.cu"

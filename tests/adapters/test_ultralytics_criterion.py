@@ -9,15 +9,17 @@ import warnings
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from assigner_scenes import ties_as_on_a_gpu
 from frameworks import need
 from icr_kernels.integrations.ultralytics import accelerate, enable_icr, enable_small_object_term
 from icr_kernels.integrations.ultralytics.assigner import AssignerInPlace
 from icr_kernels.integrations.ultralytics.detection import LossInPlace
 from icr_kernels.integrations.ultralytics.in_place import heads
 from icr_kernels.integrations.ultralytics.start import EVENT
-from ultralytics_steps import PAIRS, batch, begin, network, step
+from ultralytics_steps import PAIRS, batch, begin, network, random_batch, step
 from ultralytics_training import NAMES, SIZE, globals_of, logged, train
 
 need("ultralytics")
@@ -33,8 +35,10 @@ accelerated = functools.partial(accelerate, criterion=True)
 
 @pytest.fixture(autouse=True)
 def nothing_stays(request):
-    """Whatever a test has switched on is of its own trainings alone."""
-    yield
+    """Whatever a test has switched on is of its own trainings alone. Equals are taken as the stock assigner takes them
+    on a GPU, the first: on a CPU it takes any, and the test of the assigner counts what comes of that."""
+    with ties_as_on_a_gpu():
+        yield
     if "yolo" in request.fixturenames:
         request.getfixturevalue("yolo").callbacks[EVENT].clear()
 
@@ -46,36 +50,24 @@ def is_accelerated(model) -> bool:
     return found[0]
 
 
-def scene(seed: int, count: int) -> dict:
-    """Two images of boxes of all sizes."""
-    random = torch.Generator().manual_seed(seed)
-    found = []
-    for number in range(count):
-        side = 4 * (SIZE / 5) ** torch.rand(2, generator=random)
-        corner = (SIZE - side) * torch.rand(2, generator=random)
-        label = int(torch.randint(len(NAMES), (), generator=random))
-        found.append((number % 2, label, (*corner.tolist(), *(corner + side).tolist())))
-    return batch(sorted(found))
-
-
 def of_one_image(seed: int) -> dict:
-    given = scene(seed, 8)
+    given = random_batch(seed, 8)
     return {**given, "batch_idx": torch.ones_like(given["batch_idx"])}
 
 
 def with_a_box_of_padding(seed: int) -> dict:
     """About the origin: the stock criterion takes it for none, although points lie in it."""
-    given = scene(seed, 8)
+    given = random_batch(seed, 8)
     given["bboxes"][0] = torch.tensor((0.0, 0.0, 0.5, 0.5))
     return given
 
 
 SCENES = {
-    "some": functools.partial(scene, count=6),
-    "crowded": functools.partial(scene, count=60),
-    "one box": functools.partial(scene, count=1),
+    "some": functools.partial(random_batch, count=6),
+    "crowded": functools.partial(random_batch, count=60),
+    "one box": functools.partial(random_batch, count=1),
     "one image": of_one_image,
-    "nothing": functools.partial(scene, count=0),
+    "nothing": functools.partial(random_batch, count=0),
     "a box of padding": with_a_box_of_padding,
 }
 
@@ -118,11 +110,31 @@ def are_same(ours, theirs, tolerance: float = ROUNDING) -> None:
         assert (a - b).norm() <= tolerance * b.norm()
 
 
+@functools.cache
+def _network(family: str):
+    return network(family)
+
+
+def model_of(family: str):
+    """With the same weights every time."""
+    return copy.deepcopy(_network(family))
+
+
+def exact(criterion):
+    """The stock criterion with its cross-entropy in float64. In float32 it loses the small losses of background to a
+    difference of large numbers: of logits about -5.5, as here, 1e-5 of them, and of -14 a tenth."""
+    for head in heads(criterion):
+        head.bce = lambda logits, target: functional.binary_cross_entropy_with_logits(
+            logits.double(), target.double(), reduction="none"
+        )
+    return criterion
+
+
 def both(yolo, family: str, prepare=lambda model: None):
     """The criteria of a stock model and of an accelerated one with the same weights, and the latter."""
-    model = network(family)
+    model = model_of(family)
     prepare(model)
-    stock = model.init_criterion()
+    stock = exact(model.init_criterion())
     begin(yolo, model, enable=accelerated)
     assert is_accelerated(model)
     return stock, model.criterion, model
@@ -136,7 +148,7 @@ def both(yolo, family: str, prepare=lambda model: None):
 def test_same_as_stock(yolo, family, kind):
     stock, ours, model = both(yolo, family)
     found = outputs(model)
-    for seed in range(3):
+    for seed in range(2):
         given = SCENES[kind](seed)
         theirs = results(stock, found, given)
         are_same(results(ours, found, given), theirs)
@@ -150,7 +162,7 @@ def test_images_that_are_no_squares_and_change(yolo, family):
     """Several sizes one after the other, each twice."""
     stock, ours, model = both(yolo, family)
     for size in 2 * [(64, 96), (96, 64), (128, 128)]:
-        found, given = outputs(model, *size), scene(0, 6)
+        found, given = outputs(model, *size), random_batch(0, 6)
         are_same(results(ours, found, given), results(stock, found, given))
 
 
@@ -158,7 +170,7 @@ def test_images_that_are_no_squares_and_change(yolo, family):
 def test_after_inference(yolo, family):
     """What a model leaves then is a tuple; and what is made in that mode cannot be differentiated."""
     stock, ours, model = both(yolo, family)
-    found, given = outputs(model.eval()), scene(0, 6)
+    found, given = outputs(model.eval()), random_batch(0, 6)
     with torch.inference_mode():
         losses, items = ours(found, given)
         expected, _ = stock(found, given)
@@ -173,16 +185,16 @@ def test_class_weights(yolo, family):
         model.class_weights = torch.tensor((0.2, 1.0, 1.8))
 
     stock, ours, model = both(yolo, family, weighted)
-    found, given = outputs(model), scene(0, 6)
+    found, given = outputs(model), random_batch(0, 6)
     are_same(results(ours, found, given), results(stock, found, given))
-    uniform, _, _ = results(network(family).init_criterion(), found, given)
+    uniform, _, _ = results(model_of(family).init_criterion(), found, given)
     assert (uniform[1] - results(ours, found, given)[0][1]).abs() > 0.01 * uniform[1]
 
 
 @both_kinds
 def test_gains_are_read_at_every_step(yolo, family):
     stock, ours, model = both(yolo, family)
-    found, given = outputs(model), scene(0, 6)
+    found, given = outputs(model), random_batch(0, 6)
     before = results(ours, found, given)[0]
     for criterion in stock, ours:
         for head in heads(criterion):
@@ -199,7 +211,7 @@ def test_the_schedule_of_an_end_to_end_model(yolo):
     for criterion in stock, ours:
         criterion.one2one.hyp = copy.copy(criterion.one2one.hyp)
         criterion.one2one.hyp.epochs = 5
-    found, given, seen = outputs(model), scene(0, 6), set()
+    found, given, seen = outputs(model), random_batch(0, 6), set()
     for _ in range(5):
         theirs = results(stock, found, given)
         are_same(results(ours, found, given), theirs)
@@ -213,25 +225,30 @@ def test_the_schedule_of_an_end_to_end_model(yolo):
 @both_kinds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(yolo, family, dtype):
-    """Of logits in half precision the losses are those of the same numbers in float32, which the stock criterion's are
-    not; the gradients are rounded once."""
+    """Of logits in half precision the losses are those of the same numbers in float32 but for the scores of the
+    assignment, which are rounded as in the stock criterion; that is a hundred times further away. Gradients are rounded
+    once."""
     stock, ours, model = both(yolo, family)
-    found, given = outputs(model), scene(0, 6)
+    found, given = outputs(model), random_batch(0, 6)
 
     def rounded(logits):
         return logits.to(dtype)
 
     losses, items, gradients = results(ours, found, given, rounded)
     expected, _, expected_gradients = results(stock, found, given, lambda logits: rounded(logits).float())
+    in_half, _, _ = results(model.init_criterion(), found, given, rounded)
     assert {each.dtype for each in (losses, *items.values())} == {torch.float32}
-    torch.testing.assert_close(losses, expected, rtol=ROUNDING, atol=0)
+    assert (losses - expected).norm() <= 0.01 * min(
+        torch.finfo(dtype).eps * expected.norm(), (in_half - expected).norm()
+    )
     for a, b in zip(gradients, expected_gradients, strict=True):
         assert a.dtype == dtype and (a - b).norm() <= torch.finfo(dtype).eps * b.norm()
 
 
 # What it calls
 
-WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "item", "is_nonzero", "aten::index", "where.self")
+# What reads from the device, makes a shape that depends on data, or brings something to the device.
+WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "aten::index", "lift_fresh", "aten::copy_")
 MOST_CALLS = 12
 
 
@@ -251,10 +268,9 @@ class Calls(TorchDispatchMode):
 
 @every_family
 def test_few_calls_of_operators(yolo, family, extension):
-    """Of a head, forward and backward, from the second step on; none of them waits, makes a shape that depends on data,
-    or brings something to the device."""
+    """Of a head, forward and backward, its assigner included, from the second step on; and none that waits."""
     _, ours, model = both(yolo, family)
-    found, given = outputs(model), scene(0, 6)
+    found, given = outputs(model), random_batch(0, 6)
     if "one2one" in found:
         found, ours = found["one2one"], ours.one2one
     results(ours, found, given)
@@ -278,14 +294,15 @@ def test_every_step_of_a_training(yolo, family):
     """From the weights and the momentum of the stock training each of 20 steps of the optimizer changes the weights as
     the stock one: compared is the change, which is small beside the weights. Left to itself a network of random weights
     goes its own way before long, whatever the last bit is (see the assigner's test)."""
-    stock, ours = network(family), network(family)
+    stock, ours = model_of(family), model_of(family)
+    stock.criterion = exact(stock.init_criterion())
     begin(yolo, ours, enable=accelerated)
     optimizers = [torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9) for model in (stock, ours)]
     for seed in range(20):
         ours.load_state_dict(stock.state_dict())
         optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
         before = [each.detach().clone() for each in stock.parameters()]
-        given = scene(seed, count=seed)
+        given = random_batch(seed, count=seed)
         (expected, *_), (found, *_) = step(stock, given), step(ours, given)
         assert found == pytest.approx(expected, rel=ROUNDING)
         for optimizer in optimizers:
@@ -301,31 +318,25 @@ def test_every_step_of_a_training(yolo, family):
 
 @both_kinds
 def test_outputs_that_are_trained_themselves(yolo, family):
-    """Left to itself for 20 steps: without a network between, which makes much of a last bit, outputs stay together, a
-    long way from where they began."""
+    """Left to itself for 20 steps: without a network between, which makes much of a last bit, outputs stay together
+    while they come to the boxes."""
     stock, ours, model = both(yolo, family)
-    found, given = outputs(model), scene(0, 8)
-    trained = []
+    found, given = outputs(model), random_batch(0, 8)
+    trained, losses = [], []
     for criterion in stock, ours:
         leaves = []
         preds = copied(found, lambda logits: logits, leaves)
+        start = [each.detach().clone() for each in leaves]
         optimizer = torch.optim.SGD(leaves, lr=0.1, momentum=0.9)
         for _ in range(20):
             optimizer.zero_grad()
-            criterion(preds, given)[0].sum().backward()
+            loss = criterion(preds, given)[0].sum()
+            loss.backward()
+            losses.append(loss.item())
             optimizer.step()
-        trained.append(torch.cat([each.detach().flatten() for each in leaves if each.grad is not None]))
-    start = torch.cat([each.flatten() for each in leaves_of(found, stock, given)])
-    change = trained[0] - start
-    assert change.norm() > 0.05 * start.norm()
-    assert (trained[1] - trained[0]).norm() <= 1e-4 * change.norm()
-
-
-def leaves_of(found, criterion, given: dict) -> list:
-    """Those outputs that a criterion trains, as they are."""
-    leaves = []
-    criterion(copied(found, lambda logits: logits, leaves), given)[0].sum().backward()
-    return [each.detach() for each in leaves if each.grad is not None]
+        trained.append(torch.cat([(now.detach() - then).flatten() for now, then in zip(leaves, start, strict=True)]))
+    assert losses[19] < 0.8 * losses[0] and losses[20:] == pytest.approx(losses[:20], rel=ROUNDING)
+    assert (trained[1] - trained[0]).norm() <= ROUNDING * trained[0].norm()
 
 
 def test_training(ultralytics, data, tmp_path):
@@ -364,10 +375,10 @@ def test_training(ultralytics, data, tmp_path):
 TERMS = {
     "penalty": functools.partial(enable_icr, pairs=PAIRS, weight=3.0),
     "penalty by score": functools.partial(enable_icr, pairs=PAIRS, weight=3.0, weighting="tal", penalty="pull"),
-    "both": functools.partial(enable_icr, pairs=PAIRS, weight=3.0, box_term=1.0, replace_iou_loss=True),
-    "weight 0": functools.partial(enable_icr, pairs=PAIRS, weight=0.0),
-    "small objects": functools.partial(enable_small_object_term, weight=3.0),
-    "a loss of one's own": functools.partial(
+    "weight 0, and another": functools.partial(
+        enable_icr, pairs=PAIRS, weight=0.0, box_term=1.0, replace_iou_loss=True
+    ),
+    "small objects": functools.partial(
         enable_small_object_term, weight=3.0, loss=lambda pred, target: (pred - target).abs().mean(-1) / SIZE
     ),
 }
@@ -379,10 +390,9 @@ TERMS = {
 def test_together_with_a_term(yolo, family, term, term_first):
     """Losses, columns, gradients and statistics are those of the term alone, and either is switched off without the
     other."""
-    stock, given = network(family), batch()
-    alone, model = copy.deepcopy(stock), copy.deepcopy(stock)
+    alone, model, given = model_of(family), model_of(family), batch()
     of_alone = begin(yolo, alone, enable=term)
-    found = outputs(stock)
+    found = outputs(model)
     theirs = results(alone.criterion, found, given)
     of_alone.disable()
 
@@ -392,10 +402,10 @@ def test_together_with_a_term(yolo, family, term, term_first):
     are_same(results(model.criterion, found, given), theirs)
     assert handles[term].statistics == pytest.approx(of_alone.statistics, rel=ROUNDING, nan_ok=True)
     assert handles[term].statistics.positives > 0
-    nothing = scene(0, 0)
-    are_same(results(model.criterion, found, nothing), results(begun(yolo, alone, term), found, nothing))
+    for head in heads(model.criterion.stock):
+        assert "terms" not in vars(head)
 
-    of_stock = results(stock.init_criterion(), found, given)
+    of_stock = results(model.init_criterion(), found, given)
     for number, each in enumerate(order):
         handles[each].disable()
         assert is_accelerated(model) == (each is term and number == 0)
@@ -403,10 +413,17 @@ def test_together_with_a_term(yolo, family, term, term_first):
         are_same(results(model.criterion, found, given), theirs if has_term else of_stock)
 
 
-def begun(yolo, model, term):
-    """The criterion of a model with a term."""
-    begin(yolo, model, enable=term).disable()
-    return model.criterion
+@both_kinds
+def test_a_term_of_nothing(yolo, family):
+    """Its column is there, of batches without a box too."""
+    model = model_of(family)
+    begin(yolo, model, enable=lambda yolo: [accelerated(yolo), enable_icr(yolo, PAIRS, weight=3.0, box_term=1.0)])
+    found = outputs(model)
+    losses, items, _ = results(model.criterion, found, random_batch(0, 0))
+    stock, of_stock, _ = results(exact(model.init_criterion()), found, random_batch(0, 0))
+    torch.testing.assert_close(losses, stock, rtol=ROUNDING, atol=0)
+    expected = {name: item.item() for name, item in of_stock.items()} | {"icr_loss": 0.0, "uniform_loss": 0.0}
+    assert {name: item.item() for name, item in items.items()} == pytest.approx(expected, rel=ROUNDING)
 
 
 # Copies, pickles, switching it off
@@ -416,7 +433,7 @@ def begun(yolo, model, term):
 def test_copies_and_pickles(yolo, family):
     """A copy is accelerated too; what is stored is Ultralytics' alone, and that of a stock model."""
     stock, ours, model = both(yolo, family)
-    found, given = outputs(model), scene(0, 6)
+    found, given = outputs(model), random_batch(0, 6)
     theirs = results(stock, found, given)
     are_same(results(ours, found, given), theirs)
     twin = copy.deepcopy(model)
@@ -436,7 +453,7 @@ def test_copies_and_pickles(yolo, family):
 @both_kinds
 def test_the_last_call_counts(yolo, family):
     """With and without the loss; the moving average as well as the model; and any handle switches off all."""
-    model, average = network(family), network(family)
+    model, average = model_of(family), model_of(family)
     first = begin(yolo, model, average, enable=accelerated)
     assert is_accelerated(model) and is_accelerated(average)
     begin(yolo, model, average, enable=accelerate)
@@ -455,7 +472,7 @@ def test_the_last_call_counts(yolo, family):
 def test_other_uses_of_a_head_stay(yolo):
     """What other criteria are made of gives what it gave: targets, and losses without the size of the batch."""
     stock, ours, model = both(yolo, "yolo11n")
-    found, given = outputs(model), scene(0, 6)
+    found, given = outputs(model), random_batch(0, 6)
     expected, losses = (each.get_assigned_targets_and_loss(found, given) for each in (stock, ours))
     for a, b in zip(expected[0], losses[0], strict=True):
         torch.testing.assert_close(a, b, rtol=ROUNDING, atol=0)
@@ -511,7 +528,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_not_known_stays(yolo, change):
     """One head of two; one warning says which, and why."""
-    model = network("yolo26n")
+    model = model_of("yolo26n")
     model.criterion = model.init_criterion()
     make, message = CHANGES[change]
     make(model.criterion.one2many)
@@ -532,7 +549,7 @@ def test_another_loss_of_boxes_stays(yolo, monkeypatch):
 
     loss_before = loss.bbox_iou
     monkeypatch.setattr(loss, "bbox_iou", iou)
-    model, given = network("yolo11n"), batch()
+    model, given = model_of("yolo11n"), batch()
     expected, *_ = step(copy.deepcopy(model), given)
     with pytest.warns(UserWarning, match="stays the loss, because it gives other losses on a trial scene"):
         begin(yolo, model, enable=accelerated)

@@ -166,7 +166,8 @@ def trial_scene(classes: int, unit: float, steps: Sequence[float] = (1, 2, 4)) -
     one are many boxes apart from each other, with sides from an eighth of a unit to three, of which two are what small
     ones may be enlarged to; in the other two that share points, and padding. A point predicts the box nearest to it,
     more or less, so that every candidate of a box has some similarity, and there are no ties."""
-    random = torch.Generator().manual_seed(0)
+    # Of some seeds the one with most small boxes whose points depend on how they are enlarged, of both kinds of heads.
+    random = torch.Generator().manual_seed(9)
     points = torch.cat([step * (_grid(int(TRIAL_SIZE / step)) + 0.5) for step in steps])
     side = 24 ** torch.rand(25, 2, generator=random) / 8
     centre = 4 * _grid(5) + 1.5 + torch.rand(25, 2, generator=random)

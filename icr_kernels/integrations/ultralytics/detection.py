@@ -67,7 +67,8 @@ class LossInPlace(InPlace):
         image = image.masked_fill(truth[:, :2].sum(1) <= 0, -1)
         box_logits, class_logits = boxes.mT, scores.mT
         # One decoding serves the assignment and the terms; without these nothing asks for its gradient.
-        decoded = decode_boxes(box_logits if self.terms else box_logits.detach(), points, strides)
+        is_joined = self.terms is not None
+        decoded = decode_boxes(box_logits if is_joined else box_logits.detach(), points, strides)
         assignment = task_aligned_assign(
             class_logits.detach(),
             decoded.detach(),

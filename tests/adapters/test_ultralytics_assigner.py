@@ -204,7 +204,8 @@ def test_every_step_of_a_training(yolo, family):
         ours.load_state_dict(stock.state_dict())
         given = random_batch(seed, count=seed)
         found, _, gradient = step(ours, given)
-        expected, _, expected_gradient = step(stock, given)
+        with ties_as_on_a_gpu():
+            expected, _, expected_gradient = step(stock, given)
         assert found == pytest.approx(expected, rel=1e-5)
         assert (gradient - expected_gradient).norm() <= 1e-4 * expected_gradient.norm()
         optimizer.step()

@@ -317,7 +317,7 @@ def dense_head(
 
 
 def detection_tensors(
-    assignment: Assignment | None,
+    assignment: Assignment | tuple[Tensor, Tensor] | None,
     anchor_index: Tensor | None,
     class_weight: Tensor | None,
     class_logits: Tensor,
@@ -326,12 +326,9 @@ def detection_tensors(
     """What else a dense head is trained by."""
     device = class_logits.device
     if assignment is not None:
-        try:
-            index, score = assignment
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"assignment: expected an Assignment (index, score), got {type(assignment).__name__}"
-            ) from None
+        if not isinstance(assignment, tuple) or len(assignment) != 2:
+            raise TypeError(f"assignment: expected an Assignment (index, score), got {type(assignment).__name__}")
+        index, score = assignment
         for argument, values, dtypes in (
             ("assignment.index", index, INDEX_TYPES),
             ("assignment.score", score, FLOAT_TYPES),

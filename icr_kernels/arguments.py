@@ -317,7 +317,7 @@ def dense_head(
 
 
 def detection_tensors(
-    assignment: Assignment | None,
+    assignment: Assignment | tuple[Tensor, Tensor] | None,
     anchor_index: Tensor | None,
     class_weight: Tensor | None,
     class_logits: Tensor,

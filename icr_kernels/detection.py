@@ -53,7 +53,7 @@ def dense_detection_loss(
     labels: Tensor,
     image: Tensor,
     *,
-    assignment: Assignment | None = None,
+    assignment: Assignment | tuple[Tensor, Tensor] | None = None,
     topk: int = 10,
     topk2: int | None = None,
     alpha: float = 0.5,
@@ -162,8 +162,8 @@ def dense_detection_loss(
             truth_format=box_format,
             backend=backend,
         )
+    index, score = assignment
     if average_over_ranks:
-        index, score = assignment
         has_target = (index >= 0) & (index < len(truth))
         normalizer = mean_over_ranks(torch.where(has_target, score, 0).sum())
     call = DetectionCall(
@@ -173,8 +173,8 @@ def dense_detection_loss(
         strides,
         truth,
         labels,
-        assignment.index,
-        assignment.score,
+        index,
+        score,
         anchor_index,
         class_weight,
         normalizer if isinstance(normalizer, Tensor) else None,

@@ -191,7 +191,7 @@ class DetectionLoss(nn.Module):
         labels: Tensor,
         image: Tensor,
         *,
-        assignment: Assignment | None = None,
+        assignment: Assignment | tuple[Tensor, Tensor] | None = None,
         anchor_index: Tensor | None = None,
         normalizer: float | Tensor | None = None,
         image_size: tuple[float, float] | None = None,

@@ -178,7 +178,7 @@ def decoded(family: "Operators", call: DecodingCall):
 @operator(DecodingCall, upstream=("gradient",))
 def decoded_backward(family: "Operators", gradient: Tensor, call: DecodingCall, wanted: int):
     """The gradient of the logits."""
-    return _like_a_head(call.box_logits)
+    return like_a_head(call.box_logits)
 
 
 @operator(DetectionCall, results=5)
@@ -198,12 +198,12 @@ def detection_loss_backward(
     """The gradients of the logits of boxes and of classes, each without elements if it is not wanted. ``normalizer`` is
     what the forward pass has divided by, both numbers."""
     return tuple(
-        _like_a_head(logits) if wanted & bit else logits.new_empty(0)
+        like_a_head(logits) if wanted & bit else logits.new_empty(0)
         for logits, bit in ((call.box_logits, BOX_LOGITS), (call.class_logits, CLASS_LOGITS))
     )
 
 
-def _like_a_head(logits: Tensor) -> Tensor:
+def like_a_head(logits: Tensor) -> Tensor:
     """Contiguous, with the points or the channels side by side, as the logits have them."""
     images, points, channels = logits.shape
     if logits.stride(1) < logits.stride(2):

@@ -16,6 +16,8 @@ from torch import Tensor
 from . import reference
 from .assignment import task_aligned_assign
 from .backends import BACKENDS, Backend
+from .dense_reference import Assignment, DetectionTerms
+from .detection import dense_detection_loss
 from .functional import icr_loss, icr_loss_and_grad, icr_terms
 from .pairwise import pairwise_iou, pairwise_max
 from .terminal import progress, table
@@ -23,6 +25,7 @@ from .variants import BOX_FORMATS, KIND_NAMES, LOSS_NAMES, NO_PENALTY, PENALTY_I
 
 ALL_PAIRS = "all pairs"
 ASSIGNMENT = "task-aligned"
+DETECTION = "dense head"
 
 # The largest error of a value or gradient that passes. Float64: absolute, relative above 1. Else relative, of the whole
 # tensor; a half-precision gradient may be off by its own rounding.
@@ -36,9 +39,9 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Row:
-    """What was found for one loss and penalty on one backend, for the matrix of all pairs of one kind, or for an
-    assignment. ``errors`` is empty for the reference, the measure. ``holds``: of a loss gradcheck; of a matrix, that
-    its largest are found; of an assignment, that it is the same."""
+    """What was found for one loss and penalty on one backend, for the matrix of all pairs of one kind, for an
+    assignment, or for the loss of a dense head. ``errors`` is empty for the reference, the measure. ``holds``: of a
+    loss gradcheck; of a matrix, that its largest are found; of an assignment, that it is the same."""
 
     backend: str
     device: str
@@ -54,8 +57,8 @@ class Row:
 
 
 def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: int = 1003) -> list[Row]:
-    """Check each loss with each penalty, and without one, and each kind of matrix of all pairs, on every backend that
-    can run here, or on one of them.
+    """Check each loss with each penalty, and without one, each kind of matrix of all pairs, an assignment and the loss
+    of a dense head, on every backend that can run here, or on one of them.
 
     ``pairs`` random pairs serve for the comparison with the reference, a few dozen for the finite differences. Triton
     compiles a kernel for each combination of options at its first use: it gets a selection of them, in which every
@@ -70,6 +73,7 @@ def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: i
     ]
     jobs += [(record, device, kind, ALL_PAIRS) for record, device in _runnable(backend) for kind in KIND_NAMES]
     jobs += [(record, device, "assignment", ASSIGNMENT) for record, device in _runnable(backend)]
+    jobs += [(record, device, "detection", DETECTION) for record, device in _runnable(backend)]
     return [_row(*job, pairs) for job in progress(jobs, "check")]
 
 
@@ -115,6 +119,8 @@ def _row(backend: Backend, device: str, loss: str, penalty: str, pairs: int) -> 
         return _row_of_all_pairs(backend, device, loss)
     if penalty == ASSIGNMENT:
         return _row_of_assignments(backend, device)
+    if penalty == DETECTION:
+        return _row_of_detection(backend, device)
     errors = {}
     if backend.operators is not None:
         boxes = scene(pairs, penalty, device)
@@ -170,6 +176,45 @@ def _row_of_assignments(backend: Backend, device: str) -> Row:
         holds &= torch.equal(found.index, expected.index)
         errors[dtype] = _error(found.score, expected.score.double(), torch.float32)
     return Row(backend.name, device, "assignment", ASSIGNMENT, errors, holds)
+
+
+def _row_of_detection(backend: Backend, device: str) -> Row:
+    """Of two images whose points are assigned to boxes around them: the terms, and the gradients of the logits."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
+
+    points, strides = 64 * draw(100, 2), 8 * torch.ones(100, device=device, dtype=torch.float64)
+    near = points[::4]
+    truth = torch.cat((near - 4 - 20 * draw(25, 2), near + 4 + 20 * draw(25, 2)), 1)
+    row = torch.arange(25, device=device)
+    index = torch.where(draw(2, 100) < 0.5, torch.arange(100, device=device) // 4, -1)
+    options: dict[str, Any] = {"labels": row % 3, "image": row % 2, "assignment": Assignment(index, draw(2, 100))}
+    options |= {"loss": "giou", "penalty": "containment", "anchor_index": (row + 1) % 25}
+
+    loss_of: Callable[..., DetectionTerms] = partial(dense_detection_loss, **options)
+
+    def evaluated(name: str, dtype: torch.dtype, *logits: Tensor) -> list[Tensor]:
+        leaves = [each.detach().requires_grad_() for each in logits]
+        terms = loss_of(*leaves, points.to(dtype), strides.to(dtype), truth.to(dtype), backend=name)
+        return [torch.stack(terms).detach(), *torch.autograd.grad(torch.stack(terms).sum(), leaves)]
+
+    logits = [4 * draw(2, channels, 100).mT - 2 for channels in (20, 3)]
+    errors = {}
+    for dtype in TOLERANCE if backend.operators is not None else ():
+        rounded = [each.to(dtype) for each in logits]
+        found = evaluated(backend.name, torch.float64 if dtype == torch.float64 else torch.float32, *rounded)
+        expected = evaluated("reference", torch.float64, *(each.double() for each in rounded))
+        errors[dtype] = float(max(_error(*pair, dtype) for pair in zip(found, expected, strict=True)))
+
+    def total(shift: Tensor) -> Tensor:
+        moved = [each + shift.repeat(each.shape[-1] // 4 + 1)[: each.shape[-1]] for each in logits]
+        return torch.stack(loss_of(*moved, points, strides, truth, backend=backend.name)).sum()
+
+    shift = torch.zeros(4, dtype=torch.float64, device=device, requires_grad=True)
+    holds = torch.autograd.gradcheck(total, shift, eps=1e-6, atol=1e-5, rtol=1e-6, raise_exception=False)
+    return Row(backend.name, device, "detection", DETECTION, errors, holds)
 
 
 def _matrix(boxes: Sequence[Tensor], kind: str, backend: str) -> list[Tensor]:

@@ -30,13 +30,24 @@ class Column(NamedTuple):
 
 
 @triton.jit
-def load_tile(data, rows, keep):
-    """Four columns of rows that lie one after the other."""
-    tile = tl.load(data + (4 * rows[:, None] + tl.arange(0, 4)[None, :]), keep[:, None], 0.0)
-    even, odd = tile.reshape(rows.shape[0], 2, 2).split()
+def columns_of_tile(tile):
+    """The four columns of rows."""
+    even, odd = tile.reshape(tile.shape[0], 2, 2).split()
     c0, c2 = even.split()
     c1, c3 = odd.split()
     return Box(c0, c1, c2, c3)
+
+
+@triton.jit
+def tile_of(b):
+    """The rows of four columns."""
+    return tl.join(tl.join(b.x1, b.x2), tl.join(b.y1, b.y2)).reshape(b.x1.shape[0], 4)
+
+
+@triton.jit
+def load_tile(data, rows, keep):
+    """Four columns of rows that lie one after the other."""
+    return columns_of_tile(tl.load(data + (4 * rows[:, None] + tl.arange(0, 4)[None, :]), keep[:, None], 0.0))
 
 
 @triton.jit
@@ -124,9 +135,7 @@ def rounded(x, TYPE: tl.constexpr):
 @triton.jit
 def store_rows(data, rows, inside, b):
     TYPE: tl.constexpr = data.dtype.element_ty
-    even = tl.join(rounded(b.x1, TYPE), rounded(b.x2, TYPE))
-    odd = tl.join(rounded(b.y1, TYPE), rounded(b.y2, TYPE))
-    tile = tl.join(even, odd).reshape(rows.shape[0], 4)
+    tile = tile_of(Box(rounded(b.x1, TYPE), rounded(b.y1, TYPE), rounded(b.x2, TYPE), rounded(b.y2, TYPE)))
     tl.store(data + (4 * rows[:, None] + tl.arange(0, 4)[None, :]), tile, inside[:, None])
 
 

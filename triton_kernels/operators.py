@@ -66,10 +66,10 @@ def index_of(table: Tensor | None, index: Tensor | None) -> tuple[Column, int | 
     return column_of(index), None if table is None or index is None else len(table)
 
 
-def formula_of(call: LossCall | TermsCall) -> tuple[dict[str, Any], list[float]]:
+def formula_of(numbers: list[float], anchors: Tensor | None) -> tuple[dict[str, Any], list[float]]:
     """What is computed of each pair, as kernels take it: what is compiled in, and numbers."""
-    loss, penalty, box_format, relative, *numbers = call.numbers
-    has_penalty = call.anchor_objects is not None and penalty >= 0
+    loss, penalty, box_format, relative, *numbers = numbers
+    has_penalty = anchors is not None and penalty >= 0
     constants = {
         "LOSS": LOSSES[int(loss)],
         "PENALTY": PENALTIES[int(penalty)] if has_penalty else None,
@@ -146,7 +146,7 @@ def gradients_of(call: LossCall | TermsCall, wanted: int, *dtypes: torch.dtype |
 
 def loss(*arguments):
     call = LossCall(*arguments)
-    pred, (constants, numbers) = call.pred, formula_of(call)
+    pred, (constants, numbers) = call.pred, formula_of(call.numbers, call.anchor_objects)
     dtype = compute_dtype(pred, call.target, call.anchor_objects)
     empty = functools.partial(torch.empty, dtype=dtype, device=pred.device)
     pairs, block = pred.numel() // 4, block_for(pred)
@@ -258,7 +258,7 @@ def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *argumen
 
 
 def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms, gradients: Boxes) -> None:
-    pred, (constants, numbers) = call.pred, formula_of(call)
+    pred, (constants, numbers) = call.pred, formula_of(call.numbers, call.anchor_objects)
     pairs, block = pred.numel() // 4, block_for(pred)
     with torch.cuda.device_of(pred):
         launch(

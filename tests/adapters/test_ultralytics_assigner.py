@@ -1,6 +1,5 @@
 """The assigner in the place of Ultralytics': alone, and in the training of models with random weights."""
 
-import contextlib
 import copy
 import functools
 import importlib
@@ -8,20 +7,21 @@ import io
 import pickle
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from assigner_scenes import CLASSES, KINDS, first_of_equals, scene
+from assigner_scenes import CLASSES, KINDS, scene, ties_as_on_a_gpu
 from frameworks import need
 from icr_kernels.integrations.ultralytics import TaskAlignedAssigner, accelerate, enable_icr, enable_small_object_term
-from icr_kernels.integrations.ultralytics.assigner import InPlace, trial_scene
-from icr_kernels.integrations.ultralytics.criteria import heads
+from icr_kernels.integrations.ultralytics.assigner import AssignerInPlace, replace_assigners, trial_scene
+from icr_kernels.integrations.ultralytics.in_place import heads
 from icr_kernels.integrations.ultralytics.start import EVENT
-from ultralytics_steps import PAIRS, batch, begin, every_yolo, network, step
-from ultralytics_training import NAMES, SIZE, globals_of, logged, train
+from ultralytics_steps import PAIRS, batch, begin, every_yolo, network, random_batch, step
+from ultralytics_training import globals_of, logged, train
 
 need("ultralytics")
 pytestmark = pytest.mark.usefixtures("ultralytics")
@@ -37,14 +37,6 @@ def assigners(**options):
     tal = importlib.import_module("ultralytics.utils.tal")
     options = {"num_classes": CLASSES, "alpha": 0.5, "beta": 6.0, **options}
     return tal.TaskAlignedAssigner(**options), TaskAlignedAssigner(**options)
-
-
-@contextlib.contextmanager
-def ties_as_on_a_gpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "topk", first_of_equals)
-        patch.setattr(torch.Tensor, "topk", first_of_equals)
-        yield
 
 
 def stock_arguments(given: tuple) -> tuple:
@@ -201,18 +193,6 @@ def test_the_trial_scene_is_without_ties():
 # In training
 
 
-def scenes(seed: int, count: int) -> dict:
-    """Two images of boxes of all sizes."""
-    random = torch.Generator().manual_seed(seed)
-    found = []
-    for number in range(count):
-        side = 4 * (SIZE / 5) ** torch.rand(2, generator=random)
-        corner = (SIZE - side) * torch.rand(2, generator=random)
-        label = int(torch.randint(len(NAMES), (), generator=random))
-        found.append((number % 2, label, (*corner.tolist(), *(corner + side).tolist())))
-    return batch(sorted(found))
-
-
 @pytest.mark.parametrize("family", ["yolo11n", "yolo12n", "yolo26n"])
 def test_every_step_of_a_training(yolo, family):
     """With the weights of the stock training: left to itself each goes its own way before long, because the training of
@@ -222,9 +202,10 @@ def test_every_step_of_a_training(yolo, family):
     optimizer = torch.optim.SGD(stock.parameters(), lr=1e-3, momentum=0.9)
     for seed in range(20):
         ours.load_state_dict(stock.state_dict())
-        given = scenes(seed, count=seed)
+        given = random_batch(seed, count=seed)
         found, _, gradient = step(ours, given)
-        expected, _, expected_gradient = step(stock, given)
+        with ties_as_on_a_gpu():
+            expected, _, expected_gradient = step(stock, given)
         assert found == pytest.approx(expected, rel=1e-5)
         assert (gradient - expected_gradient).norm() <= 1e-4 * expected_gradient.norm()
         optimizer.step()
@@ -234,7 +215,7 @@ def test_every_step_of_a_training(yolo, family):
 
 def is_accelerated(model) -> bool:
     stock = getattr(model.criterion, "stock", model.criterion)
-    (is_ours,) = {isinstance(head.assigner, InPlace) for head in heads(stock)}
+    (is_ours,) = {isinstance(head.assigner, AssignerInPlace) for head in heads(stock)}
     return is_ours
 
 
@@ -302,7 +283,7 @@ def test_copies_and_pickles(yolo, family):
         file.seek(0)
         loaded = torch.load(file, weights_only=False)
         assert step(loaded, given)[0] == pytest.approx(expected, rel=1e-6)
-        assert not any(isinstance(head.assigner, InPlace) for head in heads(loaded.criterion))
+        assert not any(isinstance(head.assigner, AssignerInPlace) for head in heads(loaded.criterion))
         of_term.disable()
     assert is_accelerated(model)
     of_stock, assigner = (heads(each)[0].assigner for each in (model.init_criterion(), model.criterion))
@@ -352,7 +333,7 @@ def test_an_assigner_of_a_fork_stays(yolo):
     expected, *_ = step(copy.deepcopy(model), given)
     with pytest.warns(UserWarning, match=rf"OtherAssigner of {__file__} stays the assigner, because it is of another"):
         handle = begin(yolo, model, enable=accelerate)
-    assert [isinstance(head.assigner, InPlace) for head in heads(model.criterion)] == [False, True]
+    assert [isinstance(head.assigner, AssignerInPlace) for head in heads(model.criterion)] == [False, True]
     assert step(model, given)[0] == pytest.approx(expected, rel=1e-6)
     handle.disable()
     assert type(one2one) is type(heads(model.init_criterion())[1].assigner)
@@ -376,6 +357,25 @@ def test_another_rule_stays(yolo, attribute, value, reason):
         handle = begin(yolo, model, enable=accelerate)
     assert not is_accelerated(model)
     handle.disable()
+
+
+@every_rule
+@pytest.mark.parametrize("classes", [1, 3, 80])
+def test_an_older_rule_stays(rule, classes):
+    """Up to 8.4.127 a side is enlarged if it is below the first stride, and not the second. Most points of a head that
+    keeps one for each box are the same either way."""
+    stock, _ = assigners(num_classes=classes, stride=[8.0, 16.0, 32.0], **rule)
+    without, of_class = copy.copy(stock), type(stock).select_candidates_in_gts
+    without.stride_val = 0
+
+    def select(points, boxes, mask, *eps):
+        centre, side = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+        half = torch.where((side < stock.stride[0]) & (mask > 0), stock.stride[1], side) / 2
+        return of_class(without, points, torch.cat((centre - half, centre + half), -1), mask, *eps)
+
+    stock.select_candidates_in_gts = select
+    with pytest.warns(UserWarning, match="stays the assigner, because it assigns a trial scene otherwise"):
+        assert replace_assigners(types.SimpleNamespace(assigner=stock)) == []
 
 
 def test_models_without_an_assigner(ultralytics, yolo):

@@ -130,12 +130,18 @@ def test_older_versions(program, family):
 
 @versions("8.0.201", "8.3.63")
 def test_an_accelerated_training_of_older_versions(program):
-    """Every loss that is printed is the stock one."""
+    """Every loss that is printed is the stock one, with the assigner alone, and with the whole loss and a term of
+    weight 0."""
     stock = program.train("not-accelerated", "yolov8n")
-    run = program.train("accelerated", "yolov8n", accelerate=True)
-    assert "Task-aligned assignment of icr_kernels: topk 10" in run.output and "stays the assigner" not in run.output
-    for row, of_stock in zip(run.losses, stock.losses, strict=True):
-        assert row == pytest.approx(of_stock, rel=1e-4)
+    for name, task in {
+        "assigner": {"accelerate": {}},
+        "loss-and-term": {"accelerate": {"criterion": True}, "enable": {"pairs": PAIRS, "weight": 0.0}},
+    }.items():
+        run = program.train(name, "yolov8n", **task)
+        assert "Task-aligned assignment of icr_kernels: topk 10" in run.output and "stays the" not in run.output
+        assert ("Detection loss of icr_kernels: reg_max 16" in run.output) == (name != "assigner")
+        for row, of_stock in zip(run.losses, stock.losses, strict=True):
+            assert row == pytest.approx(of_stock, rel=1e-4)
 
 
 TWO = {"family": "yolov8n", "enable": {"pairs": PAIRS}, "on_two_cpus": True, "train": {"epochs": 1}}
@@ -143,9 +149,9 @@ TWO = {"family": "yolov8n", "enable": {"pairs": PAIRS}, "on_two_cpus": True, "tr
 
 @versions("8.3.63", INSTALLED)
 def test_every_rank_trains_with_the_term(program):
-    """And with the assigner: two processes with gloo, started by Ultralytics' own launcher, with a trainer of the
+    """And with the loss: two processes with gloo, started by Ultralytics' own launcher, with a trainer of the
     user's."""
-    run = program.train("ranks", **TWO, accelerate=True)
+    run = program.train("ranks", **TWO, accelerate={"criterion": True})
     column = "box_loss" if program.version == "8.3.63" else "icr_loss"
     assert f"ICR penalty: plate in car, weight 0.5 (uniform), in {column}" in run.output
     assert len(run.ranks) == 2

@@ -100,7 +100,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
 @needs_nvcc
 def test_kernels_spill_nothing(built):
     rows = kernels(built[1])
-    assert len(rows) == 55 * len(ARCHITECTURES)
+    assert len(rows) == 69 * len(ARCHITECTURES)
     assert [row for row in rows if row["stack"] != "0" or row["spilled"] != "0"] == []
     for row in rows:
         most = MOST_REGISTERS.get(row["kernel"]) or MOST_REGISTERS.get(row["kernel"].partition("<")[0], 255)

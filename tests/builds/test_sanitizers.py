@@ -109,7 +109,7 @@ def test_emulation_reaches_every_line_of_the_kernels(tmp_path):
     )
     with gzip.open(next(tmp_path.glob("*.gcov.json.gz"))) as report:
         files = json.load(report)["files"]
-    for name in ("kernels.cu", "pairwise.cu", "selection.cu", "assignment.cu", "rows.h"):
+    for name in ("kernels.cu", "pairwise.cu", "selection.cu", "assignment.cu", "detection.cu", "rows.h"):
         counts = {}
         for line in next(file for file in files if file["file"].endswith(f"cuda/{name}"))["lines"]:
             number = line["line_number"]

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import icr_kernels as icr
-from detection_scenes import LOGITS, Scene, detection_loss, detection_scene, evaluated, leaves
+from detection_scenes import LOGITS, Scene, detection_loss, detection_scene, evaluated, leaves, moved
 from frameworks import torchvision
 from icr_kernels import builds
 from inputs import (
@@ -25,6 +26,7 @@ from inputs import (
     every_quick_backend,
     every_quick_compiled_backend,
 )
+from operator_calls import OperatorCalls, operators_of_heads
 from tolerances import assert_close, same_bits
 
 # By hand
@@ -157,12 +159,15 @@ def test_as_by_other_functions(backend, bins):
 
 
 # No loss with a value that is held constant, whose gradient is not the derivative of its value.
-@pytest.mark.parametrize(("bins", "loss"), [(1, "iou"), (3, "giou"), (5, "eiou")])
-@pytest.mark.parametrize("weighting", ["uniform", "tal"])
+@pytest.mark.parametrize(("bins", "loss", "weighting"), [(1, "iou", "tal"), (3, "giou", "uniform"), (5, "eiou", "tal")])
 @every_quick_backend
 def test_gradients_are_derivatives(backend, bins, loss, weighting):
     scene = detection_scene(2, bins=bins, dtype=torch.float64, size=32, most=5, classes=3)
-    assert (scene["assignment"].index >= 0).sum() > 5
+    for name in ("box_logits", "class_logits", "assignment"):
+        first = [each[:1, :9] for each in (scene[name] if name == "assignment" else [scene[name]])]
+        scene[name] = icr.Assignment(*first) if name == "assignment" else first[0]
+    scene |= {name: scene[name][:9] for name in ("points", "strides")}
+    assert (scene["assignment"].index >= 0).sum() > 2
     weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
 
     def function(box_logits: Tensor, class_logits: Tensor) -> icr.DetectionTerms:
@@ -465,6 +470,78 @@ def test_tangents_are_those_of_the_reference(backend):
 
     for found, truth in zip(box(backend), box("reference"), strict=True):
         torch.testing.assert_close(found, truth)
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: torch.func.grad(f)(x),
+    "vjp": lambda f, x: torch.func.vjp(f, x)[1](torch.ones((), dtype=x.dtype, device=x.device))[0],
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "vmap of grad": lambda f, x: torch.vmap(torch.func.grad(f))(torch.stack((x, x)))[1],
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("name", LOGITS)
+@every_quick_compiled_backend
+def test_under_transforms(backend, name, transform):
+    """What autograd makes of the kernels."""
+    scene = detection_scene(20, dtype=torch.float64, size=32, most=4, bins=2, classes=2)
+    scene = {key: moved(value, device_of(backend)) for key, value in scene.items()}
+
+    def function(logits: Tensor) -> Tensor:
+        return sum(detection_loss(scene | {name: logits}, backend, penalty="log"))
+
+    def of_boxes(logits: Tensor) -> Tensor:
+        return icr.decode_boxes(logits, scene["points"], scene["strides"], backend=backend).square().sum()
+
+    for each in (function, of_boxes) if name == "box_logits" else (function,):
+        leaf = scene[name].detach().clone().requires_grad_()
+        (expected,) = torch.autograd.grad(each(leaf), leaf)
+        torch.testing.assert_close(transform(each, scene[name]), expected)
+
+
+@every_compiled_backend
+@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
+def test_operators_keep_the_contract_of_the_dispatcher(backend):
+    """Schema, fake kernels with static and dynamic shapes, and the way through AOTAutograd, for each operator."""
+    with OperatorCalls() as calls:
+        for is_channels_first, dtype in ((True, torch.float32), (False, torch.float16)):
+            scene = detection_scene(28, size=32, is_channels_first=is_channels_first, dtype=dtype)
+            options = {"class_weight": torch.ones(5), "normalizer": torch.tensor(3.0)} if is_channels_first else {}
+            evaluated(scene, backend, penalty="containment", **options)
+            leaf = scene["box_logits"].clone().requires_grad_()
+            icr.decode_boxes(leaf, scene["points"], scene["strides"], backend=backend).sum().backward()
+    assert {operator.name() for operator, *_ in calls.found} == operators_of_heads(backend)
+    for operator, arguments, _ in calls.found:
+        arguments = [each.detach() if isinstance(each, Tensor) else each for each in arguments]
+        torch.library.opcheck(operator, tuple(arguments))
+
+
+@every_quick_compiled_backend
+def test_few_operators_and_no_synchronisation(backend):
+    """Assignment included, forward and backward."""
+
+    class Calls(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if all(each.alias_info is None for each in operator._schema.returns):  # no view
+                self.names.append(operator.name())
+            return operator(*args, **(kwargs or {}))
+
+    scene = leaves(detection_scene(29) | {"assignment": None})
+    total = torch.ones(4)
+    with Calls() as calls:
+        terms = detection_loss(scene, backend)
+        torch.autograd.backward(terms, tuple(total.unbind()))
+    of_ours = {name.rpartition("::")[2].removeprefix("emulated_") for name in calls.names}
+    assert of_ours >= {"decoded", "assigned", "detection_loss", "detection_loss_backward"}
+    assert len(calls.names) == 4, calls.names
+    waits = ("_local_scalar_dense", "nonzero", "unique", "item", "masked_select", "index_put")
+    assert not [name for name in calls.names if any(wait in name for wait in waits)]
 
 
 @every_quick_compiled_backend

@@ -34,9 +34,12 @@ NOT_DIFFERENTIABLE = {
     "backend_for": "of no tensor",
     "AnchorMatch": "holds results",
     "Assignment": "holds results",
+    "DetectionTerms": "holds results",
     "ICRTerms": "holds results",
     "Selection": "holds results",
 }
+# Under transforms the reference is called: tests/matching/test_detection_loss.py.
+OF_HEADS = {"decode_boxes", "dense_detection_loss", "DetectionLoss"}
 
 
 def _pairs(device: str) -> dict[str, Tensor]:
@@ -132,7 +135,7 @@ VALUES_AND_GRADIENTS = {
 
 def test_every_public_function_is_differentiated_here():
     differentiated = {name.split(",")[0].split(":")[0].split(" ")[0] for name in {**FUNCTIONS, **VALUES_AND_GRADIENTS}}
-    assert differentiated | set(NOT_DIFFERENTIABLE) == set(icr.__all__)
+    assert differentiated | set(NOT_DIFFERENTIABLE) | OF_HEADS == set(icr.__all__)
     assert not differentiated & set(NOT_DIFFERENTIABLE)
 
 

@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 import icr_kernels as icr
 from benchmarks.gpu.counting import launches, memory, synchronisations
 from dense_scenes import dense_scene
+from detection_scenes import LOGITS, Scene, detection_loss, detection_scene, leaves, moved
 from icr_kernels import builds, reference
 from inputs import device_of, dtype_id, every_reduction, pairs, pairs_of_a_table
 from oracle import BOXES, evaluate
@@ -141,6 +142,45 @@ def test_an_assignment_in_one_graph(backend):
         differs = found.index != expected.index
         assert differs.sum() <= differs.numel() / 1000
         torch.testing.assert_close(found.score[~differs], expected.score[~differs], rtol=2e-5, atol=1e-12)
+
+
+@every_gpu_backend
+def test_a_detection_loss_in_one_graph(backend):
+    """With its assignment and its gradients; nothing waits while it is captured."""
+
+    def scene(seed: int) -> Scene:
+        found = detection_scene(seed, bins=16, size=640, most=100) | {"assignment": None}
+        padding = 200 - len(found["image"])
+        found["truth"] = torch.cat((found["truth"], torch.zeros(padding, 4)))
+        for name, value in (("labels", 0), ("image", -1), ("anchor_index", -1)):
+            found[name] = torch.cat((found[name], torch.full((padding,), value)))
+        return {name: moved(value, "cuda") for name, value in found.items()}
+
+    static, options = leaves(scene(0)), {"smallest_side": 16.0, "penalty": "containment"}
+
+    def step(backend: str) -> tuple[Tensor, ...]:
+        terms = detection_loss(static, backend, **options)
+        return *terms, *torch.autograd.grad(sum(terms), [static[name] for name in LOGITS])
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(backend)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(backend)
+    for seed in (1, 2):
+        with torch.no_grad():
+            for name, value in scene(seed).items():
+                if isinstance(value, Tensor):
+                    static[name].copy_(value)
+        # An assignment may differ from the reference's where two points are as good as each other.
+        eager = step(backend)
+        graph.replay()
+        assert all(same_bits(a, b) for a, b in zip(found, eager, strict=True))
+        for actual, expected in zip(found, step("reference"), strict=True):
+            assert (actual - expected).norm() <= 1e-3 * expected.norm()
 
 
 @every_gpu_backend

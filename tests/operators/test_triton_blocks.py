@@ -10,7 +10,17 @@ from torch import Tensor
 
 import inputs
 from icr_kernels import dense_reference, reference
-from icr_kernels.calls import AssignmentCall, AssignmentRule, CostCall, Formula, MatchingCost, PairFunction
+from icr_kernels.calls import (
+    AssignmentCall,
+    AssignmentRule,
+    CostCall,
+    DecodingCall,
+    DetectionCall,
+    DetectionFormula,
+    Formula,
+    MatchingCost,
+    PairFunction,
+)
 from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTION_IDS, REDUCTIONS
 
 if "triton" not in inputs.BACKENDS:
@@ -321,6 +331,97 @@ def test_assignment_in_small_blocks(images, points, rows, topk, topk2, several_p
     index, score = triton_kernels.assigned(*call)
     assert torch.equal(index, truth.index)
     assert_close(score, truth.score, TOLERANCE[torch.float32])
+
+
+# Dense heads.
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Of which even a small head takes several, whose sums are added up in several steps."""
+    detection = triton_kernels.detection_operators
+    blocks = detection.Blocks(8, 128, (8, 4), (4, 8))
+    for name in ("BLOCKS", "INTERPRETED_BLOCKS"):
+        monkeypatch.setattr(detection, name, dict.fromkeys(detection.BLOCKS, blocks))
+    monkeypatch.setattr(detection, "SUMMED", 4)
+
+
+HEADS = [(0, 9, 5, 4, 3), (2, 0, 5, 4, 3), (2, 9, 0, 4, 3), (2, 9, 5, 4, 0), (2, 21, 9, 1, 4), (3, 37, 5, 5, 6)]
+every_head = pytest.mark.parametrize(("images", "points", "classes", "bins", "rows"), HEADS)
+every_layout = pytest.mark.parametrize("points_side_by_side", [True, False])
+
+
+def head_of(
+    images: int, points: int, channels: int, seed: int, points_side_by_side: bool, dtype: torch.dtype
+) -> Tensor:
+    values = torch.randn(images, points, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values = (4 * values).to(DEVICE, dtype)
+    return values.mT.contiguous().mT if points_side_by_side else values
+
+
+def grid_of(points: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    place = torch.arange(points, device=DEVICE)
+    return torch.stack((place % 7, place // 7), 1).to(dtype) + 0.5, 2.0 ** (place % 3).to(dtype)
+
+
+def assert_gradient(actual: Tensor, truth: Tensor, logits: Tensor) -> None:
+    """As the memory of the logits is laid out."""
+    assert actual.dtype == logits.dtype and actual.stride() == torch.empty_like(logits).stride()
+    assert_close(actual, truth.double(), TOLERANCE[logits.dtype])
+
+
+@inputs.full_precision
+@every_layout
+@every_head
+def test_decoding_in_small_blocks(images, points, classes, bins, rows, points_side_by_side, dtype, small_blocks):
+    call = DecodingCall(head_of(images, points, 4 * bins, 0, points_side_by_side, dtype), *grid_of(points, dtype))
+    upstream = head_of(images, points, 4, 1, not points_side_by_side, dtype)
+    leaf = call.box_logits.double().requires_grad_()
+    truth = dense_reference.decode_boxes(leaf, call.points, call.strides)
+    assert_close(triton_kernels.decoded(*call), truth.detach(), TOLERANCE[dtype])
+    (truth,) = torch.autograd.grad(truth, leaf, upstream.double())
+    assert_gradient(triton_kernels.decoded_backward(upstream, *call, 1), truth, call.box_logits)
+
+
+@inputs.full_precision
+@every_layout
+@every_head
+def test_detection_in_small_blocks(images, points, classes, bins, rows, points_side_by_side, dtype, small_blocks):
+    """Targets, labels and anchor objects that are not there among them, and blocks without any target."""
+    boxes = head_of(images, points, 4 * bins, 0, points_side_by_side, dtype)
+    logits = head_of(images, points, classes, 1, points_side_by_side, dtype)
+    place = torch.arange(images * points, device=DEVICE).view(images, points)
+    row = torch.arange(rows, device=DEVICE)
+    formula = DetectionFormula(
+        Formula("ciou", "containment+pull", eps=1e-3), 7.5, 0.5, 1.5, 0.0, points_side_by_side, 0.0, 0.0
+    )
+    call = DetectionCall(
+        boxes,
+        logits,
+        *grid_of(points, dtype),
+        ordinary(rows, 2, dtype),
+        row * 3 % 7 - 1,
+        torch.where(place // 8 % 2 == 0, -1, place % 11 - 2),
+        (place % 10 / 10).float(),
+        row.int() * 5 % 7 - 2,
+        torch.linspace(0.5, 2, classes, device=DEVICE, dtype=torch.float16),
+        None,
+        formula.packed(),
+    )
+    leaves = [each.double().requires_grad_() for each in (boxes, logits)]
+    truth = dense_reference.dense_detection_loss(DetectionCall(*leaves, *call[2:]), formula)
+    *terms, divisors = triton_kernels.detection_loss(*call)
+    for actual, true in zip(terms, truth, strict=True):
+        assert_close(actual, true.detach().double(), TOLERANCE[dtype])
+    total = truth.box + 2 * truth.distribution + 3 * truth.penalty + 4 * truth.classification
+    upstream = [torch.tensor(factor, dtype=dtype, device=DEVICE) for factor in (1.0, 4.0, 2.0, 3.0)]
+    arguments = *upstream, *call._replace(normalizer=divisors)
+    gradients = triton_kernels.detection_loss_backward(*arguments, 3)
+    for actual, true, given in zip(gradients, torch.autograd.grad(total, leaves), (boxes, logits), strict=True):
+        assert_gradient(actual, true, given)
+    assert [each.numel() for each in triton_kernels.detection_loss_backward(*arguments, 0)] == [0, 0]
+    for each in triton_kernels.detection_loss_backward(*[None] * 4, *arguments[4:], 3):
+        assert not each.any()
 
 
 def test_losses_and_penalties_are_those_of_the_registry():

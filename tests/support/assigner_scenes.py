@@ -1,5 +1,9 @@
 """What an assigner of a dense head is given: predictions of all kinds, and the boxes of their images."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -66,3 +70,11 @@ def first_of_equals(values: Tensor, k: int, dim: int = -1, largest: bool = True,
     """In the place of `torch.topk`, whose choice among equals is open on a CPU: as on a GPU."""
     best, index = values.sort(dim=dim, descending=largest, stable=True)
     return torch.return_types.topk((best.narrow(dim, 0, k), index.narrow(dim, 0, k)))
+
+
+@contextmanager
+def ties_as_on_a_gpu() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "topk", first_of_equals)
+        patch.setattr(torch.Tensor, "topk", first_of_equals)
+        yield

@@ -27,9 +27,14 @@ def operator_names(backend: str) -> set[str]:
     return {getattr(BY_NAME[backend].operators, name).name() for name in OPERATORS}
 
 
-# The operators over pairs of two sets of boxes; the others are over aligned pairs.
+# The operators over pairs of two sets of boxes, and those of a dense head; the others are over aligned pairs.
 OVER_SETS = ("pairwise", "pairwise_backward", "selected", "matching_cost", "assigned")
+OF_HEADS = ("decoded", "decoded_backward", "detection_loss", "detection_loss_backward")
 
 
 def operators_over_sets(backend: str) -> set[str]:
     return {name for name in operator_names(backend) if name.endswith(OVER_SETS)}
+
+
+def operators_of_heads(backend: str) -> set[str]:
+    return {name for name in operator_names(backend) if name.endswith(OF_HEADS)}

@@ -24,6 +24,9 @@ from icr_kernels.calls import (
     AssignmentCall,
     AssignmentRule,
     CostCall,
+    DecodingCall,
+    DetectionCall,
+    DetectionFormula,
     Formula,
     MatchingCost,
     PairFunction,
@@ -33,7 +36,7 @@ from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES
 from triton_intermediate import Program, in_memory
 
 operators, pairwise_operators = triton_kernels.operators, triton_kernels.pairwise_operators
-assignment_operators = triton_kernels.assignment_operators
+assignment_operators, detection_operators = triton_kernels.assignment_operators, triton_kernels.detection_operators
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -93,7 +96,7 @@ def recorded(operator, *arguments) -> tuple[list[Launch], Any]:
         launches.append(Launch(kernel, programs, {**dict(zip(names, positional, strict=False)), **named}))
 
     launch = operators.launch
-    rooms = operators, pairwise_operators, assignment_operators
+    rooms = operators, pairwise_operators, assignment_operators, detection_operators
     for room in rooms:
         room.launch = record
     try:
@@ -370,6 +373,75 @@ def assigned(case: Case):
     return launches, results, truth
 
 
+def head_of(case: Case, channels: int, seed: int) -> torch.Tensor:
+    """Of two images, with the points side by side or, if few, the channels."""
+    values = torch.randn(2, PAIRS // 2, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values = (4 * values).to(case.dtype)
+    return values if case.tile == "few" else values.mT.contiguous().mT
+
+
+def decoding_of(case: Case) -> DecodingCall:
+    """With k bins."""
+    place, dtype = torch.arange(PAIRS // 2), torch.float64 if case.dtype == torch.float64 else torch.float32
+    points = torch.stack((place % 12, place // 12), 1).to(dtype) + 0.5
+    return DecodingCall(head_of(case, 4 * case.k, 0), points, 2.0 ** (place % 3).to(dtype))
+
+
+def decoded(case: Case):
+    call = decoding_of(case)
+    launches, result = recorded(triton_kernels.decoded, *call)
+    assert len(launches) == 1
+    return launches, [result], [dense_reference.decode_boxes(call.box_logits.double(), call.points, call.strides)]
+
+
+def decoded_backward(case: Case):
+    call = decoding_of(case)
+    upstream = torch.linspace(-1, 2, 4 * PAIRS, dtype=call.points.dtype).view(2, 4, -1).mT
+    launches, result = recorded(triton_kernels.decoded_backward, upstream, *call, 1)
+    leaf = call.box_logits.double().requires_grad_()
+    assert len(launches) == 1
+    value = dense_reference.decode_boxes(leaf, call.points, call.strides)
+    return launches, [result], gradients(value, [leaf], upstream.double())
+
+
+def detection_of(case: Case) -> tuple[DetectionCall, DetectionFormula]:
+    """Blocks without a target, and targets, labels and anchor objects that do not exist."""
+    boxes, points, strides = decoding_of(case)
+    truth = (boxes_of(1)[5::12] * 1.5).to(points.dtype)
+    row, place = torch.arange(len(truth)), torch.arange(PAIRS).view(2, -1)
+    formula = Formula(case.loss, case.penalty, "cxcywh", True, 0.75, 0.5)
+    options = DetectionFormula(formula, 7.5, 0.5, 1.5, 0.0, case.tile != "few", 20.0, 15.0)
+    logits, index = head_of(case, 20, 1), torch.where(place // 64 % 2 == 0, place % 60 - 4, -1)
+    of_truth = row * 7 % 23 - 1, index, (place % 10 / 10).float(), row.int() * 5 % 60 - 4
+    weight = torch.linspace(0.5, 2, 20, dtype=torch.float16)
+    return DetectionCall(boxes, logits, points, strides, truth, *of_truth, weight, None, options.packed()), options
+
+
+def in_double(call: DetectionCall, options: DetectionFormula):
+    leaves = [logits.double().requires_grad_() for logits in call[:2]]
+    return leaves, dense_reference.dense_detection_loss(DetectionCall(*leaves, *call[2:]), options)
+
+
+def detection_loss(case: Case):
+    call, options = detection_of(case)
+    launches, results = recorded(triton_kernels.detection_loss, *call)
+    assert len(launches) == 3
+    return launches, results[:4], in_double(call, options)[1]
+
+
+def detection_loss_backward(case: Case):
+    call, options = detection_of(case)
+    leaves, terms = in_double(call, options)
+    upstream = [torch.tensor(factor, dtype=call.points.dtype) for factor in (0.5, 1.0, 1.5, 2.0)]
+    has_target = (call.index >= 0) & (call.index < len(call.truth))
+    anchor = call.anchor_index[call.index[has_target]]
+    divisors = torch.stack((call.score[has_target].double().sum(), ((anchor >= 0) & (anchor < len(call.truth))).sum()))
+    call = call._replace(normalizer=divisors.to(call.points.dtype))
+    launches, results = recorded(triton_kernels.detection_loss_backward, *upstream, *call, 3)
+    assert len(launches) == 2
+    return launches, results, gradients(terms, leaves, [each.double() for each in upstream])
+
+
 def error(found: torch.Tensor, truth: torch.Tensor) -> float:
     """Relative; what is not finite counts as a number of its own."""
     found, truth = (rows.double().nan_to_num(nan=-7, neginf=-11) for rows in (found, truth))
@@ -435,6 +507,12 @@ def pairwise_cases() -> list[Case]:
     for capability in (80, 90, 100):
         found += [Case(f"assigned {k}", capability, "assigned", k=k) for k in (0, 3)]
         found.append(Case("assigned, half", capability, "assigned", dtype=torch.float16))
+    for what in ("decoded", "decoded_backward", "detection_loss", "detection_loss_backward"):
+        found += [Case(f"{what} {k}, {tile}", what=what, k=k, tile=tile) for k, tile in ((16, "few"), (5, "many"))]
+        found += [Case(f"{what} 1", what=what, k=1), Case(f"{what}, double", what=what, k=16, dtype=torch.float64)]
+        for capability in (80, 90, 100):
+            half = {"k": 16, "dtype": torch.float16, "loss": "siou", "penalty": "containment+pull"}
+            found.append(Case(f"{what}, half", capability, what, **half))
     for capability in (80, 100):
         found.append(Case("matrix of siou", capability, "pairwise", kind="siou"))
         found.append(Case("matrix gradient of siou", capability, "pairwise_backward", kind="siou", wanted=2))
@@ -449,6 +527,7 @@ if __name__ == "__main__":
     operators.INTERPRETED_BLOCK, operators.INTERPRETED_TABLE_BLOCK = operators.BLOCK, operators.TABLE_BLOCK
     operators.INTERPRETED_PROGRAMS = 3
     pairwise_operators.INTERPRETED_BLOCKS = pairwise_operators.BLOCKS
+    detection_operators.INTERPRETED_BLOCKS = detection_operators.BLOCKS
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         for found in pool.imap(checked, [case for case in cases() if wanted in case.name]):

@@ -12,7 +12,7 @@ from torch.nn import parallel
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from icr_kernels.integrations.ultralytics import TaskAlignedAssigner
+from icr_kernels.integrations.ultralytics.in_place import InPlace
 
 
 class OnCpu(parallel.DistributedDataParallel):
@@ -44,10 +44,10 @@ class TwoCpus(DetectionTrainer):
     def _do_train(self, *world_size: int) -> None:
         super()._do_train(*world_size)
         criterion = self.model.module.criterion
-        terms = getattr(criterion, "terms", None)
+        terms, stock = getattr(criterion, "terms", None), getattr(criterion, "stock", criterion)
         note = {
             "criterion": type(criterion).__name__,
-            "is_accelerated": isinstance(criterion.assigner, TaskAlignedAssigner),
+            "is_accelerated": all(isinstance(each, InPlace) for each in (stock, stock.assigner)),
             "paired": terms.options.record.statistics().paired if terms else None,
         }
         Path(self.save_dir, f"rank{os.environ['RANK']}.json").write_text(json.dumps(note))

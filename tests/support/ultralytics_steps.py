@@ -82,6 +82,18 @@ def batch(scene=SCENE, images: int = 2) -> dict:
     }
 
 
+def random_batch(seed: int, count: int) -> dict:
+    """Two images of boxes of all sizes."""
+    random = torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(count):
+        side = 4 * (SIZE / 5) ** torch.rand(2, generator=random)
+        corner = (SIZE - side) * torch.rand(2, generator=random)
+        label = int(torch.randint(len(NAMES), (), generator=random))
+        found.append((number % 2, label, (*corner.tolist(), *(corner + side).tolist())))
+    return batch(sorted(found))
+
+
 def step(model, given: dict):
     """Loss, items and the gradient of all weights."""
     torch.manual_seed(1)  # the denoising queries are drawn

@@ -149,8 +149,8 @@ def main(folder: Path, data: Path, task: dict[str, Any]) -> None:
     else:
         model = ultralytics.YOLO(task.get("resume", f"{family}.yaml"))
     icr = enable_icr(model, **task["enable"]) if task.get("enable") else None
-    if task.get("accelerate"):
-        accelerate(model)
+    if "accelerate" in task:
+        accelerate(model, **task["accelerate"])
     if task.get("own_loss"):
         icr = enable_small_object_term(model, loss=lambda pred, target: (pred - target).abs().sum(-1))
 

@@ -2,8 +2,8 @@
 
 Nothing of Ultralytics is changed and nothing of this package is stored: when a training run begins, a callback puts a
 criterion around that of the model and of its moving average, and that criterion watches the stock one while it runs;
-`accelerate` gives the stock one another assigner. Checkpoints load where this package is not installed.
-docs/frameworks.md says which versions and forks were tried.
+`accelerate` gives the stock one another assigner, and its heads another loss. Checkpoints load where this package is
+not installed. docs/frameworks.md says which versions and forks were tried.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from ..handle import Handle, Record, framework, place_of
 from ..uniform import BoxLoss, UniformTerm
 from . import ranks
 from .assigner import TaskAlignedAssigner
-from .start import EVENT, AssignerStart, Start, TermsStart
+from .start import EVENT, AcceleratedStart, Start, TermsStart
 from .terms import Options, Penalty
 
 __all__ = ["TaskAlignedAssigner", "accelerate", "enable_icr", "enable_small_object_term"]
@@ -162,14 +162,14 @@ def enable_small_object_term(
     return _enable(model, TermsStart(options), options.record)
 
 
-def accelerate(model: Any) -> Handle:
+def accelerate(model: Any, *, criterion: bool = False) -> Handle:
     """Puts `TaskAlignedAssigner`, which makes no tensors of (images, boxes, points), in the place of Ultralytics' in
-    every training run of this model that begins from now on.
+    every training run of this model that begins from now on; and on demand the whole loss of its heads.
 
     ::
 
         model = YOLO("yolo11n.pt")
-        accelerate(model)
+        accelerate(model, criterion=True)
         model.train(data="plates.yaml", epochs=100)
 
     Each prediction is assigned to the object that it would be assigned to, with the same score, and the losses are the
@@ -178,14 +178,24 @@ def accelerate(model: Any) -> Handle:
     stays, and a warning says so: that of a fork, say, or of Ultralytics 8.4.0 to 8.4.127, which enlarges small boxes by
     another rule.
 
+    With ``criterion`` a head's loss is `dense_detection_loss`, assignment included, with the options of the stock one:
+    gains, weights of classes, both heads of an end-to-end model and their schedule. What it returns and logs is the
+    stock one's but for rounding. Boxes are decoded and losses computed in float32 under autocast too, where the stock
+    ones lose digits. It is compared with the stock one as well, losses and gradients. One that differs stays, and so
+    does one of another class, with a box loss or a cross-entropy of another class, or whose assigner stays; a warning
+    says which and why.
+
     It goes together with `enable_icr` and `enable_small_object_term`, in any order. As there, nothing of the model's
-    weights and checkpoints changes, a resumed run needs another call, and every process of several GPUs takes part.
+    weights and checkpoints changes, a resumed run needs another call, and every process of several GPUs takes part. The
+    last call counts.
 
     Args:
         model: as of `enable_icr`, but no RT-DETR, which has no such assigner.
+        criterion: the loss too.
 
     Returns:
-        A `Handle` whose ``disable()`` gives the stock assigners back, also to a run that is on; it counts nothing.
+        A `Handle` whose ``disable()`` gives the stock assigners and losses back, also to a run that is on; it counts
+        nothing.
 
     Raises:
         ImportError: ultralytics is missing, of a version that is not supported, or without what is hooked into.
@@ -193,10 +203,11 @@ def accelerate(model: Any) -> Handle:
             begins.
     """
     _check_model(model)
+    arguments.flag("criterion", criterion)
     detr = getattr(importlib.import_module("ultralytics.models"), "RTDETR", ())
     if isinstance(model, detr):
         raise ValueError(f"model: expected one with a task-aligned assigner, got {type(model).__name__}")
-    return _enable(model, AssignerStart(), Record(None))
+    return _enable(model, AcceleratedStart(criterion), Record(None))
 
 
 def _check_model(model: Any) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from ...assignment import task_aligned_assign
 from ..handle import ROUNDING
-from .criteria import heads, named
+from .in_place import InPlace, before, heads, named
+
+# The side of the images of a trial, in units.
+TRIAL_SIZE = 20
 
 # target_labels, target_bboxes, target_scores, fg_mask, target_gt_idx
 Targets = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -97,12 +100,7 @@ class TaskAlignedAssigner(nn.Module):
             gt_bboxes.reshape(-1, 4),
             labels.flatten(),
             torch.where(mask_gt.view(images, count) > 0, number, -1).flatten(),
-            topk=self.topk,
-            topk2=None if self.topk2 == self.topk else self.topk2,
-            alpha=self.alpha,
-            beta=self.beta,
-            smallest_side=self.stride_val,
-            eps=self.eps,
+            **self.rule(),
         )
         is_positive = assigned.index >= 0
         index = torch.where(is_positive, assigned.index - count * number, 0)
@@ -111,36 +109,25 @@ class TaskAlignedAssigner(nn.Module):
         scores = assigned.score.new_zeros(pd_scores.shape).scatter_(2, label[..., None], assigned.score[..., None])
         return label, box, scores, is_positive, index
 
-
-class InPlace(TaskAlignedAssigner):
-    """Before the stock class of an assigner, whose attributes it takes. A deep copy is another such; a shallow or a
-    pickled one is the stock assigner."""
-
-    def stock(self) -> Any:
-        """The same, of the stock class."""
-        base: Any = type(self).__bases__[1]
-        stock = base.__new__(base)
-        vars(stock).update(vars(self))
-        return stock
-
-    def __deepcopy__(self, memo: dict) -> "InPlace":
-        copied = copy.deepcopy(self.stock(), memo)
-        copied.__class__ = type(self)
-        return copied
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # From protocol 2 on pickle insists that an object is pickled as one of its own class.
-        return self.stock().__reduce_ex__(1)
+    def rule(self) -> dict[str, Any]:
+        """As the arguments of `task_aligned_assign`."""
+        return {
+            "topk": self.topk,
+            "topk2": None if self.topk2 == self.topk else self.topk2,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "smallest_side": self.stride_val,
+            "eps": self.eps,
+        }
 
 
-@cache
-def _before(base: Any) -> Any:
-    return type(base.__name__, (InPlace, base), {})
+class AssignerInPlace(InPlace, TaskAlignedAssigner):
+    """Before a stock assigner."""
 
 
-def replace_assigners(criterion: Any) -> list[InPlace]:
+def replace_assigners(criterion: Any, stays: str = "the assigner") -> list[AssignerInPlace]:
     """Puts this assigner in the place of each stock one of a criterion that assigns in the same way; the others stay,
-    and a warning says which and why. Returns what is in place."""
+    and a warning says which, what they stay, and why. Returns what is in place."""
     from ultralytics.utils import tal
 
     found = [getattr(head, "assigner", None) for head in heads(criterion)]
@@ -152,24 +139,17 @@ def replace_assigners(criterion: Any) -> list[InPlace]:
         base: Any = type(assigner)
         reason = "is of another class" if base is not tal.TaskAlignedAssigner else _difference(assigner)
         if reason is None:
-            assigner.__class__ = _before(base)
+            assigner.__class__ = before(AssignerInPlace, base)
         else:
-            warnings.warn(f"icr_kernels: {named(assigner)} stays the assigner, because it {reason}", stacklevel=2)
-    return [each for each in found if isinstance(each, InPlace)]
-
-
-def restore_assigners(criterion: Any) -> None:
-    for head in heads(criterion):
-        assigner = getattr(head, "assigner", None)
-        if isinstance(assigner, InPlace):
-            assigner.__class__ = type(assigner).__bases__[1]
+            warnings.warn(f"icr_kernels: {named(assigner)} stays {stays}, because it {reason}", stacklevel=2)
+    return [each for each in found if isinstance(each, AssignerInPlace)]
 
 
 def _difference(stock: Any) -> str | None:
     """What a stock assigner does in another way: versions differ in how they enlarge small boxes, and forks in more."""
     base: Any = type(stock)
     own = copy.copy(stock)
-    own.__class__ = _before(base)
+    own.__class__ = before(AssignerInPlace, base)
     try:
         trial = trial_scene(stock.num_classes, (own.stride_val or 16.0) / 2)
         # Of a copy, because it takes notes.
@@ -181,13 +161,14 @@ def _difference(stock: Any) -> str | None:
         return f"cannot be compared ({error})"
 
 
-def trial_scene(classes: int, unit: float) -> tuple[Tensor, ...]:
-    """What an assigner is called with: two images of 20 units, three levels. In one are many boxes apart from each
-    other, with sides from an eighth of a unit to three, of which two are what small ones may be enlarged to; in the
-    other two that share points, and padding. A point predicts the box nearest to it, more or less, so that every
-    candidate of a box has some similarity, and there are no ties."""
-    random = torch.Generator().manual_seed(0)
-    points = torch.cat([step * (_grid(int(20 / step)) + 0.5) for step in (1, 2, 4)])
+def trial_scene(classes: int, unit: float, steps: Sequence[float] = (1, 2, 4)) -> tuple[Tensor, ...]:
+    """What an assigner is called with: two images of 20 units, and levels of points that are so many units apart. In
+    one are many boxes apart from each other, with sides from an eighth of a unit to three, of which two are what small
+    ones may be enlarged to; in the other two that share points, and padding. A point predicts the box nearest to it,
+    more or less, so that every candidate of a box has some similarity, and there are no ties."""
+    # Of some seeds the one with most small boxes whose points depend on how they are enlarged, of both kinds of heads.
+    random = torch.Generator().manual_seed(9)
+    points = torch.cat([step * (_grid(int(TRIAL_SIZE / step)) + 0.5) for step in steps])
     side = 24 ** torch.rand(25, 2, generator=random) / 8
     centre = 4 * _grid(5) + 1.5 + torch.rand(25, 2, generator=random)
     boxes = torch.zeros(2, 25, 4)

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import sys
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from ...functional import box_iou_loss, icr_terms
 from ..handle import Losses, are_same, trial_boxes
 from ..set_criterion import EPS
-from .terms import PENALTY, UNIFORM, Terms
+from .detection import LossInPlace
+from .in_place import heads, named
+from .terms import Assigned, HeadTerms, Terms
 
 # What is read of the arguments of a head's modules, by the names that they have since 8.0.
 READ = {
@@ -41,16 +42,6 @@ def criterion_of(stock: Any, terms: Terms) -> "Criterion":
                     f"which takes ({', '.join(taken)})"
                 )
     return YoloCriterion(stock, terms)
-
-
-def heads(stock: Any) -> list[Any]:
-    return [stock.one2many, stock.one2one] if hasattr(stock, "one2one") else [stock]
-
-
-def named(thing: Any) -> str:
-    """With the file of its class."""
-    kind = type(thing)
-    return f"{kind.__name__} of {getattr(sys.modules.get(kind.__module__), '__file__', kind.__module__)}"
 
 
 class Criterion:
@@ -100,21 +91,25 @@ class YoloCriterion(Criterion):
         return all(_has_ciou(head, pred, target) for head in heads(self.stock))
 
     def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
-        watched = [HeadTerms(head, self.terms) for head in heads(self.stock)]
-        # The hooks are there during this call only: nothing that belongs to a graph stays behind.
-        with ExitStack() as hooks:
-            for head in watched:
+        of_heads = [HeadTerms(self.terms, head.hyp.box) for head in heads(self.stock)]
+        # They are there during this call only: nothing that belongs to a graph stays behind.
+        with ExitStack() as call:
+            for head, terms in zip(heads(self.stock), of_heads, strict=True):
+                if isinstance(head, LossInPlace):
+                    call.enter_context(head.joined_by(terms))
+                    continue
+                watch = Watch(terms)
                 for module, hook in (
-                    (head.stock.assigner, head.after_assigner),
-                    (head.stock.bbox_loss, head.after_box_loss),
+                    (head.assigner, watch.after_assigner),
+                    (head.bbox_loss, watch.after_box_loss),
                 ):
-                    hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
+                    call.enter_context(module.register_forward_hook(hook, with_kwargs=True))
             loss, items = self.stock(preds, batch)
         self.terms.options.record.step()
         if isinstance(items, dict):
             # The items of an end-to-end model are those of its last head.
             for column in self.terms.columns:
-                term = watched[-1].added.get(column, torch.zeros_like(items["box_loss"]))
+                term = of_heads[-1].added.get(column, torch.zeros_like(items["box_loss"]))
                 items = {**items, "box_loss": items["box_loss"] - term, column: term}
         return loss, items
 
@@ -144,14 +139,11 @@ def _has_ciou(head: Any, pred: Tensor, target: Tensor) -> bool:
     return are_same(stock, own, pred)
 
 
-class HeadTerms:
-    """Watches the assigner and the box loss of one head, once each, and adds the terms to the latter."""
+class Watch:
+    """Of the assigner and the box loss of one head, once each: adds the terms to the latter."""
 
-    def __init__(self, stock: Any, terms: Terms) -> None:
-        self.stock = stock
+    def __init__(self, terms: HeadTerms) -> None:
         self.terms = terms
-        # To each column what is added to the head's box_loss, with its gain, without gradient.
-        self.added: dict[str, Tensor] = {}
 
     def after_assigner(self, module: nn.Module, arguments: tuple, named: dict, outputs: tuple) -> None:
         # It alone sees which ground truth each prediction is assigned to, and the labels.
@@ -160,57 +152,33 @@ class HeadTerms:
 
     def after_box_loss(self, module: nn.Module, arguments: tuple, named: dict, outputs: tuple) -> tuple | None:
         pred, points, scores, scores_sum, is_positive = _read("bbox_loss", module, arguments, named)
-        batch, padded = self.boxes.shape[:2]
+        images, padded = self.boxes.shape[:2]
         if padded == 0:
             return None
-        options = self.terms.options
-        image = torch.arange(batch, device=self.boxes.device)[:, None]
-        table, labels = self.boxes.flatten(0, 1), self.labels.flatten().long()
-        # On the background the index is 0; the masks leave it out.
-        rows = self.gt_index.long() + padded * image
+        image = torch.arange(images, device=self.boxes.device)[:, None]
         # Predictions are in cells of their own level, ground truth in pixels; a point is known in both.
         stride = (self.points / points)[:, :1]
-        pred = pred.to(torch.promote_types(pred.dtype, torch.float32)) * stride
-        iou_loss = outputs[0]
-        options.record.add_positives(is_positive)
-        if options.penalty is not None and self.terms.relations is not None:
+        found = Assigned(
+            pred=pred.to(torch.promote_types(pred.dtype, torch.float32)) * stride,
+            index=torch.where(is_positive, self.gt_index.long() + padded * image, -1),
+            score=scores.sum(-1),
+            normalizer=scores_sum,
+            table=self.boxes.flatten(0, 1),
+            labels=self.labels.flatten().long(),
             # Rows of padding are boxes of no image.
-            box_image = torch.where(self.is_box[..., 0] > 0, image, -1).flatten()
-            anchor_index = self.terms.relations.anchor_index(table, labels, box_image)[rows]
-            is_paired = is_positive & (anchor_index >= 0)
-            terms = icr_terms(
-                pred,
-                table[rows],
-                table,
-                anchor_index=anchor_index,
-                loss="ciou" if options.replace_iou_loss else "iou",
-                penalty_weight=0.0,
-                mask=is_positive if options.replace_iou_loss else is_paired,
-                **options.penalty.formula,
+            image=torch.where(self.is_box[..., 0] > 0, image, -1).flatten(),
+        )
+        iou_loss = outputs[0]
+        if self.terms.terms.options.replace_iou_loss:
+            iou_loss = box_iou_loss(
+                found.pred,
+                found.table,
+                target_index=found.index,
+                loss="ciou",
+                weight=found.score,
+                normalizer=found.normalizer,
             )
-            box_weight = scores.sum(-1)
-            if options.replace_iou_loss:
-                iou_loss = (terms.loss * box_weight).sum() / scores_sum
-            iou_loss = iou_loss + self._added(
-                PENALTY,
-                options.penalty.weight,
-                terms.penalty.sum() / is_paired.sum().clamp(min=1)
-                if options.penalty.weighting == "uniform"
-                else (terms.penalty * box_weight).sum() / scores_sum,
-            )
-            is_part = is_positive & self.terms.relations.is_part(labels)[rows]
-            options.record.add_penalty(is_part, is_paired, terms.penalty)
-        if options.uniform is not None and self.terms.chooser is not None:
-            is_chosen = is_positive & self.terms.chooser(labels, table[:, 2:] - table[:, :2])[rows]
-            mean = options.uniform.mean(pred, table[rows], is_chosen)
-            iou_loss = iou_loss + self._added(UNIFORM, options.uniform.weight, mean)
-            options.record.add_uniform(is_chosen, mean)
-        return iou_loss, *outputs[1:]
-
-    def _added(self, column: str, weight: float, mean: Tensor) -> Tensor:
-        term = weight * mean
-        self.added[column] = term.detach() * self.stock.hyp.box
-        return term
+        return iou_loss + self.terms.of(found), *outputs[1:]
 
 
 def _read(name: str, module: nn.Module, arguments: tuple, named: dict) -> list[Any]:

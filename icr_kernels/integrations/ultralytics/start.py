@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from .assigner import replace_assigners, restore_assigners
+from .assigner import replace_assigners
 from .criteria import Criterion, DetrCriterion, criterion_of
+from .detection import replace_losses
+from .in_place import heads, restore
 from .terms import Options, Terms
 
 EVENT = "on_pretrain_routine_end"
@@ -59,24 +61,36 @@ class TermsStart(Start):
                 set_criterion(model, criterion.stock)
 
 
-class AssignerStart(Start):
-    """With the assigner of this package."""
+class AcceleratedStart(Start):
+    """With the assigner of this package, and with its loss where that is wanted."""
+
+    def __init__(self, criterion: bool) -> None:
+        self.criterion = criterion
 
     def __call__(self, trainer: Any) -> None:
         from ultralytics.utils import LOGGER
 
         for model in trained_models(trainer):
             stock = _stock_criterion(model)
-            replaced = replace_assigners(stock)
+            stays = "the assigner, and its loss stays" if self.criterion else "the assigner"
+            assigners = replace_assigners(stock, stays)
+            if self.criterion:
+                losses = replace_losses(stock)
+            else:
+                losses = []
+                restore(heads(stock))
             if getattr(model, "criterion", None) is None:
                 set_criterion(model, stock)
-        for assigner in replaced:
+        for assigner in assigners:
             LOGGER.info(f"Task-aligned assignment of icr_kernels: topk {assigner.topk}")
+        for loss in losses:
+            LOGGER.info(f"Detection loss of icr_kernels: reg_max {loss.reg_max}")
 
     def end(self, trainer: Any) -> None:
         for model in trained_models(trainer):
             if getattr(model, "criterion", None) is not None:
-                restore_assigners(_stock_criterion(model))
+                of_heads = heads(_stock_criterion(model))
+                restore([*of_heads, *(getattr(head, "assigner", None) for head in of_heads)])
 
 
 def trained_models(trainer: Any) -> list[Any]:

@@ -1,8 +1,11 @@
-"""What is added to the box loss of a model, and what that means on a data set."""
+"""What is added to the box loss of a model, what that means on a data set, and for what a head predicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from ...functional import icr_terms
 from ...relations import Relations
 from ..handle import Record
 from ..uniform import Chooser, UniformTerm
@@ -63,3 +66,68 @@ class Terms(NamedTuple):
         if uniform is not None:
             found.append(f"Uniform term: {uniform}, weight {uniform.weight:g}")
         return found
+
+
+class Assigned(NamedTuple):
+    """What a head predicts for B images, at A points each, and is trained towards."""
+
+    pred: Tensor  # (B, A, 4) corners in pixels, with their gradient
+    index: Tensor  # type: ignore[assignment]  # a method of tuples; (B, A), the row of the target, -1 for none
+    score: Tensor  # (B, A)
+    normalizer: Tensor | float  # what the sum weighted by scores is divided by
+    table: Tensor  # (M, 4) corners in pixels, the ground truth of all images
+    labels: Tensor  # (M,)
+    image: Tensor  # (M,), -1 for padding
+
+
+class HeadTerms:
+    """The terms of one head, in one step."""
+
+    def __init__(self, terms: Terms, gain: float) -> None:
+        self.terms = terms
+        self.gain = gain
+        # To each column what is added to the head's box_loss, with its gain, without gradient.
+        self.added: dict[str, Tensor] = {}
+
+    def of(self, found: Assigned) -> Tensor | float:
+        """Their sum, before the gain of the box loss."""
+        total: Tensor | float = 0.0
+        if len(found.table) == 0:
+            return total
+        options, relations, chooser = self.terms.options, self.terms.relations, self.terms.chooser
+        is_positive = found.index >= 0
+        # Background gets the first row; the masks leave it out.
+        row = found.index.clamp(min=0)
+        options.record.add_positives(is_positive)
+        if options.penalty is not None and relations is not None:
+            anchor_index = relations.anchor_index(found.table, found.labels, found.image)[row]
+            is_paired = is_positive & (anchor_index >= 0)
+            penalty = icr_terms(
+                found.pred,
+                found.table,
+                found.table,
+                target_index=found.index,
+                anchor_index=anchor_index,
+                loss="iou",
+                penalty_weight=0.0,
+                mask=is_paired,
+                **options.penalty.formula,
+            ).penalty
+            if options.penalty.weighting == "uniform":
+                mean = penalty.sum() / is_paired.sum().clamp(min=1)
+            else:
+                mean = (penalty * found.score).sum() / found.normalizer
+            total = total + self._added(PENALTY, options.penalty.weight, mean)
+            is_part = is_positive & relations.is_part(found.labels)[row]
+            options.record.add_penalty(is_part, is_paired, penalty)
+        if options.uniform is not None and chooser is not None:
+            is_chosen = is_positive & chooser(found.labels, found.table[:, 2:] - found.table[:, :2])[row]
+            mean = options.uniform.mean(found.pred, found.table[row], is_chosen)
+            total = total + self._added(UNIFORM, options.uniform.weight, mean)
+            options.record.add_uniform(is_chosen, mean)
+        return total
+
+    def _added(self, column: str, weight: float, mean: Tensor) -> Tensor:
+        term = weight * mean
+        self.added[column] = term.detach() * self.gain
+        return term

@@ -48,8 +48,14 @@ Processor processor() {
       set.overlaps(predictions, &grid, 1, truth, task.rule.eps, overlaps.data());
     }
   };
-  return {set.name, 1,        kSizes,            kSetSizes, run,
-          scale,    add_to_table, pairwise, pairwise_backward, select, matching_cost, assign};
+  const auto decode = [](const DecodingTask& head) { set.decode(head, 0, icr::parts_of(head)); };
+  const auto detect = [](const DetectionTask& task) {
+    std::vector<DetectionSums> sums(icr::parts_of(task.head));
+    set.detect(task, 0, int64_t(sums.size()), sums.data());
+  };
+  const auto gradient = [](const DetectionTask& task) { set.detection_gradient(task, 0, icr::parts_of(task.head)); };
+  return {set.name, 1,        kSizes,            kSetSizes, run,           scale,  add_to_table, pairwise,
+          pairwise_backward, select, matching_cost, assign,    decode, detect, gradient};
 }
 
 }  // namespace

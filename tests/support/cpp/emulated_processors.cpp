@@ -116,9 +116,21 @@ void assign(const AssignmentTask& task) {
   }
 }
 
+void decode(const DecodingTask& head) { must(decode_points(head, kMultiprocessors, nullptr) == cudaSuccess, "launch"); }
+
+void detect(const DetectionTask& task) {
+  const DetectionBlocks blocks = blocks_of_detection(task, kMultiprocessors);
+  const std::unique_ptr<DetectionSums[]> sums(new DetectionSums[blocks.points + blocks.classes]);
+  must(icr_cuda::detect(task, blocks, sums.get(), nullptr) == cudaSuccess, "launch");
+}
+
+void detection_gradient(const DetectionTask& task) {
+  must(detection_gradients(task, kMultiprocessors, nullptr) == cudaSuccess, "launch");
+}
+
 Processor emulated(int every, std::vector<int64_t> sizes, std::vector<int64_t> set_sizes) {
   return {"emulated CUDA", every,  std::move(sizes),  std::move(set_sizes), run, scale, add, pairwise,
-          pairwise_backward, select, matching_cost, assign};
+          pairwise_backward, select, matching_cost, assign, decode, detect, detection_gradient};
 }
 
 }  // namespace

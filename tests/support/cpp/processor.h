@@ -19,6 +19,9 @@ struct Processor {
   void (*select)(const icr_kernels::SelectionTask&);
   void (*matching_cost)(const icr_kernels::CostTask&);
   void (*assign)(const icr_kernels::AssignmentTask&);
+  void (*decode)(const icr_kernels::DecodingTask&);
+  void (*detect)(const icr_kernels::DetectionTask&);
+  void (*detection_gradient)(const icr_kernels::DetectionTask&);
 };
 
 std::vector<Processor> processors();

@@ -156,6 +156,65 @@ BoxSet box_set(const Block& block, int64_t count, int64_t row_stride, size_t ski
   return set;
 }
 
+// Matrices of two batches, contiguous or with their rows side by side.
+Matrices matrices_of(const Block& block, Type type, int64_t rows, int64_t columns, bool transposed) {
+  return {block.data, type, rows * columns, transposed ? 1 : columns, transposed ? rows : 1};
+}
+MatricesOut matrices_out(const Block& block, Type type, int64_t rows, int64_t columns, bool transposed) {
+  return {block.data, type, rows * columns, transposed ? 1 : columns, transposed ? rows : 1};
+}
+
+// The head whose points are assigned; some to rows of the truth that are far outside.
+void run_head(const Processor& processor, const AssignmentTask& assignment, Type type, Type compute, size_t skip,
+              bool transposed) {
+  const int64_t n = assignment.points, points = assignment.images * n, classes = assignment.classes;
+  const int bins = 1 + runs % 4;
+  Block box_logits(points * 4 * bins, skip, type), class_logits(points * classes, skip, type);
+  Block boxes(4 * points, 0, compute), of_boxes(points * 4 * bins, 0, type), of_classes(points * classes, 0, type);
+  Block index(points, skip, Type::kInt64), anchor_index(assignment.rows, skip, Type::kInt64);
+  Block strides(n, skip, compute), weight(classes, skip, compute), upstream(1, skip, compute);
+  Block terms(kTermCount, 0, compute), divisors(2, 0, compute);
+  fill_numbers(index, points, assignment.rows + 1, false);
+  fill_numbers(anchor_index, assignment.rows, assignment.rows + 1, false);
+  DetectionTask task;
+  task.head.in_double = compute == Type::kDouble;
+  task.head.images = assignment.images;
+  task.head.points = n;
+  task.head.bins = bins;
+  task.head.logits = matrices_of(box_logits, type, n, 4 * bins, transposed);
+  task.head.positions = assignment.positions;
+  task.head.strides = {strides.data, compute, 1};
+  task.head.boxes = boxes.data;
+  processor.decode(task.head);
+  task.head.boxes = nullptr;
+  task.head.grad_boxes = {boxes.data, compute, true, 4};
+  task.head.grad_logits = matrices_out(of_boxes, type, n, 4 * bins, transposed);
+  processor.decode(task.head);
+
+  task.formula = {{runs % 6, runs % 7 - 1, runs % 2 != 0, {0.5, 1e-7}, runs % 3}, 64, 48, runs % 2 != 0};
+  for (double& gain : task.gains) gain = 1.5;
+  task.is_uniform = runs % 3 == 0;
+  task.classes = classes;
+  task.rows = assignment.rows;
+  task.class_logits = matrices_of(class_logits, type, n, classes, transposed);
+  task.truth = assignment.truth;
+  task.labels = assignment.labels;
+  if (runs % 2 == 0) task.anchor_index = {anchor_index.data, Type::kInt64, 1};
+  task.index = {index.data, Type::kInt64, 1};
+  task.score = {assignment.score, Type::kFloat, 1};
+  if (runs % 4 > 1) task.class_weight = {weight.data, compute, 1};
+  const int64_t size = compute == Type::kDouble ? 8 : 4;
+  for (int term = 0; term < kTermCount; ++term) task.terms[term] = static_cast<char*>(terms.data) + term * size;
+  task.divisors = divisors.data;
+  task.head.grad_logits = {};
+  processor.detect(task);
+  task.normalizer = {divisors.data, compute, 1};
+  for (Column& each : task.upstream) each = {upstream.data, compute, 0};
+  if (runs % 5) task.head.grad_logits = matrices_out(of_boxes, type, n, 4 * bins, transposed);
+  if (runs % 7) task.grad_class_logits = matrices_out(of_classes, type, n, classes, transposed);
+  processor.detection_gradient(task);
+}
+
 void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Type type, int64_t row_stride,
               int options) {
   const bool is_shared = options & 1, grouped = options & 2, by_area = options & 4, transposed = options & 8;
@@ -245,8 +304,9 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
     if (!in_double) reinterpret_cast<float*>(positions.data)[i] = float(i / 2 % 17) + 0.5f;
   }
   AssignmentTask assignment;
-  assignment.rule = {function.box_format, grouped ? 10 : kMostAssigned, by_area ? 1 + runs % 9 : 0, transposed,
-                     by_area ? 1.0f : 0.5f, grouped ? 6.0f : float(1 + runs % 3), is_shared ? -1.0f : 3.0f, 1e-9f};
+  assignment.rule = {function.box_format, (runs + 1) % 3, grouped ? 10 : kMostAssigned, by_area ? 1 + runs % 9 : 0,
+                     transposed, by_area ? 1.0f : 0.5f, grouped ? 6.0f : float(1 + runs % 3),
+                     is_shared ? -1.0f : 3.0f, 1e-9f};
   assignment.images = batches;
   assignment.points = n;
   assignment.classes = classes;
@@ -260,6 +320,7 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
   assignment.index = reinterpret_cast<int64_t*>(index.data);
   assignment.score = reinterpret_cast<float*>(score.data);
   processor.assign(assignment);
+  run_head(processor, assignment, type, compute, skip, transposed);
   ++runs;
 }
 

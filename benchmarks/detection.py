@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 import icr_kernels as icr
+from icr_kernels.integrations.ultralytics.assigner import replace_assigners
+from icr_kernels.integrations.ultralytics.detection import replace_losses
 
 from . import assignment
 from .assignment import REFERENCE, REFERENCE_BYTES, STOCK, STOCK_BYTES, STRIDES, fits
-from .case import BOTH, DROP_IN, Case, Function, Inputs, step
+from .case import BOTH, DROP_IN, Case, Function, Inputs, LeftOut, step
 
 NAME = "dense detection loss"
 SIDE = 640
@@ -124,44 +126,11 @@ def reference(head: Head) -> Function:
     return loss
 
 
-class Accelerated:
-    """Ultralytics' criterion of a dense head with `dense_detection_loss` in the place of its loss."""
-
-    def __init__(self, stock: Any) -> None:
-        self.stock = stock
-
-    def __call__(self, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.loss(self.stock.parse_output(predictions), batch)
-
-    def loss(self, predictions: dict[str, Any], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The three losses of the batch times its images, and as they are, without gradient."""
-        stock, boxes = self.stock, predictions["boxes"]
-        assigner, gains = stock.assigner, (stock.hyp.box, stock.hyp.cls, stock.hyp.dfl)
-        anchors = importlib.import_module("ultralytics.utils.tal")
-        points, strides = anchors.make_anchors(predictions["feats"], stock.stride, 0.5)
-        height, width = (side * float(stock.stride[0]) for side in predictions["feats"][0].shape[2:])
-        terms = icr.dense_detection_loss(
-            boxes.mT,
-            predictions["scores"].mT,
-            points * strides,
-            strides[:, 0],
-            batch["bboxes"] * boxes.new_tensor((width, height) * 2, dtype=torch.float32),
-            batch["cls"].view(-1).long(),
-            batch["batch_idx"].long(),
-            topk=assigner.topk,
-            topk2=assigner.topk2,
-            gains=gains,
-            image_size=(height, width),
-            box_format="cxcywh",
-            **ASSIGNED,
-        )
-        losses = torch.stack(terms[:3])
-        return losses * len(boxes), losses.detach()
-
-
 def accelerated(criterion: Any) -> Any:
-    """A criterion of Ultralytics, stock when it comes, with this package's loss."""
-    return Accelerated(criterion)
+    """A criterion of Ultralytics with this package's loss, as `accelerate(model, criterion=True)` changes it."""
+    if not (replace_assigners(criterion) and replace_losses(criterion)):
+        raise LeftOut("its loss stays the stock one")
+    return criterion
 
 
 def of_ultralytics(head: Head, changed: Callable[[Any], Any] = lambda criterion: criterion) -> Function:

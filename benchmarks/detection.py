@@ -29,6 +29,8 @@ ASSIGNED: dict[str, Any] = {"smallest_side": float(STRIDES[1])}  # as Ultralytic
 
 # Bytes that Ultralytics' criterion holds at once for each logit of a class, about: scores, targets, losses, gradients.
 BYTES_OF_A_CLASS = 30
+# Boxes by points that take the reference a minute or more.
+MINUTES = 1e8
 
 
 class Head(NamedTuple):
@@ -85,9 +87,8 @@ def scene(head: Head) -> Inputs:
     """The arguments of `dense_detection_loss`, and the truth as a loader of Ultralytics has it. A training has begun: a
     point predicts, more or less well, the box whose centre is nearest, and most classes are unlikely."""
     image = torch.arange(head.images).repeat_interleave(head.boxes)
-    scores, boxes, points, truth, labels, _ = assignment.scene(image, head.images, SIDE, head.classes, is_tiny=False)[
-        :6
-    ]
+    found = assignment.scene(image, head.images, SIDE, head.classes, is_tiny=False)
+    scores, boxes, points, truth, labels = found[:5]
     strides = torch.cat([torch.full(((SIDE // stride) ** 2,), float(stride)) for stride in STRIDES])
     distance = torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1) / strides[:, None]
     if head.bins == 1:
@@ -120,7 +121,10 @@ def ours(head: Head, backend: str) -> Function:
 
 def reference(head: Head) -> Function:
     def loss(*inputs: Tensor) -> Any:
-        fits(len(inputs[4]) * POINTS, REFERENCE_BYTES, inputs[0].device)
+        elements, device = len(inputs[4]) * POINTS, inputs[0].device
+        fits(elements, REFERENCE_BYTES, device)
+        if elements > MINUTES and device.type == "cpu":
+            raise LeftOut("would take minutes a call")
         return ours(head, "reference")(*inputs)
 
     return loss
@@ -180,14 +184,16 @@ def drop_in(head: Head) -> Function:
 # Comparisons
 
 
-def right(head: Head, inputs: Inputs) -> tuple[Tensor, ...]:
+@functools.cache
+def right(head: Head, device: torch.device) -> tuple[Tensor, ...]:
     """By the reference, image by image, because its matrices of a batch would not fit: the loss, and of the last image
-    the gradients."""
+    the gradients. Once for all rounds."""
+    inputs = [each.detach().to(device) for each in scene(head)]
     points, strides, truth, labels, image = inputs[2:7]
-    loss, total = torch.zeros((), device=points.device), torch.zeros((), device=points.device)
+    loss, total = torch.zeros((), device=device), torch.zeros((), device=device)
     gradients: tuple[Tensor, ...] = ()
     for number in range(head.images):
-        leaves = [each[number : number + 1].detach().requires_grad_() for each in inputs[:2]]
+        leaves = [each[number : number + 1].requires_grad_() for each in inputs[:2]]
         boxes, classes = (leaf.mT for leaf in leaves)
         rows = image == number
         own, own_labels, own_image = truth[rows], labels[rows], torch.zeros_like(image[rows])
@@ -257,7 +263,7 @@ def case(head: Head, **rest: Any) -> Case:
         inputs=functools.partial(scene, head),
         ours=functools.partial(ours, head),
         peers=peers,
-        truth=functools.partial(right, head),
+        truth=lambda inputs: right(head, inputs[0].device),
         agrees=agrees,
         quantities={BOTH: step},
         dtype=str(head.dtype).removeprefix("torch."),

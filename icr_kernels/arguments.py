@@ -22,6 +22,7 @@ from .variants import (
     LOSS_NAMES,
     MOST_ASSIGNED,
     MOST_SELECTED,
+    NO_PENALTY,
     PENALTY_NAMES,
     REDUCTIONS,
     WEIGHTINGS,
@@ -289,6 +290,11 @@ def head(box_logits: Tensor, points: Tensor, strides: Tensor) -> None:
             f"box_logits: expected (B, A, 4R) with R of at least 1, got {tuple(box_logits.shape)}; "
             "(B, 4R, A) is handed on as box_logits.mT"
         )
+    if isinstance(points, Tensor) and points.shape[:1] == box_logits.shape[2:] != box_logits.shape[1:2]:
+        raise ValueError(
+            f"box_logits: expected (B, A, 4R) with the {len(points)} points as A, got {tuple(box_logits.shape)}; "
+            "(B, 4R, A) is handed on as box_logits.mT"
+        )
     _points(points, "box_logits", box_logits)
     _tensor("strides", strides, FLOAT_TYPES)
     if strides.shape != points.shape[:1]:
@@ -349,24 +355,41 @@ def detection_tensors(
         if CHECK_VALUES:
             _in_table("anchor_index", anchor_index, truth, "boxes of truth")
     if class_weight is not None:
-        _tensor("class_weight", class_weight, FLOAT_TYPES)
+        weights(class_weight)
         if class_weight.shape != class_logits.shape[-1:]:
             raise ValueError(
                 f"class_weight: expected one for each class, {tuple(class_logits.shape[-1:])}, "
                 f"got {tuple(class_weight.shape)}"
             )
         _device("class_weight", class_weight, device, "box_logits")
-        _no_gradient("class_weight", class_weight)
+
+
+def weights(class_weight: Tensor) -> None:
+    """Of classes, however many there are."""
+    _tensor("class_weight", class_weight, FLOAT_TYPES)
+    if class_weight.dim() != 1:
+        raise ValueError(f"class_weight: expected one number for each class, (C,), got {tuple(class_weight.shape)}")
+    _no_gradient("class_weight", class_weight)
 
 
 def detection_formula(
-    formula: Formula,
+    loss: str,
+    penalty: str | None,
+    box_format: str,
+    relative: bool,
+    penalty_weight: float,
+    eps: float,
     gains: Sequence[float],
     normalizer: float | Tensor | None,
     weighting: str,
     image_size: Sequence[float] | None,
 ) -> DetectionFormula:
     """The names and numbers of the loss of a dense head."""
+    of_pairs = formula(
+        loss, PENALTY_NAMES[0] if penalty is None else penalty, box_format, relative, penalty_weight, eps
+    )
+    if penalty is None:
+        of_pairs = of_pairs._replace(penalty=NO_PENALTY)
     if not isinstance(gains, Sequence) or len(gains) != 3:
         raise TypeError(f"gains: expected three numbers, of box, classification and distribution, got {gains!r}")
     of_box, of_class, of_distribution = (number("gains", gain) for gain in gains)
@@ -378,8 +401,8 @@ def detection_formula(
         size = number("image_size", image_size[0], 1e-30), number("image_size", image_size[1], 1e-30)
     total = 0.0
     if normalizer is not None and not isinstance(normalizer, Tensor):
-        total = max(float(normalizer), formula.eps)
-    return DetectionFormula(formula, of_box, of_class, of_distribution, total, weighting == "uniform", *size)
+        total = max(float(normalizer), of_pairs.eps)
+    return DetectionFormula(of_pairs, of_box, of_class, of_distribution, total, weighting == "uniform", *size)
 
 
 def _scores(argument: str, scores: Tensor, of: str, boxes: Tensor) -> None:

@@ -5,7 +5,9 @@ where autograd frees the graph, so that a factor of 1 costs nothing, and else ou
 pass works. A half-precision gradient is rounded once, after scaling. On a CPU, where the arithmetic and not memory is
 the bound, that is faster than computing the gradient anew; on a GPU, where memory is, it moves 64 bytes per pair in
 both passes (96 with another factor than 1) and computing anew would move 112. The terms, which have four upstream
-gradients, do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes.
+gradients, do compute theirs anew, and so do matrices of all pairs, which are larger than their boxes, and the terms of
+a dense head: there it is three passes over memory of the size of the logits instead of four, gradients in half
+precision are rounded once, and nothing of that size is kept between the passes.
 
 The boxes are kept in any case: what a backward pass returns is a function of them, and where autograd makes a graph of
 it, it has to say so.
@@ -202,8 +204,12 @@ class Detection(torch.autograd.Function):
     @staticmethod
     @first_derivative
     def backward(ctx, *grad_terms):
-        bits = calls.wanted(*ctx.needs_input_grad[:2])
-        if all(each is None for each in grad_terms):
+        # Logits on which no term depends that somebody asks about are left out, whatever they hold.
+        of_classes = grad_terms[1] is not None
+        of_boxes = any(each is not None for number, each in enumerate(grad_terms) if number != 1)
+        needs_boxes, needs_classes = ctx.needs_input_grad[:2]
+        bits = calls.wanted(needs_boxes and of_boxes, needs_classes and of_classes)
+        if not bits:
             return None, None, None, None
         call = DetectionCall(*ctx.saved_tensors, ctx.numbers)
         boxes, classes = ctx.detection_loss_backward(*grad_terms, *call, bits)

@@ -6,10 +6,9 @@ from torch import Tensor
 from . import arguments, autograd, dense_reference, transforms
 from .assignment import task_aligned_assign
 from .backends import choose, device_type
-from .calls import DetectionCall
+from .calls import DetectionCall, compute_dtype
 from .dense_reference import Assignment, DetectionTerms
 from .integrations.distributed import mean_over_ranks
-from .variants import NO_PENALTY, PENALTY_NAMES
 
 
 def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor, *, backend: str | None = None) -> Tensor:
@@ -85,9 +84,11 @@ def dense_detection_loss(
       arXiv 2006.04388), divided by S; with R = 1 of the absolute error of the distances;
     - penalty: of each point whose target has an anchor object, the penalty of its box, with the gain of the boxes.
 
-    That is the loss of YOLOv8 to YOLO26 as Ultralytics has it, whose defaults these are. Boxes are decoded in float32
-    whatever the dtype of the logits. No tensor of (images, boxes, points) or of (images, points, classes) is made but
-    the gradient of the logits, nothing waits for a device, and the same input gives the same bits.
+    That is the loss of YOLOv8 to YOLO26 as Ultralytics has it, but for the factor B that it multiplies their sum by;
+    the defaults are its own, but for ``smallest_side``, which is 16 pixels there since 8.4.128, and for the one-to-one
+    head of YOLO26, whose ``topk`` is 7 and ``topk2`` 1. Boxes are decoded in float32 whatever the dtype of the logits.
+    No tensor of (images, boxes, points) or of (images, points, classes) is made but the gradient of the logits, nothing
+    waits for a device, and the same input gives the same bits.
 
     Args:
         box_logits: (B, A, 4R), as of `decode_boxes`; R from 2 on are distributions, R = 1 is a distance.
@@ -130,10 +131,9 @@ def dense_detection_loss(
     """
     arguments.dense_head(box_logits, class_logits, points, strides, truth, labels, image)
     arguments.normalizer(normalizer, "mean", box_logits)
-    of_pairs = arguments.formula(loss, penalty or PENALTY_NAMES[0], box_format, relative, penalty_weight, eps)
-    if penalty is None:
-        of_pairs = of_pairs._replace(penalty=NO_PENALTY)
-    formula = arguments.detection_formula(of_pairs, gains, normalizer, weighting, image_size)
+    formula = arguments.detection_formula(
+        loss, penalty, box_format, relative, penalty_weight, eps, gains, normalizer, weighting, image_size
+    )
     if (penalty is None) != (anchor_index is None):
         raise ValueError(
             "anchor_index: expected a tensor with a penalty and None without, "
@@ -165,7 +165,8 @@ def dense_detection_loss(
     index, score = assignment
     if average_over_ranks:
         has_target = (index >= 0) & (index < len(truth))
-        normalizer = mean_over_ranks(torch.where(has_target, score, 0).sum())
+        dtype = compute_dtype(box_logits, class_logits, truth)
+        normalizer = mean_over_ranks(torch.where(has_target, score, 0).sum(dtype=dtype))
     call = DetectionCall(
         box_logits,
         class_logits,

@@ -10,7 +10,6 @@ from .calls import Formula
 from .dense_reference import Assignment, DetectionTerms
 from .detection import dense_detection_loss
 from .functional import box_iou_loss, icr_loss
-from .variants import PENALTY_NAMES
 
 
 class _Options(nn.Module):
@@ -151,14 +150,15 @@ class DetectionLoss(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        formula = arguments.formula(
-            loss, PENALTY_NAMES[0] if penalty is None else penalty, box_format, relative, penalty_weight, eps
+        arguments.detection_formula(
+            loss, penalty, box_format, relative, penalty_weight, eps, gains, None, weighting, None
         )
-        arguments.detection_formula(formula, gains, None, weighting, None)
         arguments.assignment_rule(topk, topk2, alpha, beta, smallest_side, True, "xyxy", box_format, 0.0)
         arguments.flag("average_over_ranks", average_over_ranks)
         if backend is not None:
             named(backend)
+        if class_weight is not None:
+            arguments.weights(class_weight)
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.options: dict[str, Any] = {
             "loss": loss,

@@ -14,10 +14,11 @@ def mean_over_ranks(count: Tensor | int, device: torch.device | str | None = Non
         device: where to put a number; for NCCL the GPU.
 
     Returns:
-        A 0-dim float32 tensor. Nothing waits: the sum stays on its device. Without a process group, the count itself,
-        at least 1.
+        A 0-dim tensor, float32, or float64 for a float64 count. Nothing waits: the sum stays on its device. Without a
+        process group, the count itself, at least 1.
     """
-    total = torch.as_tensor(count, device=device).detach().to(torch.float32).reshape(()).clone()
+    total = torch.as_tensor(count, device=device).detach().reshape(())
+    total = total.to(torch.float64 if total.dtype == torch.float64 else torch.float32, copy=True)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
         total = total / dist.get_world_size()

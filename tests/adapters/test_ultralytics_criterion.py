@@ -1,5 +1,5 @@
 """The loss of dense heads in the place of Ultralytics': its losses and gradients, and the training of models with
-random weights. The truth is the installed stock criterion."""
+random weights. The truth is the installed stock criterion, with what it rounds away in its cross-entropy."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from assigner_scenes import ties_as_on_a_gpu
 from frameworks import need
-from icr_kernels.integrations.ultralytics import accelerate, enable_icr, enable_small_object_term
+from icr_kernels.integrations.ultralytics import accelerate, detection, enable_icr, enable_small_object_term
 from icr_kernels.integrations.ultralytics.assigner import AssignerInPlace
 from icr_kernels.integrations.ultralytics.detection import LossInPlace
 from icr_kernels.integrations.ultralytics.in_place import heads
@@ -164,6 +164,17 @@ def test_images_that_are_no_squares_and_change(yolo, family):
     for size in 2 * [(64, 96), (96, 64), (128, 128)]:
         found, given = outputs(model, *size), random_batch(0, 6)
         are_same(results(ours, found, given), results(stock, found, given))
+
+
+def test_of_many_sizes_few_are_kept(yolo, monkeypatch):
+    monkeypatch.setattr(detection, "MOST_GRIDS", 2)
+    stock, ours, model = both(yolo, "yolo11n")
+    kept = []
+    for size in [(64, 96), (96, 64), (128, 128), (64, 96)]:
+        found, given = outputs(model, *size), random_batch(0, 6)
+        are_same(results(ours, found, given), results(stock, found, given))
+        kept.append(len(detection._GRIDS[ours]))
+    assert kept == [1, 2, 1, 2]
 
 
 @both_kinds
@@ -413,6 +424,29 @@ def test_together_with_a_term(yolo, family, term, term_first):
         are_same(results(model.criterion, found, given), theirs if has_term else of_stock)
 
 
+def test_a_term_where_another_criterion_calls_a_head_otherwise(yolo):
+    """By its targets, say, where the stock way computes: the term is there all the same."""
+    from ultralytics.utils.loss import E2ELoss
+
+    class Other(E2ELoss):
+        def __call__(self, preds, batch):
+            preds = self.one2many.parse_output(preds)
+            many = self.one2many.get_assigned_targets_and_loss(preds["one2many"], batch)
+            one = self.one2one.get_assigned_targets_and_loss(preds["one2one"], batch)
+            return (many[1] * self.o2m + one[1] * self.o2o) * len(batch["img"]), one[2]
+
+    found, statistics = [], []
+    for enable in (TERMS["penalty"], lambda yolo: [TERMS["penalty"](yolo), accelerated(yolo)][0]):
+        model = model_of("yolo26n")
+        model.criterion = Other(model)
+        handle = begin(yolo, model, enable=enable)
+        found.append(results(model.criterion, outputs(model), batch()))
+        statistics.append(handle.statistics)
+    are_same(found[1], found[0])
+    assert statistics[0].paired > 0 and statistics[1] == pytest.approx(statistics[0], rel=ROUNDING, nan_ok=True)
+    assert found[0][1]["icr_loss"] > 0
+
+
 @both_kinds
 def test_a_term_of_nothing(yolo, family):
     """Its column is there, of batches without a box too."""
@@ -510,8 +544,9 @@ CHANGES = {
     "bce": (lambda head: setattr(head, "bce", torch.nn.Identity()), "because its bce, Identity of .*, is of another"),
     "weights of bce": (
         lambda head: setattr(head.bce, "pos_weight", torch.full((len(NAMES),), 2.0)),
-        "v8DetectionLoss of .*loss.py stays the loss, because it gives other losses on a trial scene",
+        "v8DetectionLoss of .*loss.py stays the loss, because its bce has weights of its own",
     ),
+    "a method": (lambda head: setattr(head, "loss", head.loss), "because it has methods of its own"),
     "a function": (squared, "because it gives other losses on a trial scene"),
     "no gain": (lambda head: setattr(head, "hyp", None), "because it cannot be compared .*NoneType.* has no attribute"),
     "assigner": (
@@ -538,6 +573,43 @@ def test_what_is_not_known_stays(yolo, change):
     (warning,) = [str(each.message) for each in caught if "icr_kernels" in str(each.message)]
     assert re.search(message, warning), warning
     assert [isinstance(head, LossInPlace) for head in heads(model.criterion)] == [False, True]
+
+
+def with_weights(head) -> None:
+    head.bce = torch.nn.BCEWithLogitsLoss(reduction="none", pos_weight=torch.tensor(3.0))
+
+
+def with_another_assigner(head) -> None:
+    from ultralytics.utils.tal import TaskAlignedAssigner
+
+    rule = {"topk": 5, "alpha": 0.5, "beta": 6.0, "stride": head.stride.tolist()}
+    head.assigner = TaskAlignedAssigner(num_classes=head.nc, **rule)
+
+
+def with_gains_that_are_tensors(head) -> None:
+    head.hyp = copy.copy(head.hyp)
+    head.hyp.box = torch.tensor(3.0)
+
+
+LATER = {
+    "bce": (with_weights, "because its bce has weights of its own"),
+    "class of the box loss": (lambda head: of_a_fork(head.bbox_loss), "its bbox_loss, OtherClass of .*, is of another"),
+    "assigner": (with_another_assigner, "its assigner, TaskAlignedAssigner of .*, is of another class"),
+    "gains": (with_gains_that_are_tensors, "because its hyp.box is no number"),
+}
+
+
+@pytest.mark.parametrize("change", LATER)
+def test_what_is_changed_in_mid_run_is_stock_again(yolo, change):
+    stock, ours, model = both(yolo, "yolo11n")
+    found, given = outputs(model), random_batch(0, 6)
+    make, message = LATER[change]
+    stock.bce = torch.nn.BCEWithLogitsLoss(reduction="none")
+    make(stock)
+    make(ours)
+    with pytest.warns(UserWarning, match=f"is the stock loss in this step, .*{message}"):
+        actual = results(ours, found, given)
+    are_same(actual, results(stock, found, given))
 
 
 def test_another_loss_of_boxes_stays(yolo, monkeypatch):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import icr_kernels as icr
-from detection_scenes import LOGITS, Scene, detection_loss, detection_scene, evaluated, leaves, moved
+from detection_scenes import LOGITS, WEIGHTS, Scene, detection_loss, detection_scene, evaluated, leaves, moved
 from frameworks import torchvision
 from icr_kernels import builds
 from inputs import (
@@ -430,6 +430,20 @@ def test_each_term_has_a_gradient_of_its_own(backend):
     assert all(same_bits(a, b) for a, b in zip(both, again, strict=True))
 
 
+@every_backend
+def test_a_term_leaves_logits_alone_that_it_does_not_depend_on(backend):
+    for number, name in enumerate(LOGITS):
+        scene = detection_scene(30)
+        scene[name] = torch.full_like(scene[name], math.nan)
+        scene = leaves(scene)
+        terms = detection_loss(scene, backend)
+        term = terms.classification if name == "box_logits" else terms.box
+        assert term.isfinite()
+        gradients = torch.autograd.grad(term, [scene[each] for each in LOGITS], allow_unused=True)
+        assert gradients[number] is None
+        assert gradients[1 - number].isfinite().all() and (gradients[1 - number] != 0).any()
+
+
 @pytest.mark.parametrize("name", LOGITS)
 @every_compiled_backend
 def test_only_what_is_wanted(backend, name):
@@ -437,8 +451,7 @@ def test_only_what_is_wanted(backend, name):
     expected = evaluated(scene, backend)[1 + LOGITS.index(name)]
     scene[name] = scene[name].clone().requires_grad_()
     terms = detection_loss(scene, backend)
-    weights = (1.3, 0.7, 2.0, 0.6)
-    sum(weight * term for weight, term in zip(weights, terms, strict=True)).backward()
+    sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True)).backward()
     assert same_bits(scene[name].grad, expected)
     with torch.no_grad():
         assert not any(term.requires_grad for term in detection_loss(scene, backend))
@@ -649,10 +662,24 @@ def test_the_module_is_the_function():
     assert module.double().class_weight.dtype == torch.float64
 
 
-def test_the_mean_over_ranks_is_the_sum_of_one():
-    scene = detection_scene(27)
-    one, mean = (detection_loss(scene, "cpu", average_over_ranks=each) for each in (False, True))
-    torch.testing.assert_close(torch.stack(mean), torch.stack(one))
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float16, 1e-6), (torch.float64, 1e-12)])
+def test_the_mean_over_ranks_takes_the_place_of_the_sum(monkeypatch, dtype, rtol):
+    """Of the scores of this rank in the arithmetic's dtype, which half precision would not hold."""
+    scene = detection_scene(27, dtype=torch.float64 if dtype == torch.float64 else torch.float32, size=128)
+    index, score = scene["assignment"]
+    scene["assignment"] = icr.Assignment(torch.where(index == 0, 10**6, index), (2000 * score).to(dtype))
+    of_rank = scene["assignment"].score.double()[index > 0].sum().item()
+    assert of_rank > 65504
+    one, mean = (torch.stack(detection_loss(scene, "cpu", average_over_ranks=each)) for each in (False, True))
+    torch.testing.assert_close(mean, one, rtol=rtol, atol=0)
+
+    def mean_over_ranks(total: Tensor) -> Tensor:
+        assert total.item() == pytest.approx(of_rank, rel=rtol)
+        return total / 3
+
+    monkeypatch.setattr("icr_kernels.detection.mean_over_ranks", mean_over_ranks)
+    third = torch.stack(detection_loss(scene, "cpu", average_over_ranks=True))
+    torch.testing.assert_close(third, 3 * one, rtol=1e-6, atol=0)
 
 
 # Errors
@@ -660,6 +687,11 @@ def test_the_mean_over_ranks_is_the_sum_of_one():
 GOOD = {name: value for name, value in detection_scene(0).items() if name != "anchor_index"}
 INDEX, SCORE = GOOD["assignment"]
 ERRORS: list[tuple[Scene, type[Exception], str]] = [
+    (
+        {"box_logits": GOOD["box_logits"].mT},
+        ValueError,
+        r"box_logits: expected \(B, A, 4R\) with the 84 points as A, got .*handed on as box_logits.mT",
+    ),
     (
         {"box_logits": GOOD["box_logits"][..., 1:]},
         ValueError,
@@ -705,6 +737,8 @@ ERRORS: list[tuple[Scene, type[Exception], str]] = [
         "anchor_index: expected a tensor with a penalty and None without, got None",
     ),
     ({"anchor_index": GOOD["labels"]}, ValueError, "anchor_index: expected a tensor with a penalty and None without"),
+    ({"penalty": "", "anchor_index": GOOD["labels"]}, ValueError, "penalty: expected one of containment.*, got ''"),
+    ({"class_weight": torch.ones(1, 5)}, ValueError, r"class_weight: expected one number for each class, \(C,\), got"),
     ({"penalty": "none", "anchor_index": GOOD["labels"]}, ValueError, "penalty: expected one of containment"),
     ({"loss": "l2"}, ValueError, "loss: expected one of iou"),
     ({"weighting": "score"}, ValueError, "weighting: expected one of uniform, tal, got 'score'"),
@@ -729,7 +763,16 @@ def test_errors(wrong, kind, message):
 
 @pytest.mark.parametrize(
     "options",
-    [{"loss": "l2"}, {"penalty": "none"}, {"gains": (1,)}, {"topk": 0}, {"weighting": ""}, {"backend": "tpu"}],
+    [
+        {"class_weight": torch.ones(1, 2)},
+        {"class_weight": [1.0]},
+        {"loss": "l2"},
+        {"penalty": "none"},
+        {"gains": (1,)},
+        {"topk": 0},
+        {"weighting": ""},
+        {"backend": "tpu"},
+    ],
 )
 def test_a_module_is_checked_when_it_is_made(options):
     with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))}: expected"):

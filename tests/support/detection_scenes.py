@@ -80,7 +80,7 @@ def detection_loss(scene: Scene, backend: str, dtype: torch.dtype | None = None,
 
 def leaves(scene: Scene) -> Scene:
     """With logits that want a gradient, as they lie in memory."""
-    return scene | {name: scene[name].detach().clone().requires_grad_() for name in LOGITS}
+    return scene | {name: scene[name].detach().requires_grad_() for name in LOGITS}
 
 
 # So much of each term, none alike.

@@ -95,9 +95,9 @@ class YoloCriterion(Criterion):
         # They are there during this call only: nothing that belongs to a graph stays behind.
         with ExitStack() as call:
             for head, terms in zip(heads(self.stock), of_heads, strict=True):
+                # One that calls neither of the two modules takes the terms itself.
                 if isinstance(head, LossInPlace):
                     call.enter_context(head.joined_by(terms))
-                    continue
                 watch = Watch(terms)
                 for module, hook in (
                     (head.assigner, watch.after_assigner),

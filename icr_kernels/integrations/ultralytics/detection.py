@@ -54,6 +54,13 @@ class LossInPlace(InPlace):
         finally:
             del self.terms
 
+    def _is_as_tried(self) -> bool:
+        """Whether nobody has given it another part since; then what it was made of computes, with a warning."""
+        reason = _changed(self)
+        if reason is not None:
+            warnings.warn(f"icr_kernels: {named(self)} is the stock loss in this step, because {reason}", stacklevel=3)
+        return reason is None
+
     def _losses(
         self, boxes: Tensor, scores: Tensor, maps: Sequence[Tensor], batch: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -125,6 +132,8 @@ class OfOutputs(LossInPlace):
     loss_names: Sequence[str]
 
     def loss(self, preds: dict[str, Any], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self._is_as_tried():
+            return super().loss(preds, batch)  # type: ignore[misc]
         losses, items = self._losses(preds["boxes"], preds["scores"], preds["feats"], batch)
         return losses, dict(zip(self.loss_names, items, strict=True))
 
@@ -132,10 +141,12 @@ class OfOutputs(LossInPlace):
 class OfMaps(LossInPlace):
     """Before, a map of each level."""
 
-    reg_max: int
-    nc: int
-
     def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if not self._is_as_tried():
+            return super().__call__(preds, batch)  # type: ignore[misc]
+        return self._of_maps(preds, batch)
+
+    def _of_maps(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         maps = preds[1] if isinstance(preds, tuple) else preds
         boxes, scores = torch.cat([each.flatten(2) for each in maps], 2).split((4 * self.reg_max, self.nc), 1)
         return self._losses(boxes, scores, maps, batch)
@@ -144,8 +155,8 @@ class OfMaps(LossInPlace):
 class OfMapsInSum(OfMaps):
     """In the oldest versions losses are added up."""
 
-    def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, items = super().__call__(preds, batch)
+    def _of_maps(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        losses, items = super()._of_maps(preds, batch)
         return losses.sum(), items
 
 
@@ -177,18 +188,37 @@ def replace_losses(criterion: Any) -> list[LossInPlace]:
     return [each for each in found if isinstance(each, LossInPlace)]
 
 
-def _kind(stock: Any) -> Any:
-    """What takes the place of a stock loss, or why nothing does."""
-    from ultralytics.utils import loss
+def _changed(loss: Any) -> str | None:
+    """What of a loss, as it is made or as somebody has changed it, this package does not know."""
+    from ultralytics.utils.loss import BboxLoss
 
-    base: Any = type(stock)
-    if base is not loss.v8DetectionLoss:
-        return "it is of another class"
-    for name, known in (("bbox_loss", loss.BboxLoss), ("bce", nn.BCEWithLogitsLoss)):
-        part = getattr(stock, name, None)
+    for name, known in (("bbox_loss", BboxLoss), ("bce", nn.BCEWithLogitsLoss)):
+        part = getattr(loss, name, None)
         if type(part) is not known:
             return f"its {name}, {named(part)}, is of another class"
+    if loss.bce.weight is not None or loss.bce.pos_weight is not None:
+        return "its bce has weights of its own"
+    if not isinstance(loss.assigner, AssignerInPlace):
+        return f"its assigner, {named(loss.assigner)}, is of another class"
+    for name in ("box", "cls", "dfl"):
+        if not isinstance(getattr(loss.hyp, name), (int, float)):
+            return f"its hyp.{name} is no number"
+    return None
+
+
+def _kind(stock: Any) -> Any:
+    """What takes the place of a stock loss, or why nothing does."""
+    from ultralytics.utils.loss import v8DetectionLoss
+
+    base: Any = type(stock)
+    if base is not v8DetectionLoss:
+        return "it is of another class"
+    if {"loss", "__call__", "get_assigned_targets_and_loss"} & vars(stock).keys():
+        return "it has methods of its own"
     try:
+        changed = _changed(stock)
+        if changed is not None:
+            return changed
         trial = Trial(stock)
         theirs = copy.copy(stock)
         # Copied, the assigner is the stock one again.
@@ -247,7 +277,7 @@ class Trial:
         }
 
     def results(self, loss: Any) -> Results:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(self.logits[0].device.type, enabled=False):
             boxes, scores = self.logits
             levels = torch.cat((boxes, scores), 1).split([side * side for side in self.sides], 2)
             maps = [level.unflatten(2, (side, side)) for level, side in zip(levels, self.sides, strict=True)]

@@ -30,7 +30,7 @@ struct Place {
   S x, y, stride;
 };
 
-// The distribution of a side: the probability of a bin is exp(logit - largest) / total, and the mean its distance. One
+// The distribution of a side, of limited logits: the probability of a bin is exp(logit - largest) / total, and the mean its distance. One
 // bin is the distance itself.
 template <class S>
 struct Side {
@@ -38,13 +38,13 @@ struct Side {
 };
 template <class S, class Logit>
 ICR_INLINE Side<S> side_of(int bins, const Logit& logit) {
-  Side<S> side{limited(logit(0)), S(1), S(0)};
+  Side<S> side{logit(0), S(1), S(0)};
   side.mean = side.largest;
   if (bins == 1) return side;
-  for (int bin = 1; bin < bins; ++bin) side.largest = greater(side.largest, limited(logit(bin)));
+  for (int bin = 1; bin < bins; ++bin) side.largest = greater(side.largest, logit(bin));
   S total(0), moment(0);
   for (int bin = 0; bin < bins; ++bin) {
-    const S e = exp(limited(logit(bin)) - side.largest);
+    const S e = exp(logit(bin) - side.largest);
     total = total + e;
     moment = moment + S(double(bin)) * e;
   }
@@ -140,7 +140,7 @@ ICR_INLINE PointTerms<S> point_terms(const DetectionFormula<S>& formula, int bin
     }
     const S log_total = log(side.total);
     for (int bin = 0; bin < bins; ++bin) {
-      const S information = (side.largest - limited(logit(s * bins + bin))) + log_total;
+      const S information = (side.largest - logit(s * bins + bin)) + log_total;
       terms.distribution = terms.distribution + share_of_bin(want.distance[s], bins, bin) * information;
     }
   }
@@ -158,15 +158,15 @@ ICR_INLINE void pull_back_to_logits(int bins, S stride, const Prediction<S>& pre
     const Side<S>& side = prediction.sides[s];
     const S of_distance = s < 2 ? -(of_corners[s] * stride) : of_corners[s] * stride;
     for (int bin = 0; bin < bins; ++bin) {
-      const S raw = logit(s * bins + bin);
+      const S limited_logit = logit(s * bins + bin);
       S gradient = of_distance;
       S probability(1);
       if (bins > 1) {
-        probability = exp(limited(raw) - side.largest) / side.total;
+        probability = exp(limited_logit - side.largest) / side.total;
         gradient = of_distance * probability * (S(double(bin)) - side.mean);
       }
       gradient = gradient + extra(s, bin, probability);
-      store(s * bins + bin, select(S(kCoordinateLimit) <= abs(raw), S(0), gradient));
+      store(s * bins + bin, select(S(kCoordinateLimit) <= abs(limited_logit), S(0), gradient));
     }
   }
 }

@@ -1,6 +1,10 @@
 // The CPU: instruction sets, threads, sums.
 #include "backend.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -156,8 +160,25 @@ void Cpu::matching_cost(const CostTask& task) const {
   over(task.targets, task.boxes.count, [&](int64_t begin, int64_t end) { loops(task, begin, end); });
 }
 
+namespace {
+
+// Gradients are new memory, and most of a head's memory. In pages of the usual size it takes longer to get than to fill.
+void ask_for_large_pages(const icr_kernels::MatricesOut& out, int64_t images) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t(1) << 21;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(out.data);
+  const uintptr_t last = first + images * out.batch_stride * icr::bytes_of(out.type);
+  const uintptr_t begin = (first + page - 1) / page * page, end = last / page * page;
+  // Nothing is lost where the system has none.
+  if (out.data != nullptr && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
+
 // A part is worth waking a thread for.
 void Cpu::decode(const DecodingTask& head) const {
+  ask_for_large_pages(head.grad_logits, head.images);
   torch::stable::parallel_for(0, icr::parts_of(head), 1, [&, loops = current().decode](int64_t begin, int64_t end) {
     loops(head, begin, end);
   });
@@ -178,6 +199,8 @@ void Cpu::detect(const DetectionTask& task) const {
 }
 
 void Cpu::detection_gradient(const DetectionTask& task) const {
+  ask_for_large_pages(task.head.grad_logits, task.head.images);
+  ask_for_large_pages(task.grad_class_logits, task.head.images);
   torch::stable::parallel_for(
       0, icr::parts_of(task.head), 1,
       [&, loops = current().detection_gradient](int64_t begin, int64_t end) { loops(task, begin, end); });

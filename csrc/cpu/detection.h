@@ -25,9 +25,8 @@ ICR_INLINE HeadPart head_part(const DecodingTask& head, int64_t number) {
 // Of a column `count` numbers that follow each other.
 template <class T, int N>
 ICR_INLINE Pack<T, N> load_lanes(const Column& column, int64_t first, int count) {
-  if (column.stride != 1 || count < N || column.type == type_of<T>) {
-    return load_column<T, N>(column, first, count, T(0));
-  }
+  if (column.stride != 1 || count < N) return load_column<T, N>(column, first, count, T(0));
+  if (column.type == type_of<T>) return Pack<T, N>::load(static_cast<const T*>(column.data) + first);
   T buffer[N];
   convert(column.data, column.type, first, N, buffer);
   return Pack<T, N>::load(buffer);
@@ -60,7 +59,10 @@ ICR_INLINE Place<Pack<T, N>> load_place(const DecodingTask& head, const int32_t*
   return {P::load(x), P::load(y), P::load(stride)};
 }
 
-// The logits of N points, channel by channel. Those of points that follow each other are read side by side.
+// How many bytes before their use those of the next points are asked for.
+constexpr int64_t kAhead = 512;
+
+// The logits of N points, limited, channel by channel. Those of points that follow each other are read side by side.
 template <class T, int N>
 class Logits {
  public:
@@ -71,14 +73,18 @@ class Logits {
 
   void load(int64_t image, int64_t first, int count) {
     for (int channel = 0; channel < 4 * head_.bins; ++channel) {
-      load_lanes<T, N>(channel_of(head_.logits, image, channel), first, count).store(buffer_ + channel * N);
+      const Column logits = channel_of(head_.logits, image, channel);
+      // So many channels at once are more than the processor looks ahead in by itself.
+      const int64_t ahead = (first * logits.stride) * bytes_of(logits.type) + kAhead;
+      __builtin_prefetch(static_cast<const char*>(logits.data) + ahead);
+      limited(load_lanes<T, N>(logits, first, count)).store(buffer_ + channel * N);
     }
   }
   void gather(int64_t image, const int32_t* points) {
-    for (int i = 0; i < N; ++i) {
-      const Column row = row_of(head_.logits, image, points[i]);
-      for (int channel = 0; channel < 4 * head_.bins; ++channel) {
-        buffer_[channel * N + i] = element<T>(row.data, row.type, channel * row.stride);
+    for (int channel = 0; channel < 4 * head_.bins; ++channel) {
+      const Column logits = channel_of(head_.logits, image, channel);
+      for (int i = 0; i < N; ++i) {
+        buffer_[channel * N + i] = limited(element<T>(logits.data, logits.type, points[i] * logits.stride));
       }
     }
   }
@@ -165,6 +171,9 @@ void over_classes(const DetectionTask& task, const HeadPart& part, const PartPoi
       for (int64_t first = part.begin; first < part.end; first += N) {
         const int count = part.end - first < N ? int(part.end - first) : N;
         const int64_t i = first - part.begin;
+        // Of the next class, which begins on another page.
+        const int64_t ahead = first * channel.stride + logits.column_stride;
+        __builtin_prefetch(static_cast<const char*>(channel.data) + ahead * bytes_of(channel.type));
         const P target = select(P::load(points.label + i) == of_class, P::load(points.score + i), zero);
         f(load_lanes<T, N>(channel, first, count), target, weight, count, first, label, true);
       }

@@ -60,11 +60,13 @@ __device__ icr::Place<T> load_place(const DecodingTask& head, int64_t point) {
           icr::value_or(T(1), head.strides, point)};
 }
 
-// The logits of a point, by their channels.
+// The logits of a point, limited, by their channels.
 template <class T>
 struct PointLogits {
   Column row;
-  __device__ T operator()(int channel) const { return icr::element<T>(row.data, row.type, channel * row.stride); }
+  __device__ T operator()(int channel) const {
+    return icr::limited(icr::element<T>(row.data, row.type, channel * row.stride));
+  }
 };
 
 __device__ int64_t place_of(const MatricesOut& out, int64_t image, int64_t point, int64_t channel) {

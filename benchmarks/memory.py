@@ -1,11 +1,10 @@
 """Peak memory of one call, and where a case asks for it what operators it takes, in a process of its own:
 ``python -m benchmarks.memory CASE IMPLEMENTATION THREADS``.
 
-Resident memory, because what a library takes from the system directly is memory too; the peak is that of the second
-call, after what the first one freed went back to the system.
+Resident memory, because what a library takes from the system directly is memory too; the peak is that of the last
+call, after what those before it freed went back to the system.
 """
 
-import contextlib
 import ctypes
 import gc
 import json
@@ -70,9 +69,11 @@ def peaks(case: Case, function: Function) -> dict[str, int]:
     """Beyond what was held before the call, its inputs among it; and of the process, with interpreter and torch."""
     inputs = case.inputs()
     call = case.quantities[case.quantity](function, inputs)
+    call()
     counting = Counting()
-    with counting if case.operators else contextlib.nullcontext():
-        call()
+    if case.operators:  # of a call before which all is set up
+        with counting:
+            call()
     no_gradients(inputs)  # they belong to the call
     gc.collect()
     if platform.libc_ver()[0] == "glibc":

@@ -1,7 +1,9 @@
 """How much half precision costs the gradients of a dense head's criterion: ours and Ultralytics', each beside what
 float64 makes of the same rounded outputs, assigned alike. `python -m benchmarks.rounding` prints the table."""
 
+import argparse
 import importlib
+import sys
 from typing import Any
 
 import torch
@@ -79,7 +81,8 @@ def errors(name: str, sides: tuple[float, float], dtype: torch.dtype) -> list[fl
     return [float((a.double() - b).norm() / b.norm()) for each in found for a, b in zip(each, exact, strict=True)]
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.rounding", description=__doc__).parse_args(arguments)
     lines = []
     for name in MODELS:
         for what, sides in SIDES.items():
@@ -93,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

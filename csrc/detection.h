@@ -30,8 +30,8 @@ struct Place {
   S x, y, stride;
 };
 
-// The distribution of a side, of limited logits: the probability of a bin is exp(logit - largest) / total, and the mean its distance. One
-// bin is the distance itself.
+// The distribution of a side, of limited logits: the probability of a bin is exp(logit - largest) / total, and the mean
+// its distance. One bin is the distance itself.
 template <class S>
 struct Side {
   S largest, total, mean;
@@ -91,6 +91,16 @@ template <class S>
 struct PointTerms {
   S box, distribution, penalty;
 };
+template <class S>
+ICR_INLINE PointTerms<S> operator*(const PointTerms<S>& a, const PointTerms<S>& b) {
+  return {a.box * b.box, a.distribution * b.distribution, a.penalty * b.penalty};
+}
+
+// What the terms of a point count.
+template <class S>
+ICR_INLINE PointTerms<S> weights_of(const DetectionTask& task, S score) {
+  return {score, score, task.is_uniform ? S(1) : score};
+}
 
 // The distances at which the target lies, in strides, and what an error of one counts where there are no bins.
 template <class S>
@@ -211,12 +221,17 @@ ICR_INLINE void store_terms(const DetectionTask& task, const DetectionSums& sums
   }
 }
 
-// What the gradient of a term is multiplied by.
+// What the gradient of a term is multiplied by; and those of a point's terms, beside what these count.
 template <class T>
 ICR_INLINE T factor_of_term(const DetectionTask& task, DetectionTerm term) {
   const Column& divisors = task.normalizer;
   const int64_t place = term == icr_kernels::kPenalty && task.is_uniform ? divisors.stride : 0;
   return value_or(T(0), task.upstream[term], 0) * T(task.gains[term]) / element<T>(divisors.data, divisors.type, place);
+}
+template <class S, class T = S>
+ICR_INLINE PointTerms<S> factors_of_point(const DetectionTask& task) {
+  return {S(factor_of_term<T>(task, icr_kernels::kBox)), S(factor_of_term<T>(task, icr_kernels::kDistribution)),
+          S(factor_of_term<T>(task, icr_kernels::kPenalty))};
 }
 
 }  // namespace icr

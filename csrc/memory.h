@@ -10,6 +10,7 @@ namespace icr {
 using icr_kernels::BoxSet;
 using icr_kernels::Column;
 using icr_kernels::Matrices;
+using icr_kernels::MatricesOut;
 using icr_kernels::Rows;
 using icr_kernels::RowsOut;
 using icr_kernels::Scaling;
@@ -76,6 +77,11 @@ ICR_INLINE Column row_of(const Matrices& matrices, int64_t batch, int64_t row, i
 ICR_INLINE int64_t named_row(const Column& index, int64_t i, int64_t rows) {
   const int64_t row = index.data == nullptr ? -1 : element<int64_t>(index.data, index.type, i * index.stride);
   return row >= 0 && row < rows ? row : -1;
+}
+
+// The element of a matrix that is written.
+ICR_INLINE int64_t place_of(const MatricesOut& out, int64_t batch, int64_t row, int64_t column) {
+  return batch * out.batch_stride + row * out.row_stride + column * out.column_stride;
 }
 
 // The group of a box: -1 for one that is not a group, or is not there (then every box is of group 0).

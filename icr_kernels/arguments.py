@@ -355,7 +355,7 @@ def detection_tensors(
         if CHECK_VALUES:
             _in_table("anchor_index", anchor_index, truth, "boxes of truth")
     if class_weight is not None:
-        weights(class_weight)
+        weights_of_classes(class_weight)
         if class_weight.shape != class_logits.shape[-1:]:
             raise ValueError(
                 f"class_weight: expected one for each class, {tuple(class_logits.shape[-1:])}, "
@@ -364,8 +364,8 @@ def detection_tensors(
         _device("class_weight", class_weight, device, "box_logits")
 
 
-def weights(class_weight: Tensor) -> None:
-    """Of classes, however many there are."""
+def weights_of_classes(class_weight: Tensor) -> None:
+    """However many classes there are."""
     _tensor("class_weight", class_weight, FLOAT_TYPES)
     if class_weight.dim() != 1:
         raise ValueError(f"class_weight: expected one number for each class, (C,), got {tuple(class_weight.shape)}")

@@ -87,8 +87,9 @@ def task_aligned_assign(
         RuntimeError: the backend that was asked for cannot run here.
     """
     arguments.dense(scores, boxes, points, truth, labels, image)
+    truth_format = box_format if truth_format is None else truth_format
     rule = arguments.assignment_rule(
-        topk, topk2, alpha, beta, smallest_side, from_logits, box_format, truth_format or box_format, eps
+        topk, topk2, alpha, beta, smallest_side, from_logits, box_format, truth_format, eps
     )
     chosen = choose(backend, device_type(boxes))
     call = AssignmentCall(scores, boxes, points, truth, labels, image, rule.packed())

@@ -177,12 +177,11 @@ def dense_detection_loss(call: DetectionCall, options: DetectionFormula) -> Dete
     target, has_target = gathered(table, call.index)
     assert has_target is not None
     score = torch.where(has_target, call.score, 0).to(dtype)
-    row = torch.where(has_target, call.index, 0)
 
     def of_target(column: Tensor) -> Tensor:
         """The value of each point's target, -1 for those without."""
         padded = torch.cat([column, column.new_full((1,), -1)])
-        return padded[torch.where(has_target, row, len(column))]
+        return padded[torch.where(has_target, call.index, len(column))]
 
     total = score.sum().clamp(min=1)
     if options.normalizer > 0:

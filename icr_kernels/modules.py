@@ -158,7 +158,7 @@ class DetectionLoss(nn.Module):
         if backend is not None:
             named(backend)
         if class_weight is not None:
-            arguments.weights(class_weight)
+            arguments.weights_of_classes(class_weight)
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.options: dict[str, Any] = {
             "loss": loss,

@@ -162,7 +162,8 @@ void Cpu::matching_cost(const CostTask& task) const {
 
 namespace {
 
-// Gradients are new memory, and most of a head's memory. In pages of the usual size it takes longer to get than to fill.
+// Gradients are new memory, and most of what a head needs. In pages of the usual size it takes longer to get than to
+// fill.
 void ask_for_large_pages(const icr_kernels::MatricesOut& out, int64_t images) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t(1) << 21;

@@ -1,6 +1,6 @@
 // The loops of a dense head: its boxes, its loss and the gradients of its logits, for a part of the points of an image
-// at a time. Points are in the lanes; of classes what lies side by side in memory. Compiled once per instruction set, as
-// loops.h.
+// at a time. Points are in the lanes; of classes what lies side by side in memory. Compiled once per instruction set,
+// as loops.h.
 #pragma once
 
 #include <stdlib.h>
@@ -12,7 +12,6 @@ namespace {
 namespace icr {
 
 using icr_kernels::DecodingTask;
-using icr_kernels::MatricesOut;
 
 struct HeadPart {
   int64_t image, begin, end;
@@ -125,8 +124,7 @@ void decode_parts(const DecodingTask& head, int64_t begin, int64_t end) {
       const MatricesOut& out = head.grad_logits;
       const auto none = [](int, int, P) { return P(T(0)); };
       const auto store = [&](int channel, P gradient) {
-        const int64_t at = part.image * out.batch_stride + first * out.row_stride + channel * out.column_stride;
-        store_lanes(out.data, out.type, at, out.row_stride, count, gradient);
+        store_lanes(out.data, out.type, place_of(out, part.image, first, channel), out.row_stride, count, gradient);
       };
       pull_back_to_logits(head.bins, place.stride, prediction, of_corners, logits, none, store);
     }
@@ -264,14 +262,12 @@ void sum_parts(const DetectionTask& task, int64_t begin, int64_t end, DetectionS
     sum.scores = points.scores;
     sum.terms[icr_kernels::kClassification] = sum_of_classes(task, part, points);
     over_targets(task, part, points, logits, [&](int count, const int32_t*, P score, const auto& assigned) {
-      const PointTerms<P> terms = point_terms(formula, task.head.bins, assigned, logits);
-      const P box = score * terms.box, distribution = score * terms.distribution;
-      const P penalty = task.is_uniform ? terms.penalty : score * terms.penalty;
+      const PointTerms<P> terms = weights_of(task, score) * point_terms(formula, task.head.bins, assigned, logits);
       const P pairs = select(assigned.has_anchor, P(T(1)), P(T(0)));
       for (int i = 0; i < count; ++i) {
-        sum.terms[icr_kernels::kBox] += double(box.v[i]);
-        sum.terms[icr_kernels::kDistribution] += double(distribution.v[i]);
-        sum.terms[icr_kernels::kPenalty] += double(penalty.v[i]);
+        sum.terms[icr_kernels::kBox] += double(terms.box.v[i]);
+        sum.terms[icr_kernels::kDistribution] += double(terms.distribution.v[i]);
+        sum.terms[icr_kernels::kPenalty] += double(terms.penalty.v[i]);
         sum.pairs += double(pairs.v[i]);
       }
     });
@@ -281,8 +277,7 @@ void sum_parts(const DetectionTask& task, int64_t begin, int64_t end, DetectionS
 // Zeros for a part of the points: what lies side by side at once.
 inline void clear(const MatricesOut& out, const HeadPart& part, int64_t channels) {
   const int64_t bytes = bytes_of(out.type), count = part.end - part.begin;
-  const int64_t at = part.image * out.batch_stride + part.begin * out.row_stride;
-  char* const first = static_cast<char*>(out.data) + bytes * at;
+  char* const first = static_cast<char*>(out.data) + bytes * place_of(out, part.image, part.begin, 0);
   if (out.column_stride == 1) {
     memset(first, 0, bytes * count * channels);
     return;
@@ -297,19 +292,16 @@ void gradient_parts(const DetectionTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
   const auto formula = formula_in<P, T>(task.formula);
   Logits<T, N> logits(task.head);
-  T factor[icr_kernels::kTermCount];
-  for (int term = 0; term < icr_kernels::kTermCount; ++term) {
-    factor[term] = factor_of_term<T>(task, icr_kernels::DetectionTerm(term));
-  }
+  const auto factors = factors_of_point<P, T>(task);
+  const P of_classes(factor_of_term<T>(task, icr_kernels::kClassification)), zero(T(0));
   for (int64_t number = begin; number < end; ++number) {
     const HeadPart part = head_part(task.head, number);
     const PartPoints<T, N> points(task, part);
     if (const MatricesOut& out = task.grad_class_logits; out.data != nullptr) {
-      const P of_class(factor[icr_kernels::kClassification]), zero(T(0));
       over_classes(task, part, points, [&](P logit, P target, P weight, int count, int64_t point, int64_t label,
                                            bool are_points) {
-        const P gradient = (sigmoid(logit) - target) * (weight * of_class);
-        const int64_t at = part.image * out.batch_stride + point * out.row_stride + label * out.column_stride;
+        const P gradient = (sigmoid(logit) - target) * (weight * of_classes);
+        const int64_t at = place_of(out, part.image, point, label);
         store_lanes(out.data, out.type, at, are_points ? out.row_stride : out.column_stride, count,
                     select(P(T(kCoordinateLimit)) <= abs(logit), zero, gradient));
       });
@@ -318,13 +310,10 @@ void gradient_parts(const DetectionTask& task, int64_t begin, int64_t end) {
     if (out.data == nullptr) continue;
     clear(out, part, 4 * task.head.bins);
     over_targets(task, part, points, logits, [&](int count, const int32_t* numbers, P score, const auto& assigned) {
-      const P of_penalty(factor[icr_kernels::kPenalty]);
-      const PointTerms<P> k{score * P(factor[icr_kernels::kBox]), score * P(factor[icr_kernels::kDistribution]),
-                            task.is_uniform ? of_penalty : score * of_penalty};
+      const PointTerms<P> k = weights_of(task, score) * factors;
       point_gradient(formula, task.head.bins, assigned, k, logits, [&](int channel, P gradient) {
         for (int i = 0; i < count; ++i) {
-          const int64_t at = part.image * out.batch_stride + numbers[i] * out.row_stride + channel * out.column_stride;
-          store_element(out.data, out.type, at, T(gradient.v[i]));
+          store_element(out.data, out.type, place_of(out, part.image, numbers[i], channel), T(gradient.v[i]));
         }
       });
     });

@@ -2,8 +2,6 @@
 // below the other where its neighbours have theirs side by side.
 #include "detection.h"
 
-#include <algorithm>
-
 #include "../detection.h"
 #include "rows.h"
 
@@ -11,26 +9,22 @@ namespace icr_cuda {
 namespace {
 
 using icr_kernels::Column;
-using icr_kernels::DetectionTerm;
 using icr_kernels::kTermCount;
-using icr_kernels::Matrices;
 using icr_kernels::MatricesOut;
 
-constexpr int kSumWarps = kThreads / kWarp;
-constexpr int kBlocksOfSums = 4;  // a multiprocessor
 // How many logits of classes a thread has at a time.
 constexpr int kLogitsOfThread = 16;
 
 // The sum over the threads of a block, always in the same order; thread 0 has it.
 __device__ double sum_over_block(double mine) {
-  __shared__ double of_warp[kSumWarps];
+  __shared__ double of_warp[kWarps];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int distance = kWarp / 2; distance > 0; distance /= 2) mine += __shfl_down_sync(kAllLanes, mine, distance);
   __syncthreads();  // nobody needs the sum before
   if (lane == 0) of_warp[warp] = mine;
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int w = 1; w < kSumWarps; ++w) mine += of_warp[w];
+    for (int w = 1; w < kWarps; ++w) mine += of_warp[w];
   }
   return mine;
 }
@@ -69,10 +63,6 @@ struct PointLogits {
   }
 };
 
-__device__ int64_t place_of(const MatricesOut& out, int64_t image, int64_t point, int64_t channel) {
-  return image * out.batch_stride + point * out.row_stride + channel * out.column_stride;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_constant__ DecodingTask head) {
   over_points(head, [&](int64_t image, int64_t point) {
@@ -94,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_gradient_kernel(const __gr
     icr::pull_back_to_logits(
         head.bins, place.stride, prediction, of_corners, logits, [](int, int, T) { return T(0); },
         [&](int channel, T gradient) {
-          icr::store_element(out.data, out.type, place_of(out, image, point, channel), gradient);
+          icr::store_element(out.data, out.type, icr::place_of(out, image, point, channel), gradient);
         });
   });
 }
@@ -129,10 +119,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const PointLogits<T> logits{icr::row_of(task.head.logits, image, point)};
     const auto assigned = load_assigned<T>(task, point, row);
     const T score = score_of<T>(task, image, point);
-    const auto terms = icr::point_terms(formula, task.head.bins, assigned, logits);
-    mine.terms[icr_kernels::kBox] += double(score * terms.box);
-    mine.terms[icr_kernels::kDistribution] += double(score * terms.distribution);
-    mine.terms[icr_kernels::kPenalty] += double(task.is_uniform ? terms.penalty : score * terms.penalty);
+    const auto terms = icr::weights_of(task, score) * icr::point_terms(formula, task.head.bins, assigned, logits);
+    mine.terms[icr_kernels::kBox] += double(terms.box);
+    mine.terms[icr_kernels::kDistribution] += double(terms.distribution);
+    mine.terms[icr_kernels::kPenalty] += double(terms.penalty);
     mine.scores += double(score);
     mine.pairs += assigned.has_anchor ? 1 : 0;
   });
@@ -144,11 +134,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     box_gradient_kernel(const __grid_constant__ DetectionTask task,
                         const __grid_constant__ icr::DetectionFormula<T> formula) {
   const MatricesOut& out = task.head.grad_logits;
-  T factor[kTermCount];
-  for (int term = 0; term < kTermCount; ++term) factor[term] = icr::factor_of_term<T>(task, DetectionTerm(term));
+  const auto factors = icr::factors_of_point<T>(task);
   over_points(task.head, [&](int64_t image, int64_t point) {
     const auto store = [&](int channel, T gradient) {
-      icr::store_element(out.data, out.type, place_of(out, image, point, channel), gradient);
+      icr::store_element(out.data, out.type, icr::place_of(out, image, point, channel), gradient);
     };
     const int64_t row = target_of(task, image, point);
     if (row < 0) {
@@ -156,9 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       return;
     }
     const PointLogits<T> logits{icr::row_of(task.head.logits, image, point)};
-    const T score = score_of<T>(task, image, point), of_penalty = factor[icr_kernels::kPenalty];
-    const icr::PointTerms<T> k{score * factor[icr_kernels::kBox], score * factor[icr_kernels::kDistribution],
-                               task.is_uniform ? of_penalty : score * of_penalty};
+    const auto k = icr::weights_of(task, score_of<T>(task, image, point)) * factors;
     icr::point_gradient(formula, task.head.bins, load_assigned<T>(task, point, row), k, logits, store);
   });
 }
@@ -235,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       [&](int64_t image, int64_t point, int64_t label, T logit, T target, T weight) {
         const T gradient = (icr::sigmoid(logit) - target) * (weight * factor);
         const bool is_limited = icr::abs(logit) >= T(icr::kCoordinateLimit);
-        icr::store_element(out.data, out.type, place_of(out, image, point, label), is_limited ? T(0) : gradient);
+        icr::store_element(out.data, out.type, icr::place_of(out, image, point, label), is_limited ? T(0) : gradient);
       },
       [] {});
 }
@@ -292,10 +279,8 @@ cudaError_t run_gradients(const DetectionTask& task, int multiprocessors, cudaSt
 }  // namespace
 
 DetectionBlocks blocks_of_detection(const DetectionTask& task, int multiprocessors) {
-  const auto of = [&](int64_t count) {
-    return std::min<int64_t>(ceil_divide(count, kThreads), int64_t(multiprocessors) * kBlocksOfSums);
-  };
-  return {of(task.head.images * task.head.points), of(ClassPieces(task, are_points_side_by_side(task)).count)};
+  return {blocks_of_sum(task.head.images * task.head.points, multiprocessors),
+          blocks_of_sum(ClassPieces(task, are_points_side_by_side(task)).count, multiprocessors)};
 }
 
 cudaError_t decode_points(const DecodingTask& head, int multiprocessors, cudaStream_t stream) {

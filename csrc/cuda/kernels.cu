@@ -10,9 +10,6 @@ namespace icr_cuda {
 namespace {
 
 constexpr int kTableThreads = 1024;
-constexpr int kWarps = kThreads / kWarp;
-// Enough warps to keep memory busy while others compute.
-constexpr int kBlocksPerMultiprocessor = 4;
 
 // Sums
 
@@ -296,7 +293,7 @@ cudaError_t run(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t s
 }  // namespace
 
 int64_t blocks_of_pairs(int64_t pairs, int multiprocessors) {
-  return std::min<int64_t>(ceil_divide(pairs, kThreads), int64_t(multiprocessors) * kBlocksPerMultiprocessor);
+  return blocks_of_sum(pairs, multiprocessors);
 }
 
 cudaError_t run_pairs(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {

@@ -15,6 +15,9 @@ using icr_kernels::Type;
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+// Enough warps to keep memory busy while others compute.
+constexpr int kBlocksPerMultiprocessor = 4;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct alignas(8) FourHalves {
@@ -94,6 +97,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, c
 }
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The blocks of a sum over so many: it does not change from call to call.
+inline int64_t blocks_of_sum(int64_t count, int multiprocessors) {
+  const int64_t most = int64_t(multiprocessors) * kBlocksPerMultiprocessor, all = ceil_divide(count, kThreads);
+  return all < most ? all : most;
+}
 
 // Work may be more than a grid has blocks; each then takes several pieces, one after the other.
 inline int64_t blocks_of(int64_t pieces, int multiprocessors) {

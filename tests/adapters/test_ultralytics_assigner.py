@@ -21,7 +21,7 @@ from icr_kernels.integrations.ultralytics.assigner import AssignerInPlace, repla
 from icr_kernels.integrations.ultralytics.in_place import heads
 from icr_kernels.integrations.ultralytics.start import EVENT
 from ultralytics_steps import PAIRS, batch, begin, every_yolo, network, random_batch, step
-from ultralytics_training import globals_of, logged, train
+from ultralytics_training import assert_same_losses, globals_of, logged, train
 
 need("ultralytics")
 pytestmark = pytest.mark.usefixtures("ultralytics")
@@ -302,12 +302,7 @@ def test_training(ultralytics, data, tmp_path):
     model.add_callback("on_model_save", lambda trainer: seen.append("icr_kernels" not in globals_of(trainer.last)))
     rows = logged(train(model, data, tmp_path / "ours"))
     assert seen == [True] * 6
-    for row, of_stock in zip(rows, stock, strict=True):
-        of_losses = [name for name in row if name.endswith("_loss")]
-        assert len(of_losses) == 6
-        assert [float(row[name]) for name in of_losses] == pytest.approx(
-            [float(of_stock[name]) for name in of_losses], rel=1e-4
-        )
+    assert_same_losses(rows, stock)
     model.add_callback("on_train_batch_end", lambda trainer: handle.disable())
     seen.clear()
     train(model, data, tmp_path / "ours", epochs=1)

@@ -20,7 +20,7 @@ from icr_kernels.integrations.ultralytics.detection import LossInPlace
 from icr_kernels.integrations.ultralytics.in_place import heads
 from icr_kernels.integrations.ultralytics.start import EVENT
 from ultralytics_steps import PAIRS, batch, begin, network, random_batch, step
-from ultralytics_training import NAMES, SIZE, globals_of, logged, train
+from ultralytics_training import NAMES, SIZE, assert_same_losses, globals_of, logged, train
 
 need("ultralytics")
 pytestmark = pytest.mark.usefixtures("ultralytics")
@@ -369,12 +369,7 @@ def test_training(ultralytics, data, tmp_path):
         "Task-aligned assignment of icr_kernels: topk 10",
         "Detection loss of icr_kernels: reg_max 16",
     ]
-    for row, of_stock in zip(rows, stock, strict=True):
-        of_losses = [name for name in row if name.endswith("_loss")]
-        assert len(of_losses) == 6
-        assert [float(row[name]) for name in of_losses] == pytest.approx(
-            [float(of_stock[name]) for name in of_losses], rel=1e-4
-        )
+    assert_same_losses(rows, stock)
     model.add_callback("on_train_batch_end", lambda trainer: handle.disable())
     seen.clear()
     train(model, data, tmp_path / "ours", epochs=1)

@@ -443,6 +443,7 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"smallest_side": -1.0}, ValueError, "smallest_side: expected a number of at least 0"),
     ({"from_logits": 1}, TypeError, "from_logits: expected True or False, got int"),
     ({"box_format": "yxyx"}, ValueError, "box_format: expected one of xyxy, cxcywh, xywh, got 'yxyx'"),
+    ({"truth_format": ""}, ValueError, "truth_format: expected one of xyxy, cxcywh, xywh, got ''"),
     ({"eps": math.inf}, ValueError, "eps: expected a number of at least 0"),
     ({"backend": "tpu"}, ValueError, "backend: expected one of"),
 ]

@@ -9,6 +9,7 @@ import icr_kernels as icr
 from benchmarks.assignment import STRIDES
 from dense_scenes import dense_scene
 from inputs import device_of, to_format
+from tolerances import assert_close
 
 Scene = dict[str, Any]
 
@@ -94,3 +95,15 @@ def evaluated(scene: Scene, backend: str, dtype: torch.dtype | None = None, **op
     total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
     gradients = torch.autograd.grad(total, [scene[name] for name in LOGITS])
     return [torch.stack(terms).detach(), *gradients]
+
+
+def assert_as_reference(scene: Scene, backend: str, **options: Any) -> None:
+    """Terms and gradients are those of the reference in float64, in the dtypes and layouts that they have to have."""
+    actual = evaluated(scene, backend, **options)
+    expected = evaluated(scene, "reference", torch.float64, **options)
+    for what, found, truth in zip(("terms", *LOGITS), actual, expected, strict=True):
+        assert_close(found, truth, what)
+    for name, gradient in zip(LOGITS, actual[1:], strict=True):
+        assert gradient.dtype == scene[name].dtype and gradient.stride() == scene[name].stride()
+    is_double = any(scene[name].dtype == torch.float64 for name in (*LOGITS, "truth"))
+    assert actual[0].dtype == (torch.float64 if is_double else torch.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks.torchvision_without_extension import make_importable
@@ -87,6 +88,16 @@ def logged(run: Path) -> list[dict[str, str]]:
     """A row per epoch."""
     with open(run / "results.csv") as file:
         return [{name.strip(): value.strip() for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same_losses(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    """Of training and validation, in every epoch."""
+    for row, other in zip(rows, expected, strict=True):
+        of_losses = [name for name in row if name.endswith("_loss")]
+        assert len(of_losses) == 6
+        assert [float(row[name]) for name in of_losses] == pytest.approx(
+            [float(other[name]) for name in of_losses], rel=1e-4
+        )
 
 
 def small_detr() -> dict:

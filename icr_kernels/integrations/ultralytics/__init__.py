@@ -183,7 +183,7 @@ def accelerate(model: Any, *, criterion: bool = False) -> Handle:
     stock one's but for rounding. Boxes are decoded and losses computed in float32 under autocast too, where the stock
     ones lose digits. It is compared with the stock one as well, losses and gradients. One that differs stays, and so
     does one of another class, with a box loss or a cross-entropy of another class, or whose assigner stays; a warning
-    says which and why.
+    says which and why. While another takes the place of one of these in mid-run, the loss is the stock one.
 
     It goes together with `enable_icr` and `enable_small_object_term`, in any order. As there, nothing of the model's
     weights and checkpoints changes, a resumed run needs another call, and every process of several GPUs takes part. The

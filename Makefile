@@ -4,6 +4,7 @@
 # make gpu    on a machine with an NVIDIA GPU: tests, sanitizers, measurements, and the report on them (needs no network
 #             with PYTHON); a part that fails stops no other, and each can be run again alone: make gpu PARTS="times peers"
 # make docs   set up, then: the documentation with its reference, in build/site, without network
+# make records  after a change to kernels: instructions and registers are recorded anew; what moved is for you to judge
 # make wheel  in dist/: one file with the CPU and the CUDA kernels, for this Python and every torch from 2.10 on
 #
 # They set up a virtual environment of their own in .venv. An existing one is taken as it is, with its own torch:
@@ -30,7 +31,7 @@ override PYTHON := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)
 # What the demo measures, without what would have to be compiled first.
 DEMO := "^ciou . containment, 1(00)?,000, float" "^pairwise iou, 8400 x 100," "^row maximum, 8400 x 1000,"
 
-.PHONY: demo test bench gpu docs wheel lint build clean
+.PHONY: demo test bench gpu docs records wheel lint build clean
 
 demo: build
 	$(PYTHON) -m icr_kernels info
@@ -55,6 +56,11 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(ENVIRONMENT)
 	$(PYTHON) -m mkdocs build --strict
 	@echo "written: build/site/index.html"
+
+records: build
+	$(PYTHON) tests/builds/test_instructions.py
+	$(PYTHON) tests/builds/test_cuda_build.py
+	$(PYTHON) tests/builds/test_cuda_instructions.py
 
 # It bundles no library, has the tag of the oldest system that it runs on, and uses what torch 2.10 promises to keep; but for
 # _C_autograd_*, which only the torch in its name loads.

@@ -200,7 +200,7 @@ auto make_node() {
 // Arguments
 
 struct Names {
-  PyObject *losses, *penalties, *box_formats, *reductions;  // names -> numbers
+  PyObject *losses, *penalties, *box_formats, *reductions;  // names -> numbers; of penalties with their clamp
 };
 Names names{};
 
@@ -214,7 +214,7 @@ std::vector<Backend> backends;
 
 struct Arguments {
   at::Tensor boxes[kBoxes], index, weight, mask, normalizer;
-  Formula<double> formula;
+  FullFormula<double> formula{};
   double scale = 1;
   int64_t reduction;
   const Direct* direct;
@@ -234,6 +234,15 @@ bool read_place(PyObject* known, PyObject* name, int& place) {
   if (found == nullptr) return false;
   place = int(PyLong_AsLong(found));
   return place >= 0;
+}
+
+bool read_penalty(PyObject* name, int& place, double& clamp) {
+  if (!PyUnicode_CheckExact(name)) return false;
+  PyObject* const found = PyDict_GetItem(names.penalties, name);
+  if (found == nullptr) return false;
+  place = int(PyLong_AsLong(PyTuple_GET_ITEM(found, 0)));
+  clamp = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(found, 1));
+  return true;
 }
 
 bool read_number(PyObject* value, double least, double& number) {
@@ -303,10 +312,10 @@ bool read(PyObject* const* given, Py_ssize_t count, Arguments& a) {
   }
   if (a.mask.defined() && (a.mask.scalar_type() != at::kBool || !is_per_pair(a.mask, pred))) return false;
 
-  Formula<double>& formula = a.formula;
+  FullFormula<double>& formula = a.formula;
   int reduction;
   if (!read_place(names.losses, given[kOfLoss], formula.loss) ||
-      !read_place(names.penalties, given[kOfPenalty], formula.penalty) ||
+      !read_penalty(given[kOfPenalty], formula.penalty, formula.numbers[kClamp]) ||
       !read_place(names.box_formats, given[kOfBoxFormat], formula.box_format) ||
       !read_place(names.reductions, given[kOfReduction], reduction) || !PyBool_Check(given[kOfRelative]) ||
       !read_number(given[kOfPenaltyWeight], -double(FLT_MAX), formula.numbers[kPenaltyWeight]) ||
@@ -340,7 +349,7 @@ LossResult run(const Arguments& a, int64_t wanted, bool in_box_dtype) {
   pybind11::gil_scoped_release no_gil;
   return a.direct->loss({stable(a.boxes[0]), stable(a.boxes[1]), stable_or_none(a.boxes[2]), std::nullopt,
                          stable_or_none(a.index), stable_or_none(a.weight), stable_or_none(a.mask),
-                         stable_or_none(a.normalizer), a.scale, a.reduction, a.formula, wanted, in_box_dtype});
+                         std::nullopt, std::nullopt, stable_or_none(a.normalizer), a.scale, a.reduction, a.formula, wanted, in_box_dtype});
 }
 
 // icr_loss(pred, target, anchor_objects, anchor_index, weight, mask, normalizer, reduction, loss, penalty, box_format,

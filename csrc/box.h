@@ -2,6 +2,7 @@
 #pragma once
 
 #include "number.h"
+#include "task.h"
 
 namespace {
 namespace icr {
@@ -25,6 +26,11 @@ struct Box {
   X2 x2;
   Y2 y2;
 };
+
+template <class X1, class Y1, class X2, class Y2>
+ICR_INLINE Box<X1, Y1, X2, Y2> box_with(const X1& x1, const Y1& y1, const X2& x2, const Y2& y2) {
+  return {x1, y1, x2, y2};
+}
 
 // Coordinates that are corners.
 template <class S>
@@ -143,6 +149,9 @@ struct Overlay {
   ICR_INLINE auto enclosing_width() const { return edges_x2().high - edges_x1().low; }
   ICR_INLINE auto enclosing_height() const { return edges_y2().high - edges_y1().low; }
 
+  ICR_INLINE auto center_distance2() const { return square(center_dx()) + square(center_dy()); }
+  ICR_INLINE auto enclosing_diagonal2() const { return square(enclosing_width()) + square(enclosing_height()); }
+
   ICR_INLINE auto iou() const { return ratio(intersection(), union_(), eps); }
   // |P intersected with Q| / |P|
   ICR_INLINE auto containment() const { return ratio(intersection(), area(p), eps); }
@@ -156,9 +165,64 @@ ICR_INLINE Overlay<P, Q, S> overlay(const P& p, const Q& q, S eps) {
   return {p, q, eps};
 }
 
+// How far p and q reach from a corner: the same boxes, in numbers that are as small as they are.
+template <class B, class S>
+ICR_INLINE auto seen_from(const B& box, S x, S y) {
+  return box_with(box.x1 - x, box.y1 - y, box.x2 - x, box.y2 - y);
+}
+
 // A list of losses or penalties; a variant's number is its place.
 template <class...>
 struct List {};
+template <class... A, class... B>
+List<A..., B...> joined(List<A...>, List<B...>);
+template <class... Variants>
+ICR_INLINE constexpr int count_of(List<Variants...>) {
+  return int(sizeof...(Variants));
+}
+template <class... Variants>
+ICR_INLINE constexpr auto places_of(List<Variants...>) {
+  return std::make_integer_sequence<int, sizeof...(Variants)>{};
+}
+template <class A, class B>
+using Joined = decltype(joined(A{}, B{}));
+
+// A loss or penalty with parameters has their names, as icr_kernels/variants.py has them, and takes their numbers in
+// that order, in the unit of the boxes: a length has the power 1, an area 2.
+struct Parameter {
+  const char* name;
+  int power = 0;
+};
+template <class Variant, class = void>
+constexpr int parameter_count = 0;
+template <class Variant>
+constexpr int parameter_count<Variant, std::void_t<decltype(Variant::parameters)>> =
+    int(sizeof(Variant::parameters) / sizeof(Parameter));
+
+// The numbers of a variant with parameters; one without has eps alone.
+template <class S>
+struct Numbers {
+  S eps;
+  S parameters[icr_kernels::kMostParameters];
+};
+template <class Variant, class S>
+ICR_INLINE auto own_numbers(Variant, const Numbers<S>& n) {
+  if constexpr (parameter_count<Variant> > 0) {
+    return n;
+  } else {
+    return n.eps;
+  }
+}
+
+// A variant's value over p and q, with its own numbers.
+template <class Variant, class P, class Q, class S>
+ICR_INLINE auto value_at(Variant, const P& p, const Q& q, S eps) {
+  return Variant::value(p, q, eps);
+}
+template <class Variant, class P, class Q, class S>
+ICR_INLINE auto value_at(Variant, const P& p, const Q& q, const Numbers<S>& n) {
+  return Variant::value(p, q, n.eps, n.parameters);
+}
 
 }  // namespace icr
 }  // namespace

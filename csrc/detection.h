@@ -107,8 +107,8 @@ template <class S>
 struct Wanted {
   S distance[4], weight[4];
 };
-template <class S>
-ICR_INLINE Wanted<S> wanted(const DetectionFormula<S>& formula, const Place<S>& at, const Box<S>& target) {
+template <class F, class S>
+ICR_INLINE Wanted<S> wanted(const DetectionFormula<S, F>& formula, const Place<S>& at, const Box<S>& target) {
   const S along_x = formula.has_size ? at.stride / formula.width : S(1);
   const S along_y = formula.has_size ? at.stride / formula.height : S(1);
   return {{(at.x - target.x1) / at.stride, (at.y - target.y1) / at.stride, (target.x2 - at.x) / at.stride,
@@ -116,21 +116,29 @@ ICR_INLINE Wanted<S> wanted(const DetectionFormula<S>& formula, const Place<S>& 
           {along_x, along_y, along_x, along_y}};
 }
 
-template <class S, class M>
-ICR_INLINE Boxes<S> boxes_of(const DetectionFormula<S>& formula, const S (&pred)[4], const Assigned<S, M>& point) {
+template <class F, class S, class M>
+ICR_INLINE Boxes<S> boxes_of(const DetectionFormula<S, F>& formula, const S (&pred)[4], const Assigned<S, M>& point) {
   const auto format = BoxFormat(formula.pair.box_format);
   return {corners(pred, kXYXY), corners(point.target, format), corners(point.anchor, format)};
 }
 
-// The formula of a task in the numbers of a kernel.
-template <class S, class T = S>
-ICR_INLINE DetectionFormula<S> formula_in(const DetectionFormula<double>& formula) {
-  return {formula_in<S, T>(formula.pair), S(T(formula.height)), S(T(formula.width)), formula.has_size};
+// The formula of a task in the numbers of a kernel, with boxes by F.
+template <class F, class T, class S>
+ICR_INLINE DetectionFormula<S, F> detection_formula_in(const DetectionTask& task) {
+  DetectionFormula<S, F> formula{formula_in<F, T>(task.formula.pair), S(T(task.formula.height)),
+                                 S(T(task.formula.width)), task.formula.has_size};
+  return formula;
+}
+
+// What only memory knows of it.
+template <class T, class S, class F>
+ICR_INLINE void read_mean(const DetectionTask& task, DetectionFormula<S, F>& formula) {
+  if constexpr (is_full<F>) formula.pair.wise_mean = S(value_or(T(1), task.wise_mean, 0));
 }
 
 // The terms of a point that has a target, without score and gains.
-template <class S, class M, class Logit>
-ICR_INLINE PointTerms<S> point_terms(const DetectionFormula<S>& formula, int bins, const Assigned<S, M>& point,
+template <class F, class S, class M, class Logit>
+ICR_INLINE PointTerms<S> point_terms(const DetectionFormula<S, F>& formula, int bins, const Assigned<S, M>& point,
                                      const Logit& logit) {
   const Prediction<S> prediction = predicted<S>(bins, point.at, logit);
   const Boxes<S> boxes = boxes_of(formula, prediction.corners, point);
@@ -182,8 +190,8 @@ ICR_INLINE void pull_back_to_logits(int bins, S stride, const Prediction<S>& pre
 }
 
 // The gradient of the sum of a point's terms, each times its coefficient.
-template <class S, class M, class Logit, class Store>
-ICR_INLINE void point_gradient(const DetectionFormula<S>& formula, int bins, const Assigned<S, M>& point,
+template <class F, class S, class M, class Logit, class Store>
+ICR_INLINE void point_gradient(const DetectionFormula<S, F>& formula, int bins, const Assigned<S, M>& point,
                                const PointTerms<S>& k, const Logit& logit, Store store) {
   const Prediction<S> prediction = predicted<S>(bins, point.at, logit);
   const Boxes<S> boxes = boxes_of(formula, prediction.corners, point);

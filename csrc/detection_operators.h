@@ -59,13 +59,14 @@ inline DetectionTask detection_task(Inputs& inputs, const Tensor& box_logits, co
                                     const Tensor& points, const Tensor& strides, const Tensor& truth,
                                     const Tensor& labels, const Tensor& index, const Tensor& score,
                                     const OptionalTensor& anchor_index, const OptionalTensor& class_weight,
-                                    const OptionalTensor& normalizer, const Numbers& numbers) {
-  constexpr size_t of_pairs = 4 + kNumberCount;
-  check_count(numbers, of_pairs + 7);
-  const auto number = numbers.begin() + of_pairs;
+                                    const OptionalTensor& wise_mean, const OptionalTensor& normalizer,
+                                    const Numbers& numbers) {
+  constexpr size_t own = 7;
+  STD_TORCH_CHECK(numbers.size() > own, "icr_kernels: expected more than ", own, " numbers, got ", numbers.size());
+  const auto number = numbers.begin();
   DetectionTask task;
   task.head = decoding_task(inputs, box_logits, points, strides, any_double(box_logits, class_logits, truth));
-  task.formula = {formula_of({numbers.begin(), number}), number[5], number[6], number[6] > 0};
+  task.formula = {formula_of({number + own, numbers.end()}), number[5], number[6], number[6] > 0};
   if (!anchor_index.has_value()) task.formula.pair.penalty = -1;
   task.gains[kBox] = task.gains[kPenalty] = number[0];
   task.gains[kClassification] = number[1];
@@ -83,6 +84,7 @@ inline DetectionTask detection_task(Inputs& inputs, const Tensor& box_logits, co
   task.score = inputs.column(score);
   task.anchor_index = inputs.column(anchor_index);
   task.class_weight = inputs.column(class_weight);
+  task.wise_mean = inputs.column(wise_mean);
   task.normalizer = inputs.column(normalizer);
   return task;
 }
@@ -90,12 +92,12 @@ inline DetectionTask detection_task(Inputs& inputs, const Tensor& box_logits, co
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> detection_loss(
     Tensor box_logits, Tensor class_logits, Tensor points, Tensor strides, Tensor truth, Tensor labels, Tensor index,
-    Tensor score, OptionalTensor anchor_index, OptionalTensor class_weight, OptionalTensor normalizer,
-    Numbers numbers) {
+    Tensor score, OptionalTensor anchor_index, OptionalTensor class_weight, OptionalTensor wise_mean,
+    OptionalTensor normalizer, Numbers numbers) {
   const Backend backend(box_logits);
-  Inputs inputs(11);
+  Inputs inputs(12);
   DetectionTask task = detection_task(inputs, box_logits, class_logits, points, strides, truth, labels, index, score,
-                                      anchor_index, class_weight, normalizer, numbers);
+                                      anchor_index, class_weight, wise_mean, normalizer, numbers);
   const auto result = [&](const std::vector<int64_t>& shape, void*& out) {
     const Tensor values = empty(box_logits, shape, scalar_type(task.head.in_double));
     out = values.data_ptr();
@@ -113,13 +115,13 @@ std::tuple<Tensor, Tensor> detection_loss_backward(
     OptionalTensor grad_box, OptionalTensor grad_classification, OptionalTensor grad_distribution,
     OptionalTensor grad_penalty, Tensor box_logits, Tensor class_logits, Tensor points, Tensor strides, Tensor truth,
     Tensor labels, Tensor index, Tensor score, OptionalTensor anchor_index, OptionalTensor class_weight,
-    OptionalTensor normalizer, Numbers numbers, int64_t wanted) {
+    OptionalTensor wise_mean, OptionalTensor normalizer, Numbers numbers, int64_t wanted) {
   const Backend backend(box_logits);
-  Inputs inputs(15);
+  Inputs inputs(16);
   STD_TORCH_CHECK(normalizer.has_value() && normalizer->numel() == 2,
                   "icr_kernels: normalizer: expected the two numbers that the terms were divided by");
   DetectionTask task = detection_task(inputs, box_logits, class_logits, points, strides, truth, labels, index, score,
-                                      anchor_index, class_weight, normalizer, numbers);
+                                      anchor_index, class_weight, wise_mean, normalizer, numbers);
   task.upstream[kBox] = inputs.column(grad_box);
   task.upstream[kClassification] = inputs.column(grad_classification);
   task.upstream[kDistribution] = inputs.column(grad_distribution);

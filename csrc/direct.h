@@ -22,10 +22,10 @@ enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
 struct LossCall {
   Tensor pred, target;
-  OptionalTensor anchor_objects, target_index, anchor_index, weight, mask, normalizer;
+  OptionalTensor anchor_objects, target_index, anchor_index, weight, mask, pixels, wise_mean, normalizer;
   double scale;
   int64_t reduction;
-  Formula<double> formula;
+  FullFormula<double> formula;
   int64_t wanted;
   bool in_box_dtype;
 };

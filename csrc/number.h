@@ -12,10 +12,16 @@
 #define ICR_INLINE __host__ __device__ __forceinline__
 #define ICR_INLINE_LAMBDA
 #define ICR_UNROLL _Pragma("unroll")
+#define ICR_APART __host__ __device__ __forceinline__
 #else
 #define ICR_INLINE inline __attribute__((always_inline))
 #define ICR_INLINE_LAMBDA __attribute__((always_inline))
 #define ICR_UNROLL
+#if defined(__clang__)
+#define ICR_APART __attribute__((noinline))
+#else
+#define ICR_APART __attribute__((noipa))
+#endif
 #endif
 
 // Every translation unit gets its own copy: one compiler's, or one instruction set's, must not stand in for another's.
@@ -50,6 +56,8 @@ ICR_INLINE float exp(float x) { return ::expf(x); }
 ICR_INLINE double exp(double x) { return ::exp(x); }
 ICR_INLINE float log(float x) { return ::logf(x); }
 ICR_INLINE double log(double x) { return ::log(x); }
+ICR_INLINE float square_root(float x) { return ::sqrtf(x); }
+ICR_INLINE double square_root(double x) { return ::sqrt(x); }
 ICR_INLINE float log1p(float x) { return ::log1pf(x); }
 ICR_INLINE double log1p(double x) { return ::log1p(x); }
 // The angle of the point (x, y) of the first quadrant, where a side of -0 is a side of 0.
@@ -316,6 +324,31 @@ template <class X>
 ICR_INLINE auto logarithm(const X& x) {
   const auto v = value_of(x);
   return chain(log(v), reciprocal(v), x);
+}
+
+// The square root, with the derivative 0 at 0.
+template <class X>
+ICR_INLINE auto root(const X& x) {
+  const auto v = value_of(x);
+  using S = decltype(value_of(x));
+  const S r = square_root(v);
+  return chain(r, select(v <= S(0), S(0), S(0.5) * reciprocal(select(v <= S(0), S(1), r))), x);
+}
+
+// x^exponent of a number from 0 on, with the derivative 0 at 0.
+template <class X, class S>
+ICR_INLINE auto power(const X& x, S exponent) {
+  const S v = value_of(x);
+  const auto is_zero = v <= S(1e-37);
+  const S base = select(is_zero, S(1), v), y = exp(exponent * log(base));
+  return chain(select(is_zero, S(0), y), select(is_zero, S(0), exponent * y * reciprocal(base)), x);
+}
+
+// x within [-most, most]; nothing flows from beyond. NaN stays NaN.
+template <class X, class S>
+ICR_INLINE auto bounded(const X& x, S most) {
+  const S v = value_of(x);
+  return chain(lesser(most, greater(-most, v)), select(most < abs(v), S(0), S(1)), x);
 }
 
 // atan(y/x) in the first quadrant, with the denominator of its derivative guarded.

@@ -157,18 +157,23 @@ inline void check_count(const Numbers& numbers, size_t count) {
                   numbers.size());
 }
 
-inline Formula<double> formula_of(const Numbers& numbers) {
-  constexpr size_t choices = 4;  // loss, penalty, format, relative
-  check_count(numbers, choices + kNumberCount);
-  Formula<double> formula{int(numbers[0]), int(numbers[1]), numbers[3] != 0, {}, int(numbers[2])};
-  std::copy(numbers.begin() + choices, numbers.end(), formula.numbers);
+// Where a common loss is not modified, its own numbers are left out.
+inline FullFormula<double> formula_of(const Numbers& numbers) {
+  constexpr size_t choices = 5;  // loss, penalty, format, relative, modifiers
+  check_count(numbers, choices + kNumberCount + (numbers.size() > choices + kNumberCount ? kLossNumberCount : 0));
+  FullFormula<double> formula{{int(numbers[0]), int(numbers[1]), numbers[3] != 0, {}, int(numbers[2])},
+                              int(numbers[4]), {}, 1, 1};
+  const auto of_loss = numbers.begin() + choices + kNumberCount;
+  std::copy(numbers.begin() + choices, of_loss, formula.numbers);
+  std::copy(of_loss, numbers.end(), formula.of_loss);
   return formula;
 }
 
 // The part of a task that the loss and the terms share.
 inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, const OptionalTensor& anchor_objects,
                       const OptionalTensor& target_index, const OptionalTensor& anchor_index,
-                      const OptionalTensor& mask, const Formula<double>& formula) {
+                      const OptionalTensor& mask, const OptionalTensor& pixels, const OptionalTensor& wise_mean,
+                      const FullFormula<double>& formula) {
   Task task;
   task.formula = formula;
   if (!anchor_objects.has_value()) task.formula.penalty = -1;
@@ -178,6 +183,8 @@ inline Task make_task(Inputs& inputs, const Tensor& pred, const Tensor& target, 
   task.target = inputs.rows(target, target_index);
   if (anchor_objects.has_value()) task.anchor_objects = inputs.rows(*anchor_objects, anchor_index);
   task.mask = inputs.column(mask);
+  task.pixels = inputs.column(pixels);
+  task.wise_mean = inputs.column(wise_mean);
   return task;
 }
 
@@ -185,9 +192,9 @@ template <class Backend>
 LossResult loss_of(const LossCall& call) {
   const Tensor& pred = call.pred;
   const Backend backend(pred);
-  Inputs inputs(8);
+  Inputs inputs(10);
   Task task = make_task(inputs, pred, call.target, call.anchor_objects, call.target_index, call.anchor_index,
-                        call.mask, call.formula);
+                        call.mask, call.pixels, call.wise_mean, call.formula);
   task.weight = inputs.column(call.weight);
   task.normalizer = inputs.column(call.normalizer);
   task.scale = call.scale;
@@ -214,11 +221,12 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor pred, Tensor target, OptionalTensor anchor_objects,
                                                         OptionalTensor target_index, OptionalTensor anchor_index,
                                                         OptionalTensor weight, OptionalTensor mask,
+                                                        OptionalTensor pixels, OptionalTensor wise_mean,
                                                         OptionalTensor normalizer, double scale, int64_t reduction,
                                                         Numbers numbers, int64_t wanted, bool in_box_dtype) {
   const LossResult found =
-      loss_of<Backend>({pred, target, anchor_objects, target_index, anchor_index, weight, mask, normalizer, scale,
-                        reduction, formula_of(numbers), wanted, in_box_dtype});
+      loss_of<Backend>({pred, target, anchor_objects, target_index, anchor_index, weight, mask, pixels, wise_mean,
+                        normalizer, scale, reduction, formula_of(numbers), wanted, in_box_dtype});
   const ScalarType dtype = found.value.scalar_type();
   return {found.value, or_nothing(found.pending, pred, dtype), or_nothing(found.grad_pred, pred, dtype),
           or_nothing(found.grad_target, pred, dtype), or_nothing(found.grad_anchor_objects, pred, dtype)};
@@ -276,11 +284,12 @@ constexpr Direct direct{&loss_of<Backend>, &scaled_of<Backend>};
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> terms(Tensor pred, Tensor target, OptionalTensor anchor_objects,
                                                  OptionalTensor target_index, OptionalTensor anchor_index,
-                                                 OptionalTensor mask, Numbers numbers) {
+                                                 OptionalTensor mask, OptionalTensor pixels,
+                                                 OptionalTensor wise_mean, Numbers numbers) {
   const Backend backend(pred);
-  Inputs inputs(6);
-  Task task =
-      make_task(inputs, pred, target, anchor_objects, target_index, anchor_index, mask, formula_of(numbers));
+  Inputs inputs(8);
+  Task task = make_task(inputs, pred, target, anchor_objects, target_index, anchor_index, mask, pixels, wise_mean,
+                        formula_of(numbers));
   task.terms = true;
   const ScalarType dtype = task.in_double ? ScalarType::Double : ScalarType::Float;
   const auto term = [&](void*& out) {
@@ -298,12 +307,13 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> terms_backward(Tensor grad_loss, Tensor grad_iou, Tensor grad_containment,
                                                   Tensor grad_penalty, Tensor pred, Tensor target,
                                                   OptionalTensor anchor_objects, OptionalTensor target_index,
-                                                  OptionalTensor anchor_index, OptionalTensor mask, Numbers numbers,
+                                                  OptionalTensor anchor_index, OptionalTensor mask,
+                                                  OptionalTensor pixels, OptionalTensor wise_mean, Numbers numbers,
                                                   int64_t wanted) {
   const Backend backend(pred);
-  Inputs inputs(10);
-  Task task =
-      make_task(inputs, pred, target, anchor_objects, target_index, anchor_index, mask, formula_of(numbers));
+  Inputs inputs(12);
+  Task task = make_task(inputs, pred, target, anchor_objects, target_index, anchor_index, mask, pixels, wise_mean,
+                        formula_of(numbers));
   task.terms = true;
   task.grad_loss = inputs.column(grad_loss);
   task.grad_iou = inputs.column(grad_iou);

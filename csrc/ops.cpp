@@ -27,15 +27,26 @@ constexpr const char* kCompiler = "GCC ";
 
 using Coordinates = std::array<double, 4>;
 
+// The name of a variant, and those of its parameters with the power of the boxes' unit.
+using Described = std::pair<std::string, std::vector<std::pair<std::string, int>>>;
+
+template <class Variant>
+Described described() {
+  Described result{Variant::name, {}};
+  if constexpr (icr::parameter_count<Variant> > 0) {
+    for (const icr::Parameter& each : Variant::parameters) result.second.emplace_back(each.name, each.power);
+  }
+  return result;
+}
 template <class... Variants>
-std::vector<std::string> names(icr::List<Variants...>) {
-  return {Variants::name...};
+std::vector<Described> described(icr::List<Variants...>) {
+  return {described<Variants>()...};
 }
 
 // Value of one pair of boxes in double, and its gradient with respect to prediction, target and anchor object.
 std::pair<double, std::vector<double>> pair(const icr_kernels::Numbers& numbers, const Coordinates& pred,
                                             const Coordinates& target, const std::optional<Coordinates>& anchor) {
-  auto formula = icr_kernels::formula_of(numbers);
+  auto formula = icr::formula_in<icr::FullFormula<double>, double>(icr_kernels::formula_of(numbers));
   if (!anchor) formula.penalty = -1;
   const auto format = icr::BoxFormat(formula.box_format);
   double p[4], g[4], a[4] = {};
@@ -60,9 +71,10 @@ std::pair<double, std::vector<double>> pair(const icr_kernels::Numbers& numbers,
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
   m.attr("direct") = py::capsule(&icr_kernels::direct<icr_cpu::Cpu>, icr_kernels::Direct::kName);
-  m.def("losses", [] { return names(icr::Losses{}); }, "Names of the compiled losses, in the order of their numbers.");
-  m.def("penalties", [] { return names(icr::Penalties{}); },
-        "Names of the compiled penalties, in the order of their numbers.");
+  m.def("losses", [] { return described(icr::Losses{}); },
+        "Names of the compiled losses and of their parameters, in the order of their numbers.");
+  m.def("penalties", [] { return described(icr::Penalties{}); },
+        "Names of the compiled penalties and of their parameters, in the order of their numbers.");
   m.def("instruction_sets", &icr_cpu::compiled_instruction_sets, "Instruction sets that this build has loops for.");
   m.def("usable_instruction_sets", &icr_cpu::usable_instruction_sets, "Those that this processor can run.");
   m.def("instruction_set", &icr_cpu::instruction_set, "The one in use.");

@@ -36,8 +36,10 @@ inline int64_t batches_of(const Tensor& boxes) {
 inline ScalarType scalar_type(bool in_double) { return in_double ? ScalarType::Double : ScalarType::Float; }
 
 inline PairFunction<double> pair_function_of(const Numbers& numbers) {
-  check_count(numbers, 3);
-  return {int(numbers[0]), int(numbers[1]), numbers[2]};
+  check_count(numbers, 3 + kMostParameters);
+  PairFunction<double> function{int(numbers[0]), int(numbers[1]), numbers[2], {}};
+  std::copy(numbers.begin() + 3, numbers.end(), function.parameters);
+  return function;
 }
 
 inline Cost<double> cost_of(const Numbers& numbers, bool is_focal) {

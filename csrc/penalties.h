@@ -18,17 +18,19 @@ struct Containment {
 
 struct Inverse {
   static constexpr const char* name = "inverse";
+  static constexpr Parameter parameters[] = {{"clamp"}};
   template <class P, class A, class S>
-  ICR_INLINE static auto value(const P& p, const A& a, S eps) {
-    return ratio(S(1), overlay(p, a, eps).containment(), S(0.1)) - S(1);
+  ICR_INLINE static auto value(const P& p, const A& a, S eps, const S* n) {
+    return ratio(S(1), overlay(p, a, eps).containment(), n[0]) - S(1);
   }
 };
 
 struct Log {
   static constexpr const char* name = "log";
+  static constexpr Parameter parameters[] = {{"clamp"}};
   template <class P, class A, class S>
-  ICR_INLINE static auto value(const P& p, const A& a, S eps) {
-    return -logarithm(guard(overlay(p, a, eps).containment(), S(0.01)));
+  ICR_INLINE static auto value(const P& p, const A& a, S eps, const S* n) {
+    return -logarithm(guard(overlay(p, a, eps).containment(), n[0]));
   }
 };
 

@@ -37,8 +37,11 @@ struct RowsOut {
   Type type = Type::kFloat;
 };
 
+// The most parameters of a loss or penalty.
+constexpr int kMostParameters = 4;
+
 // The numbers of a formula, in the order in which icr_kernels/calls.py packs them.
-enum Number { kPenaltyWeight, kEps, kNumberCount };
+enum Number { kPenaltyWeight, kEps, kClamp, kNumberCount };
 
 // What is computed of each pair, in numbers of S. Loss, penalty and format are places in the lists of
 // icr_kernels/variants.py.
@@ -51,12 +54,33 @@ struct Formula {
   int box_format;
 };
 
+// Bits of what modifies a loss, and the numbers of losses that have parameters or are modified.
+enum Modifier { kInner = 1, kFocaler = 2, kWise2 = 4, kWise3 = 8 };
+enum LossNumber {
+  kInnerRatio = kMostParameters,  // after the parameters
+  kFocalerLow,
+  kFocalerHigh,
+  kWiseA,
+  kWiseB,
+  kLossNumberCount
+};
+
+// The formula with such a loss.
+template <class S>
+struct FullFormula : Formula<S> {
+  int modifiers;
+  S of_loss[kLossNumberCount];
+  S per_pixel;  // how much of the boxes' unit a pixel is
+  S wise_mean;
+};
+
 // Which function of a pair of boxes (pair_functions.h).
 template <class S>
 struct PairFunction {
   int kind;
   int box_format;
   S eps;
+  S parameters[kMostParameters];
 };
 
 // What a matching cost is made of (matching_cost.h).
@@ -75,7 +99,8 @@ struct Task {
   Rows pred, target, anchor_objects;  // anchor_objects.data == nullptr: no anchor objects; only pred has no index
   Column weight, mask;                // data == nullptr: none
 
-  Formula<double> formula;
+  FullFormula<double> formula;
+  Column pixels, wise_mean;  // a unit of the boxes has so many; data == nullptr: 1
 
   // Of every gradient, and of losses written one per pair. Where there is a normalizer, a 0-dim value that only a
   // kernel can read, it also divides by max(normalizer, eps).
@@ -202,10 +227,10 @@ struct AssignmentTask {
   float* score = nullptr;
 };
 
-// What the loss of a dense head is made of, in numbers of S (detection.h).
-template <class S>
+// What the loss of a dense head is made of (detection.h), in numbers of S; F is the formula of its boxes.
+template <class S, class F>
 struct DetectionFormula {
-  Formula<S> pair;
+  F pair;
   S height, width;  // of the image, which distances without bins are divided by
   bool has_size;    // or else by their stride
 };
@@ -231,7 +256,8 @@ enum DetectionTerm { kBox, kClassification, kDistribution, kPenalty, kTermCount 
 // The loss of a dense head whose points are assigned to the truth.
 struct DetectionTask {
   DecodingTask head;
-  DetectionFormula<double> formula;
+  DetectionFormula<double, FullFormula<double>> formula;
+  Column wise_mean;
   double gains[kTermCount];
   double given_normalizer = 0;  // 0: the sum of the scores, at least 1; or the tensor
   bool is_uniform = false;      // every penalty alike, and not by the score of its point

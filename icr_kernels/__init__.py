@@ -10,6 +10,7 @@ from .modules import BoxIoULoss, DetectionLoss, ICRLoss
 from .pairwise import pairwise_iou, pairwise_max, pairwise_topk
 from .reference import ICRTerms, Selection
 from .relations import Relations
+from .specifications import BoxLoss, Penalty
 
 __version__ = "0.1.0"
 
@@ -17,11 +18,13 @@ __all__ = [
     "AnchorMatch",
     "Assignment",
     "BoxIoULoss",
+    "BoxLoss",
     "DetectionLoss",
     "DetectionTerms",
     "ICRLoss",
     "ICRTerms",
     "Matcher",
+    "Penalty",
     "Relations",
     "Selection",
     "available_backends",

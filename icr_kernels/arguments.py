@@ -4,8 +4,6 @@ A message names the argument, says what was expected and what came. These checks
 checks of values would make a GPU wait and are opt-in: ICR_KERNELS_CHECK_VALUES=1.
 """
 
-import math
-import numbers
 import os
 from collections.abc import Sequence
 
@@ -14,10 +12,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .calls import AssignmentRule, DetectionFormula, Formula, MatchingCost, PairFunction, Pairs, Sets
+from .checks import flag, number
+from .checks import name as _name
 from .dense_reference import Assignment
+from .specifications import BoxLoss, Penalty, box_loss
+from .specifications import penalty as as_penalty
 from .variants import (
     BOX_FORMATS,
     CLASSIFICATIONS,
+    DEFAULTS_OF_KINDS,
     KIND_NAMES,
     LOSS_NAMES,
     MOST_ASSIGNED,
@@ -33,8 +36,6 @@ CHECK_VALUES = os.environ.get("ICR_KERNELS_CHECK_VALUES", "0") not in ("", "0")
 FLOAT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INDEX_TYPES = (torch.int64, torch.int32)
 
-_LARGEST = torch.finfo(torch.float32).max
-
 
 def pairs(
     pred: Tensor,
@@ -44,6 +45,8 @@ def pairs(
     anchor_index: Tensor | None,
     weight: Tensor | None,
     mask: Tensor | None,
+    scale: float | Tensor = 1.0,
+    wise_mean: Tensor | None = None,
 ) -> Pairs:
     """Shapes, dtypes and devices of everything that comes in pairs."""
     _boxes("pred", pred)
@@ -74,25 +77,53 @@ def pairs(
     if mask is not None:
         _tensor("mask", mask, (torch.bool,))
         _per_pair("mask", mask, shape, device)
+    pixels = scale if isinstance(scale, Tensor) else None
+    if pixels is not None:
+        _tensor("scale", pixels, FLOAT_TYPES)
+        if pixels.dim() > 0:
+            _per_pair("scale", pixels, shape, device)
+        _device("scale", pixels, device)
+        _no_gradient("scale", pixels)
+    if wise_mean is not None:
+        mean_of_wise(wise_mean, device)
     if CHECK_VALUES:
         _values(pred, target, anchor_objects, target_index, anchor_index, mask)
-    return Pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask)
+    return Pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask, pixels, wise_mean)
+
+
+def mean_of_wise(wise_mean: Tensor, device: torch.device) -> None:
+    _tensor("wise_mean", wise_mean, FLOAT_TYPES)
+    if wise_mean.dim() != 0:
+        raise ValueError(f"wise_mean: expected a 0-dim tensor, got shape {tuple(wise_mean.shape)}")
+    _device("wise_mean", wise_mean, device)
+    _no_gradient("wise_mean", wise_mean)
 
 
 def formula(
-    loss: str,
-    penalty: str,
+    loss: str | BoxLoss,
+    penalty: str | Penalty,
     box_format: str,
     relative: bool,
     penalty_weight: float,
     eps: float,
+    scale: float | Tensor = 1.0,
 ) -> Formula:
     """The names and numbers that choose what is computed of each pair."""
-    _name("loss", loss, LOSS_NAMES)
-    _name("penalty", penalty, PENALTY_NAMES)
+    _name("loss", loss.name if isinstance(loss, BoxLoss) else loss, LOSS_NAMES)
+    _name("penalty", penalty.name if isinstance(penalty, Penalty) else penalty, PENALTY_NAMES)
     _name("box_format", box_format, BOX_FORMATS)
     flag("relative", relative)
-    return Formula(loss, penalty, box_format, relative, number("penalty_weight", penalty_weight), _eps(eps))
+    pixels = 1.0 if isinstance(scale, Tensor) else number("scale", scale, 1e-9, 1e9, "a number or a tensor")
+    weight = number("penalty_weight", penalty_weight)
+    return Formula(box_loss(loss), as_penalty(penalty), box_format, relative, weight, _eps(eps), pixels)
+
+
+def wise(formula: Formula, wise_mean: Tensor | None) -> None:
+    """A mean goes with a loss that asks for one."""
+    is_wise = box_loss(formula.loss).wise is not None
+    if is_wise != (wise_mean is not None):
+        expected = "the running mean of 1 - IoU, a 0-dim tensor, with" if is_wise else "None, because there is no"
+        raise ValueError(f"wise_mean: expected {expected} wise={box_loss(formula.loss).wise!r}, got {wise_mean!r}")
 
 
 def _eps(eps: float) -> float:
@@ -159,11 +190,17 @@ def sets(
     )
 
 
-def pair_function(kind: str, eps: float, box_format: str) -> PairFunction:
-    """The name and number of a matrix of all pairs."""
-    _name("kind", kind, KIND_NAMES)
+def pair_function(kind: str | BoxLoss, eps: float, box_format: str) -> PairFunction:
+    """The name and numbers of a matrix of all pairs."""
+    if isinstance(kind, BoxLoss):
+        if kind.modifiers:
+            raise ValueError(f"kind: expected a loss without inner, focaler and wise, got {kind!r}")
+        name, parameters = kind.name, kind.parameters
+    else:
+        _name("kind", kind, KIND_NAMES)
+        name, parameters = kind, DEFAULTS_OF_KINDS[kind]
     _name("box_format", box_format, BOX_FORMATS)
-    return PairFunction(kind, box_format, _eps(eps))
+    return PairFunction(name, box_format, _eps(eps), parameters)
 
 
 def over_second(dim: int, matrix: Sets) -> bool:
@@ -186,30 +223,6 @@ def selected_count(k: int) -> None:
         raise TypeError(f"k: expected a whole number, got {type(k).__name__}")
     if not 1 <= k <= MOST_SELECTED:
         raise ValueError(f"k: expected 1 to {MOST_SELECTED}, got {k}; for more, take torch.topk of pairwise_iou")
-
-
-def number(
-    argument: str, value: float, least: float = -_LARGEST, most: float = _LARGEST, expected: str = "a number"
-) -> float:
-    """Of Python or NumPy, within bounds, finite in float32 too. A tensor is none: reading one would make a GPU wait."""
-    if type(value) is float and least <= value <= most:
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, numbers.Real)):
-        raise TypeError(f"{argument}: expected {expected}, got {type(value).__name__}")
-    try:
-        value = float(value)
-    except OverflowError:
-        value = math.inf if value > 0 else -math.inf
-    if not least <= value <= most:
-        at_least = f" of at least {least:g}" if least > -_LARGEST else ""
-        bounds = f" from {least:g} to {most:g}" if most < _LARGEST else f"{at_least} that is finite in float32"
-        raise ValueError(f"{argument}: expected a number{bounds}, got {value!r}")
-    return value
-
-
-def flag(argument: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{argument}: expected True or False, got {type(value).__name__}")
 
 
 def matched(
@@ -373,23 +386,25 @@ def weights_of_classes(class_weight: Tensor) -> None:
 
 
 def detection_formula(
-    loss: str,
-    penalty: str | None,
+    loss: str | BoxLoss,
+    penalty: str | Penalty | None,
     box_format: str,
     relative: bool,
     penalty_weight: float,
     eps: float,
+    scale: float,
     gains: Sequence[float],
     normalizer: float | Tensor | None,
     weighting: str,
     image_size: Sequence[float] | None,
 ) -> DetectionFormula:
     """The names and numbers of the loss of a dense head."""
+    scale = number("scale", scale)
     of_pairs = formula(
-        loss, PENALTY_NAMES[0] if penalty is None else penalty, box_format, relative, penalty_weight, eps
+        loss, PENALTY_NAMES[0] if penalty is None else penalty, box_format, relative, penalty_weight, eps, scale
     )
     if penalty is None:
-        of_pairs = of_pairs._replace(penalty=NO_PENALTY)
+        of_pairs = of_pairs._replace(penalty=as_penalty(NO_PENALTY))
     if not isinstance(gains, Sequence) or len(gains) != 3:
         raise TypeError(f"gains: expected three numbers, of box, classification and distribution, got {gains!r}")
     of_box, of_class, of_distribution = (number("gains", gain) for gain in gains)
@@ -474,11 +489,6 @@ def assignment_rule(
         -1.0 if smallest_side is None else number("smallest_side", smallest_side, 0),
         number("eps", eps, 0),
     )
-
-
-def _name(argument: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {name!r}")
 
 
 def _tensor(argument: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -143,7 +143,7 @@ class Terms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, target, anchor_objects, backend, call):
         operators = BY_NAME[backend].operators
-        ctx.save_for_backward(pred, target, anchor_objects, call.target_index, call.anchor_index, call.mask)
+        ctx.save_for_backward(pred, target, anchor_objects, *call[3:-1])
         ctx.terms_backward, ctx.numbers = operators.terms_backward, call.numbers
         return operators.terms(*call)
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .variants import BOX_FORMAT_IDS, KIND_IDS, LOSS_IDS, PENALTY_IDS, REDUCTION_IDS
+from .specifications import BoxLoss, Penalty, box_loss, penalty
+from .variants import BOX_FORMAT_IDS, KIND_IDS, LOSS_BY_NAME, MOST_PARAMETERS, REDUCTION_IDS
 
 # Which gradients are wanted: bit n is of the n-th boxes of a call.
 PRED, TARGET, ANCHOR_OBJECTS = 1, 2, 4
@@ -41,6 +42,8 @@ class Pairs(NamedTuple):
     anchor_index: Tensor | None
     weight: Tensor | None
     mask: Tensor | None
+    pixels: Tensor | None = None  # how many a unit of the boxes has: one for each pair, or one for all
+    wise_mean: Tensor | None = None
 
 
 class Sets(NamedTuple):
@@ -53,17 +56,41 @@ class Sets(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """What is computed of each pair. What follows the names is handed on as it is, up to the program of a pair."""
+    """What is computed of each pair. ``pixels`` is how many a unit of the boxes has, where that is a number."""
 
-    loss: str = "ciou"
-    penalty: str = "containment"
+    loss: str | BoxLoss = "ciou"
+    penalty: str | Penalty = "containment"
     box_format: str = "xyxy"
     relative: bool = False
     penalty_weight: float = 1.0
     eps: float = 1e-7
+    pixels: float = 1.0
 
     def packed(self) -> list[float]:
-        return [LOSS_IDS[self.loss], PENALTY_IDS[self.penalty], BOX_FORMAT_IDS[self.box_format], *self[3:]]
+        loss, excess = box_loss(self.loss), penalty(self.penalty)
+        numbers = loss.numbers
+        if self.pixels != 1 and numbers:
+            numbers = (*in_boxes_unit(loss, self.pixels), *numbers[len(loss.parameters) :])
+        return [
+            loss.number,
+            excess.number,
+            BOX_FORMAT_IDS[self.box_format],
+            self.relative,
+            loss.modifiers,
+            self.penalty_weight,
+            self.eps,
+            *(excess.parameters or (0.0,)),
+            *numbers,
+        ]
+
+
+def in_boxes_unit(loss: BoxLoss, pixels: Any) -> list[Any]:
+    """The parameters of a loss, where a unit of the boxes has so many pixels: a number or a tensor."""
+    parameters = LOSS_BY_NAME[loss.name].parameters
+    return [
+        value / pixels**parameter.power if parameter.power else value
+        for parameter, value in zip(parameters, loss.parameters, strict=True)
+    ]
 
 
 class PairFunction(NamedTuple):
@@ -72,10 +99,11 @@ class PairFunction(NamedTuple):
     kind: str
     box_format: str
     eps: float
+    parameters: tuple[float, ...] = ()
 
     def packed(self) -> list[float]:
-        kind, box_format, eps = self
-        return [KIND_IDS[kind], BOX_FORMAT_IDS[box_format], eps]
+        padding = (0.0,) * (MOST_PARAMETERS - len(self.parameters))
+        return [KIND_IDS[self.kind], BOX_FORMAT_IDS[self.box_format], self.eps, *self.parameters, *padding]
 
 
 class MatchingCost(NamedTuple):
@@ -125,7 +153,7 @@ class DetectionFormula(NamedTuple):
     width: float
 
     def packed(self) -> list[float]:
-        return [*self.formula.packed(), *self[1:]]
+        return [*self[1:], *self.formula.packed()]
 
 
 class LossCall(NamedTuple):
@@ -136,6 +164,8 @@ class LossCall(NamedTuple):
     anchor_index: Tensor | None
     weight: Tensor | None
     mask: Tensor | None
+    pixels: Tensor | None
+    wise_mean: Tensor | None
     normalizer: Tensor | None
     scale: float
     reduction: int
@@ -178,6 +208,8 @@ class TermsCall(NamedTuple):
     target_index: Tensor | None
     anchor_index: Tensor | None
     mask: Tensor | None
+    pixels: Tensor | None
+    wise_mean: Tensor | None
     numbers: list[float]
 
 
@@ -237,6 +269,7 @@ class DetectionCall(NamedTuple):
     score: Tensor
     anchor_index: Tensor | None
     class_weight: Tensor | None
+    wise_mean: Tensor | None
     normalizer: Tensor | None
     numbers: list[float]
 

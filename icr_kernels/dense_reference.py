@@ -12,20 +12,21 @@ from torch.nn import functional as F
 
 from .calls import AssignmentCall, AssignmentRule, DetectionCall, DetectionFormula, compute_dtype
 from .reference import (
-    LOSSES,
-    PENALTIES,
     Box,
     center,
-    constant,
     corners,
     enclosing,
     gathered,
     height,
     intersection,
     limited,
+    modified_loss,
+    penalty_of,
     plain_corners,
     width,
 )
+from .specifications import box_loss
+from .specifications import penalty as as_penalty
 from .variants import NO_PENALTY
 
 
@@ -199,7 +200,7 @@ def dense_detection_loss(call: DetectionCall, options: DetectionFormula) -> Dete
     sides = sides_of(torch.where(has_target.unsqueeze(-1), call.box_logits.to(dtype), 0))
     distance = distances(sides)
     p, g = corners(around(points, distance * strides[:, None]), "xyxy"), corners(target, formula.box_format)
-    of_boxes = LOSSES[formula.loss](p, g, eps)
+    of_boxes = modified_loss(box_loss(formula.loss), p, g, eps, formula.pixels, call.wise_mean)
     wanted = torch.stack((points[:, 0] - g.x1, points[:, 1] - g.y1, g.x2 - points[:, 0], g.y2 - points[:, 1]), -1)
     if sides.shape[-1] == 1:
         size = strides[:, None]
@@ -210,12 +211,9 @@ def dense_detection_loss(call: DetectionCall, options: DetectionFormula) -> Dete
         of_distances = distribution_focal_loss(sides, wanted / strides[:, None])
 
     excess, divisor = torch.zeros_like(of_boxes), total
-    if formula.penalty != NO_PENALTY and call.anchor_index is not None:
+    if as_penalty(formula.penalty).name != NO_PENALTY and call.anchor_index is not None:
         anchor, has_anchor = gathered(table, of_target(call.anchor_index))
-        a, penalty = corners(anchor, formula.box_format), PENALTIES[formula.penalty]
-        excess = penalty(p, a, eps)
-        if formula.relative:
-            excess = torch.relu(excess - constant(penalty(g, a, eps)))
+        excess = penalty_of(formula, p, g, corners(anchor, formula.box_format))
         is_paired = has_target if has_anchor is None else has_target & has_anchor
         excess = formula.penalty_weight * torch.where(is_paired, excess, 0)
         if options.is_uniform:

@@ -1,5 +1,7 @@
 """The whole criterion of a dense head, from its raw outputs: assignment, boxes, classes and distributions."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from .backends import choose, device_type
 from .calls import DetectionCall, compute_dtype
 from .dense_reference import Assignment, DetectionTerms
 from .integrations.distributed import mean_over_ranks
+from .specifications import BoxLoss, Penalty
 
 
 def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor, *, backend: str | None = None) -> Tensor:
@@ -43,6 +46,26 @@ def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor, *, backend
     return chosen.operators.decoded(box_logits, points, strides)
 
 
+def assign(
+    box_logits: Tensor,
+    class_logits: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    truth: Tensor,
+    labels: Tensor,
+    image: Tensor,
+    *,
+    box_format: str,
+    **options: Any,
+) -> Assignment:
+    """`task_aligned_assign` of what a dense head leaves."""
+    with torch.no_grad():
+        boxes = decode_boxes(box_logits, points, strides, backend=options["backend"])
+    return task_aligned_assign(
+        class_logits, boxes, points, truth, labels, image, from_logits=True, truth_format=box_format, **options
+    )
+
+
 def dense_detection_loss(
     box_logits: Tensor,
     class_logits: Tensor,
@@ -58,8 +81,8 @@ def dense_detection_loss(
     alpha: float = 0.5,
     beta: float = 6.0,
     smallest_side: float | None = None,
-    loss: str = "ciou",
-    penalty: str | None = None,
+    loss: str | BoxLoss = "ciou",
+    penalty: str | Penalty | None = None,
     anchor_index: Tensor | None = None,
     penalty_weight: float = 1.0,
     relative: bool = False,
@@ -69,6 +92,8 @@ def dense_detection_loss(
     image_size: tuple[float, float] | None = None,
     normalizer: float | Tensor | None = None,
     average_over_ranks: bool = False,
+    scale: float = 1.0,
+    wise_mean: Tensor | None = None,
     eps: float = 1e-7,
     box_format: str = "xyxy",
     backend: str | None = None,
@@ -115,6 +140,8 @@ def dense_detection_loss(
             YOLO26; None: the stride of their point.
         normalizer: in the place of S, a number or a 0-dim tensor that stays on its device. Below eps it counts as eps.
         average_over_ranks: S is the mean of those of all processes of `torch.distributed`.
+        scale: as of `icr_loss`, a number.
+        wise_mean: as of `icr_loss`. (`DetectionLoss` keeps one.)
         eps: as of `icr_loss`, in the square of the boxes' unit.
         box_format: "xyxy", "cxcywh" or "xywh", of ``truth``.
         backend: name of a backend, or None: the first of `available_backends` that can run these tensors.
@@ -132,8 +159,11 @@ def dense_detection_loss(
     arguments.dense_head(box_logits, class_logits, points, strides, truth, labels, image)
     arguments.normalizer(normalizer, "mean", box_logits)
     formula = arguments.detection_formula(
-        loss, penalty, box_format, relative, penalty_weight, eps, gains, normalizer, weighting, image_size
+        loss, penalty, box_format, relative, penalty_weight, eps, scale, gains, normalizer, weighting, image_size
     )
+    if wise_mean is not None:
+        arguments.mean_of_wise(wise_mean, box_logits.device)
+    arguments.wise(formula.formula, wise_mean)
     if (penalty is None) != (anchor_index is None):
         raise ValueError(
             "anchor_index: expected a tensor with a penalty and None without, "
@@ -144,12 +174,11 @@ def dense_detection_loss(
     if average_over_ranks and normalizer is not None:
         raise ValueError("average_over_ranks: expected False, because normalizer is not None, got True")
     if assignment is None:
-        with torch.no_grad():
-            boxes = decode_boxes(box_logits, points, strides, backend=backend)
-        assignment = task_aligned_assign(
+        assignment = assign(
+            box_logits,
             class_logits,
-            boxes,
             points,
+            strides,
             truth,
             labels,
             image,
@@ -158,8 +187,7 @@ def dense_detection_loss(
             alpha=alpha,
             beta=beta,
             smallest_side=smallest_side,
-            from_logits=True,
-            truth_format=box_format,
+            box_format=box_format,
             backend=backend,
         )
     index, score = assignment
@@ -178,6 +206,7 @@ def dense_detection_loss(
         score,
         anchor_index,
         class_weight,
+        wise_mean,
         normalizer if isinstance(normalizer, Tensor) else None,
         formula.packed(),
     )

@@ -1,5 +1,7 @@
 """The door: the public functions. Each checks its arguments, chooses a backend and calls it."""
 
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +11,14 @@ from . import arguments, autograd, reference, shortcut, transforms
 from .backends import choose, device_type
 from .calls import PRED, Formula, LossCall, Pairs, TermsCall
 from .reference import ICRTerms
-from .variants import REDUCTION_IDS
+from .specifications import BoxLoss, Penalty
+from .variants import COMMON_LOSS_NAMES, FURTHER_LOSS_NAMES, REDUCTION_IDS
+
+
+def listed(names: Sequence[str]) -> str:
+    """As a docstring lists names."""
+    return textwrap.fill(", ".join(f'"{name}"' for name in names), 104, subsequent_indent=" " * 12)
+
 
 _ARGUMENTS = """
     Args:
@@ -24,11 +33,13 @@ _ANCHOR_OBJECTS = """
         anchor_index: (...) int64 or int32, the row of ``anchor_objects`` that belongs to each pair. -1 (and any number
             outside the table): no anchor object, penalty 0."""
 
-_LOSS = """
-        loss: "iou", "giou", "diou", "ciou", "eiou" or "siou"."""
+_LOSS = f"""
+        loss: {listed(COMMON_LOSS_NAMES)},
+            {listed(FURTHER_LOSS_NAMES)}; or a `BoxLoss`, for
+            other parameters and modifiers."""
 
 _PENALTY = """
-        penalty: "containment", "inverse", "log", "pull" or "containment+pull".
+        penalty: "containment", "inverse", "log", "pull" or "containment+pull"; or a `Penalty`, for another clamp.
         penalty_weight: what the penalty is multiplied by before it is added to the box loss.
         relative: penalise only what exceeds the target's own penalty, relu(pen(P, A) - pen(G, A)), so that a label that
             sticks out of its anchor object stays the optimum."""
@@ -45,6 +56,11 @@ _MASK = """
         mask: (...) bool. A pair whose mask is False has 0 in every term and in every gradient, whatever it holds."""
 
 _REST = """
+        scale: how many pixels a unit of the boxes has, a positive number or a tensor without gradient, 0-dim or (...):
+            the stride, for boxes in grid units. It matters to losses whose parameters are in pixels ("mpdiou", "sd",
+            "nwd"); with 1 these are in the unit of the boxes.
+        wise_mean: with a `BoxLoss` that is ``wise``, the running mean of 1 - IoU, a 0-dim tensor on the same device; it
+            is read and not changed. (`ICRLoss` and `BoxIoULoss` keep one.)
         eps: every denominator is max(denominator, eps), in the square of the boxes' unit (pixels or normalised).
         box_format: "xyxy", "cxcywh" or "xywh", of all boxes of the call; gradients come back in it.
         backend: name of a backend, or None: the first of `available_backends` that can run these tensors.
@@ -72,9 +88,9 @@ RAISES = """
 def documented(*parts: str):
     """Puts the parts of a docstring together that several functions share."""
 
-    def decorate(function):
-        function.__doc__ += "".join(parts)
-        return function
+    def decorate(described):
+        described.__doc__ += "".join(parts)
+        return described
 
     return decorate
 
@@ -87,14 +103,16 @@ def icr_loss(
     *,
     target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
-    loss: str = "ciou",
-    penalty: str = "containment",
+    loss: str | BoxLoss = "ciou",
+    penalty: str | Penalty = "containment",
     penalty_weight: float = 1.0,
     relative: bool = False,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     reduction: str = "mean",
+    scale: float | Tensor = 1.0,
+    wise_mean: Tensor | None = None,
     eps: float = 1e-7,
     box_format: str = "xyxy",
     backend: str | None = None,
@@ -105,7 +123,7 @@ def icr_loss(
     arXiv 2508.14343; the losses' papers are in `icr_kernels.variants`). The result is float32, or float64 for float64
     boxes: a 0-dim tensor, or one loss per pair with reduction="none".
     """
-    if target_index is None and not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
+    if _is_plain(target_index, scale, wise_mean):
         result = shortcut.icr_loss(
             pred,
             target,
@@ -125,13 +143,14 @@ def icr_loss(
         )
         if result is not None:
             return result
-    pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask)
-    formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
+    pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask, scale, wise_mean)
+    formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps, scale)
+    arguments.wise(formula, wise_mean)
     arguments.reduction(reduction)
     arguments.normalizer(normalizer, reduction, pred)
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
-    if chosen.operators is None or transforms.loses_derivative(is_transformed):
+    if chosen.operators is None or transforms.loses_derivative(is_transformed) or (is_transformed and _has_more(pairs)):
         return reference.icr_loss(
             pred,
             target,
@@ -140,6 +159,8 @@ def icr_loss(
             anchor_index=anchor_index,
             weight=weight,
             mask=mask,
+            scale=pairs.pixels,
+            wise_mean=wise_mean,
             normalizer=normalizer,
             reduction=reduction,
             **formula._asdict(),
@@ -158,11 +179,13 @@ def box_iou_loss(
     target: Tensor,
     *,
     target_index: Tensor | None = None,
-    loss: str = "ciou",
+    loss: str | BoxLoss = "ciou",
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     reduction: str = "mean",
+    scale: float | Tensor = 1.0,
+    wise_mean: Tensor | None = None,
     eps: float = 1e-7,
     box_format: str = "xyxy",
     backend: str | None = None,
@@ -181,6 +204,8 @@ def box_iou_loss(
         mask=mask,
         normalizer=normalizer,
         reduction=reduction,
+        scale=scale,
+        wise_mean=wise_mean,
         eps=eps,
         box_format=box_format,
         backend=backend,
@@ -195,11 +220,13 @@ def icr_terms(
     *,
     target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
-    loss: str = "ciou",
-    penalty: str = "containment",
+    loss: str | BoxLoss = "ciou",
+    penalty: str | Penalty = "containment",
     penalty_weight: float = 1.0,
     relative: bool = False,
     mask: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    wise_mean: Tensor | None = None,
     eps: float = 1e-7,
     box_format: str = "xyxy",
     backend: str | None = None,
@@ -210,11 +237,12 @@ def icr_terms(
     share of the prediction inside its anchor object (1 without one), ``penalty`` the penalty before weighting. Every
     term is differentiable.
     """
-    pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, None, mask)
-    formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
+    pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, None, mask, scale, wise_mean)
+    formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps, scale)
+    arguments.wise(formula, wise_mean)
     chosen = choose(backend, device_type(pred))
     is_transformed = transforms.active()
-    if chosen.operators is None or transforms.loses_derivative(is_transformed):
+    if chosen.operators is None or transforms.loses_derivative(is_transformed) or (is_transformed and _has_more(pairs)):
         return reference.icr_terms(
             pred,
             target,
@@ -222,11 +250,15 @@ def icr_terms(
             target_index=target_index,
             anchor_index=anchor_index,
             mask=mask,
+            scale=pairs.pixels,
+            wise_mean=wise_mean,
             **formula._asdict(),
         )
     if is_transformed:
         return transforms.icr_terms(pairs, formula, chosen.name)
-    call = TermsCall(pred, target, anchor_objects, target_index, anchor_index, mask, formula.packed())
+    call = TermsCall(
+        pred, target, anchor_objects, target_index, anchor_index, mask, pairs.pixels, wise_mean, formula.packed()
+    )
     if autograd.wanted(pred, target, anchor_objects):
         return ICRTerms(*autograd.Terms.apply(pred, target, anchor_objects, chosen.name, call))
     return ICRTerms(*chosen.operators.terms(*call))
@@ -240,14 +272,16 @@ def icr_loss_and_grad(
     *,
     target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
-    loss: str = "ciou",
-    penalty: str = "containment",
+    loss: str | BoxLoss = "ciou",
+    penalty: str | Penalty = "containment",
     penalty_weight: float = 1.0,
     relative: bool = False,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     reduction: str = "mean",
+    scale: float | Tensor = 1.0,
+    wise_mean: Tensor | None = None,
     eps: float = 1e-7,
     box_format: str = "xyxy",
     backend: str | None = None,
@@ -258,7 +292,7 @@ def icr_loss_and_grad(
     each pair's own loss. Neither requires grad. Under transforms of `torch.func` the loss has a derivative, and to
     differentiate the gradient is a RuntimeError.
     """
-    if target_index is None and not torch.compiler.is_compiling() and not arguments.CHECK_VALUES:
+    if _is_plain(target_index, scale, wise_mean):
         result = shortcut.icr_loss_and_grad(
             pred,
             target,
@@ -279,8 +313,11 @@ def icr_loss_and_grad(
         if result is not None:
             return result
     with torch.no_grad():
-        pairs = arguments.pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask)
-        formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps)
+        pairs = arguments.pairs(
+            pred, target, anchor_objects, target_index, anchor_index, weight, mask, scale, wise_mean
+        )
+        formula = arguments.formula(loss, penalty, box_format, relative, penalty_weight, eps, scale)
+        arguments.wise(formula, wise_mean)
         arguments.reduction(reduction)
         arguments.normalizer(normalizer, reduction, pred)
         chosen = choose(backend, device_type(pred))
@@ -300,7 +337,14 @@ def icr_loss_and_grad(
         "mask": mask,
         "normalizer": normalizer,
         "reduction": reduction,
-        **formula._asdict(),
+        "scale": scale,
+        "wise_mean": wise_mean,
+        "loss": formula.loss,
+        "penalty": formula.penalty,
+        "penalty_weight": formula.penalty_weight,
+        "relative": relative,
+        "eps": formula.eps,
+        "box_format": box_format,
     }
     if is_transformed:
 
@@ -318,6 +362,18 @@ def icr_loss_and_grad(
             leaf, _outside_inference(target), _outside_inference(anchor_objects), backend="reference", **options
         )
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+
+def _is_plain(target_index: Tensor | None, scale: float | Tensor, wise_mean: Tensor | None) -> bool:
+    """Whether the short way can be asked."""
+    if target_index is not None or wise_mean is not None or isinstance(scale, Tensor) or scale != 1:
+        return False
+    return not torch.compiler.is_compiling() and not arguments.CHECK_VALUES
+
+
+def _has_more(pairs: Pairs) -> bool:
+    """What the kernels under transforms do not know."""
+    return pairs.pixels is not None or pairs.wise_mean is not None
 
 
 def _outside_inference(value: Any) -> Any:

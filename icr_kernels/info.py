@@ -56,8 +56,8 @@ def _extensions() -> Iterator[tuple[str, str]]:
     else:
         yield "C++ extension", f"compiled with {build.compiler()}"
         yield "  instruction sets", f"{', '.join(build.instruction_sets())}; in use here: {build.instruction_set()}"
-        yield "  losses", ", ".join(build.losses())
-        yield "  penalties", ", ".join(build.penalties())
+        yield "  losses", ", ".join(name for name, _ in build.losses())
+        yield "  penalties", ", ".join(name for name, _ in build.penalties())
     build = builds.cuda_build
     if build is None:
         yield "CUDA extension", f"none: {builds.CUDA_ERROR}"

@@ -11,6 +11,7 @@ from . import arguments, reference
 from .backends import choose, device_type
 from .calls import CostCall, compute_dtype
 from .pairwise import select
+from .specifications import BoxLoss
 
 # Containments that differ by less are equal: a plate inside two overlapping cars lies wholly in both, but for rounding.
 TIE = 1e-6
@@ -93,7 +94,7 @@ class Matcher:
         low_threshold: float,
         allow_low_quality_matches: bool = False,
         *,
-        kind: str = "iou",
+        kind: str | BoxLoss = "iou",
         eps: float = 1e-7,
         box_format: str = "xyxy",
         backend: str | None = None,

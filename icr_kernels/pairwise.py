@@ -5,14 +5,17 @@ from torch import Tensor
 from . import arguments, autograd, reference, transforms
 from .backends import choose, device_type
 from .calls import PairFunction, SelectionCall, Sets
-from .functional import RAISES, documented
+from .functional import RAISES, documented, listed
 from .reference import Selection
+from .specifications import BoxLoss
+from .variants import LOSS_NAMES
 
-_KIND = """
-        kind: "iou", "giou", "diou", "ciou", "eiou", "siou": the similarity 1 - loss; "containment", the share of the
-            box of boxes1 that lies in that of boxes2, |A and B| / |A|; "containment_penalty", "inverse_penalty",
-            "log_penalty", "pull_penalty" or "containment+pull_penalty", of the box of boxes1 as the prediction and that
-            of boxes2 as its anchor object. (The losses' papers are in `icr_kernels.variants`.)"""
+_KIND = f"""
+        kind: {listed(LOSS_NAMES)}: the
+            similarity 1 - loss, of a `BoxLoss` with its parameters (in the unit of the boxes) too; "containment", the
+            share of the box of boxes1 that lies in that of boxes2, |A and B| / |A|; "containment_penalty",
+            "inverse_penalty", "log_penalty", "pull_penalty" or "containment+pull_penalty", of the box of boxes1 as the
+            prediction and that of boxes2 as its anchor object. (The losses' papers are in `icr_kernels.variants`.)"""
 
 _REST = """
         eps: every denominator is max(denominator, eps), in the square of the boxes' unit (pixels or normalised).
@@ -46,7 +49,7 @@ def pairwise_iou(
     boxes1: Tensor,
     boxes2: Tensor,
     *,
-    kind: str = "iou",
+    kind: str | BoxLoss = "iou",
     eps: float = 1e-7,
     box_format: str = "xyxy",
     backend: str | None = None,
@@ -87,7 +90,7 @@ def pairwise_max(
     boxes1: Tensor,
     boxes2: Tensor,
     *,
-    kind: str = "iou",
+    kind: str | BoxLoss = "iou",
     group1: Tensor | None = None,
     group2: Tensor | None = None,
     dim: int = -1,
@@ -117,7 +120,7 @@ def pairwise_topk(
     boxes2: Tensor,
     k: int,
     *,
-    kind: str = "iou",
+    kind: str | BoxLoss = "iou",
     group1: Tensor | None = None,
     group2: Tensor | None = None,
     dim: int = -1,

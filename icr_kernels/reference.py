@@ -5,6 +5,7 @@ boolean indexing, so it compiles into one graph. Speed is the kernels' business.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,12 @@ from .calls import (
     PairFunction,
     SelectionCall,
     compute_dtype,
+    in_boxes_unit,
 )
+from .specifications import BoxLoss, box_loss
+from .specifications import penalty as as_penalty
 from .variants import (
     COORDINATE_LIMIT,
-    KIND_NAMES,
     LARGEST_GROUP,
     LOSS_NAMES,
     NO_PENALTY,
@@ -132,18 +135,28 @@ def giou(p: Box, g: Box, eps: float) -> Tensor:
     return iou(p, g, eps) + (c - union(p, g)) / guard(c, eps)
 
 
-def diou(p: Box, g: Box, eps: float) -> Tensor:
+def center_term(p: Box, g: Box, eps: float) -> Tensor:
+    """rho2/c2"""
     (px, py), (gx, gy) = center(p), center(g)
     c = enclosing(p, g)
     rho2 = (px - gx) ** 2 + (py - gy) ** 2
     c2 = width(c) ** 2 + height(c) ** 2
-    return iou(p, g, eps) + rho2 / guard(c2, eps)
+    return rho2 / guard(c2, eps)
+
+
+def diou(p: Box, g: Box, eps: float) -> Tensor:
+    return iou(p, g, eps) + center_term(p, g, eps)
+
+
+def aspect_term(p: Box, g: Box, eps: float) -> Tensor:
+    """alpha v"""
+    v = (2 / math.pi * (angle(g, eps) - angle(p, eps))) ** 2
+    alpha = v / guard(iou(p, g, eps) + v, eps)
+    return constant(alpha) * v
 
 
 def ciou(p: Box, g: Box, eps: float) -> Tensor:
-    v = (2 / math.pi * (angle(g, eps) - angle(p, eps))) ** 2
-    alpha = v / guard(iou(p, g, eps) + v, eps)
-    return diou(p, g, eps) + constant(alpha) * v
+    return diou(p, g, eps) + aspect_term(p, g, eps)
 
 
 def eiou(p: Box, g: Box, eps: float) -> Tensor:
@@ -151,6 +164,11 @@ def eiou(p: Box, g: Box, eps: float) -> Tensor:
     width_term = (width(p) - width(g)) ** 2 / guard(width(c) ** 2, eps)
     height_term = (height(p) - height(g)) ** 2 / guard(height(c) ** 2, eps)
     return diou(p, g, eps) + width_term + height_term
+
+
+def side_error(a: Tensor, b: Tensor, eps: float) -> Tensor:
+    """How much two sides differ, in the longer one."""
+    return (a - b).abs() / guard(torch.maximum(a, b), eps)
 
 
 def siou(p: Box, g: Box, eps: float) -> Tensor:
@@ -163,22 +181,183 @@ def siou(p: Box, g: Box, eps: float) -> Tensor:
     distance_cost = (1 - torch.exp(-gamma * dx**2 / guard(width(c) ** 2, eps))) + (
         1 - torch.exp(-gamma * dy**2 / guard(height(c) ** 2, eps))
     )
-    omega_w = (width(p) - width(g)).abs() / guard(torch.maximum(width(p), width(g)), eps)
-    omega_h = (height(p) - height(g)).abs() / guard(torch.maximum(height(p), height(g)), eps)
+    omega_w, omega_h = side_error(width(p), width(g), eps), side_error(height(p), height(g), eps)
     shape_cost = (1 - torch.exp(-omega_w)) ** 4 + (1 - torch.exp(-omega_h)) ** 4
     return iou(p, g, eps) + (distance_cost + shape_cost) / 2
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x^exponent of a number from 0 on, with the derivative 0 at 0."""
+    is_zero = x <= 0
+    return torch.where(is_zero, 0, torch.where(is_zero, 1, x) ** exponent)
+
+
+# Beyond this an exponential of the negative is 0.
+_FAR = 1e4
+
+
+def bounded(x: Tensor, most: float = _FAR) -> Tensor:
+    """x up to where nothing depends on it any more; its square is finite."""
+    return x.clamp(-most, most)
+
+
+def root(x: Tensor) -> Tensor:
+    """The square root, with the derivative 0 at 0."""
+    return power(x, 0.5)
+
+
+def alpha_iou(p: Box, g: Box, eps: float, alpha: float) -> Tensor:
+    return 1 - power(iou_similarity(p, g, eps), alpha)
+
+
+def alpha_giou(p: Box, g: Box, eps: float, alpha: float) -> Tensor:
+    return alpha_iou(p, g, eps, alpha) + power(giou(p, g, eps) - iou(p, g, eps), alpha)
+
+
+def alpha_diou(p: Box, g: Box, eps: float, alpha: float) -> Tensor:
+    return alpha_iou(p, g, eps, alpha) + power(center_term(p, g, eps), alpha)
+
+
+def alpha_ciou(p: Box, g: Box, eps: float, alpha: float) -> Tensor:
+    return alpha_diou(p, g, eps, alpha) + power(aspect_term(p, g, eps), alpha)
+
+
+def mpdiou(p: Box, g: Box, eps: float, width: float, height: float) -> Tensor:
+    first = (p.x1 - g.x1) ** 2 + (p.y1 - g.y1) ** 2
+    second = (p.x2 - g.x2) ** 2 + (p.y2 - g.y2) ** 2
+    return iou(p, g, eps) + (first + second) / (width**2 + height**2)
+
+
+def shape(p: Box, g: Box, eps: float, exponent: float) -> Tensor:
+    # 2 wg^s/(wg^s + hg^s), without powers that overflow.
+    lean = bounded(exponent * (torch.log(guard(width(g), eps)) - torch.log(guard(height(g), eps))), 40)
+    along_y, along_x = 2 * torch.sigmoid(lean), 2 * torch.sigmoid(-lean)
+    (px, py), (gx, gy) = center(p), center(g)
+    c = enclosing(p, g)
+    c2 = guard(width(c) ** 2 + height(c) ** 2, eps)
+    distance = along_x * (px - gx) ** 2 / c2 + along_y * (py - gy) ** 2 / c2
+    omega_w, omega_h = along_x * side_error(width(p), width(g), eps), along_y * side_error(height(p), height(g), eps)
+    return iou(p, g, eps) + distance + ((1 - torch.exp(-omega_w)) ** 4 + (1 - torch.exp(-omega_h)) ** 4) / 2
+
+
+def corner_error(p: Box, g: Box, eps: float) -> Tensor:
+    """How far the edges are from the target's, in sides of it."""
+    of_x = ((p.x1 - g.x1).abs() + (p.x2 - g.x2).abs()) / guard(width(g), eps)
+    of_y = ((p.y1 - g.y1).abs() + (p.y2 - g.y2).abs()) / guard(height(g), eps)
+    return (of_x + of_y) / 4
+
+
+def piou(p: Box, g: Box, eps: float) -> Tensor:
+    return iou(p, g, eps) + 1 - torch.exp(-(bounded(corner_error(p, g, eps)) ** 2))
+
+
+def piou2(p: Box, g: Box, eps: float, attention: float) -> Tensor:
+    q = attention * torch.exp(-bounded(corner_error(p, g, eps)))
+    return 3 * q * torch.exp(-(q**2)) * piou(p, g, eps)
+
+
+def wiou(p: Box, g: Box, eps: float) -> Tensor:
+    (px, py), (gx, gy) = center(p), center(g)
+    c = enclosing(p, g)
+    c2 = constant(guard(width(c) ** 2 + height(c) ** 2, eps))
+    return torch.exp(((px - gx) ** 2 + (py - gy) ** 2) / c2) * iou(p, g, eps)
+
+
+def interp(p: Box, g: Box, eps: float, interpolation: float) -> Tensor:
+    between = Box(*(b + (1 - interpolation) * (a - b) for a, b in zip(p, g, strict=True)))
+    return iou(p, g, eps) + iou(between, g, eps)
+
+
+def sd(p: Box, g: Box, eps: float, delta: float, area: float | Tensor) -> Tensor:
+    size = constant(width(g) * height(g))
+    b = (delta * size / area).clamp(max=delta)
+    of_overlap, of_distance = 1 - delta + b, 1 + delta - b
+    return of_overlap * (iou(p, g, eps) + aspect_term(p, g, eps)) + of_distance * center_term(p, g, eps)
+
+
+def nwd(p: Box, g: Box, eps: float, constant: float | Tensor) -> Tensor:
+    (px, py), (gx, gy) = center(p), center(g)
+    sides = (width(p) - width(g)) ** 2 + (height(p) - height(g)) ** 2
+    return 1 - torch.exp(-root((px - gx) ** 2 + (py - gy) ** 2 + sides / 4) / constant)
+
+
+def gcd(p: Box, g: Box, eps: float) -> Tensor:
+    (px, py), (gx, gy) = center(p), center(g)
+
+    def distance2(of: Box) -> Tensor:
+        w, h = guard(width(of), eps), guard(height(of), eps)
+        centers = bounded((px - gx) / w) ** 2 + bounded((py - gy) / h) ** 2
+        return centers + (bounded((width(p) - width(g)) / w) ** 2 + bounded((height(p) - height(g)) / h) ** 2) / 4
+
+    return 1 - torch.exp(-root((distance2(p) + distance2(g)) / 2))
+
+
+# A side counts as at most so many of another one, and so does a distance: the square is finite in float32.
+_MOST_SIDES = 1e9
+
+
+def divergence(p: Box, q: Box, eps: float) -> Tensor:
+    """KL(P || Q) of Gaussians with the centres and half the sides of both boxes."""
+    (px, py), (qx, qy) = center(p), center(q)
+
+    def along(distance: Tensor, side: Tensor, other: Tensor) -> Tensor:
+        other, side = guard(other, eps), guard(side, eps)
+        ratio, offset = bounded(side / other, _MOST_SIDES), bounded(2 * distance / other, _MOST_SIDES)
+        return offset**2 / 2 + (ratio**2 - 1) / 2 - (torch.log(side) - torch.log(other))
+
+    return along(px - qx, width(p), width(q)) + along(py - qy, height(p), height(q))
+
+
+def kld(p: Box, g: Box, eps: float, tau: float) -> Tensor:
+    return 1 - 1 / (tau + torch.log(1 + divergence(p, g, eps)))
+
+
+def reverse_kld(p: Box, g: Box, eps: float, tau: float) -> Tensor:
+    return 1 - 1 / (tau + torch.log(1 + divergence(g, p, eps)))
+
+
+def inner_similarity(p: Box, g: Box, eps: float, ratio: float) -> Tensor:
+    """The IoU of both boxes with sides ``ratio`` times as long about their centres. With that length as the unit the
+    sides are what they were and the centres 1/ratio as far apart: nothing overflows."""
+    (px, py), (gx, gy) = center(p), center(g)
+    dx, dy = (px - gx) * (1 / ratio - 1), (py - gy) * (1 / ratio - 1)
+    shared = intersection(Box(p.x1 + dx, p.y1 + dy, p.x2 + dx, p.y2 + dy), g)
+    return shared / guard(area(p) + area(g) - shared, eps / ratio**2)
+
+
+def modified_loss(loss: BoxLoss, p: Box, g: Box, eps: float, scale: float | Tensor, mean: Tensor | None) -> Tensor:
+    """The box loss of every pair, with its parameters and modifiers."""
+    value = LOSSES[loss.name](p, g, eps, *in_boxes_unit(loss, scale))
+    similarity = iou_similarity(p, g, eps)
+    counted = similarity
+    if loss.inner is not None:
+        counted = inner_similarity(p, g, eps, loss.inner)
+    if loss.focaler is not None:
+        low, high = loss.focaler
+        counted = torch.relu(1 - torch.relu((high - counted) / (high - low)))
+    if loss.inner is not None or loss.focaler is not None:
+        value = value + similarity - counted
+    if loss.wise is None:
+        return value
+    assert mean is not None
+    beta = constant(1 - similarity) / guard(mean.to(similarity.dtype), eps)
+    version, *numbers = loss.wise
+    if version == "v2":
+        return power(beta, numbers[0]) * value
+    alpha, delta = numbers
+    return beta / (delta * alpha ** (beta - delta)) * value
 
 
 def containment_penalty(p: Box, a: Box, eps: float) -> Tensor:
     return 1 - containment(p, a, eps)
 
 
-def inverse_penalty(p: Box, a: Box, eps: float) -> Tensor:
-    return 1 / guard(containment(p, a, eps), 0.1) - 1
+def inverse_penalty(p: Box, a: Box, eps: float, clamp: float) -> Tensor:
+    return 1 / guard(containment(p, a, eps), clamp) - 1
 
 
-def log_penalty(p: Box, a: Box, eps: float) -> Tensor:
-    return -torch.log(guard(containment(p, a, eps), 0.01))
+def log_penalty(p: Box, a: Box, eps: float, clamp: float) -> Tensor:
+    return -torch.log(guard(containment(p, a, eps), clamp))
 
 
 def overhang(p1: Tensor, p2: Tensor, a1: Tensor, a2: Tensor, eps: float) -> Tensor:
@@ -202,8 +381,19 @@ def containment_pull_penalty(p: Box, a: Box, eps: float) -> Tensor:
     return containment_penalty(p, a, eps) + pull_penalty(p, a, eps)
 
 
-LOSSES = dict(zip(LOSS_NAMES, (iou, giou, diou, ciou, eiou, siou), strict=True))
-PENALTIES = dict(
+LOSSES: dict[str, Callable[..., Tensor]] = dict(
+    zip(
+        LOSS_NAMES,
+        (
+            *(iou, giou, diou, ciou, eiou, siou),
+            *(alpha_iou, alpha_giou, alpha_diou, alpha_ciou),
+            *(mpdiou, shape, piou, piou2, wiou, interp, sd),
+            *(nwd, gcd, kld, reverse_kld),
+        ),
+        strict=True,
+    )
+)
+PENALTIES: dict[str, Callable[..., Tensor]] = dict(
     zip(
         PENALTY_NAMES,
         (containment_penalty, inverse_penalty, log_penalty, pull_penalty, containment_pull_penalty),
@@ -212,16 +402,28 @@ PENALTIES = dict(
 )
 
 
+def penalty_of(formula: Formula, p: Box, g: Box, a: Box) -> Tensor:
+    """The penalty before weighting. A relative one is what exceeds the target's own."""
+    chosen = as_penalty(formula.penalty)
+    penalty = PENALTIES[chosen.name]
+    excess = penalty(p, a, formula.eps, *chosen.parameters)
+    if formula.relative:
+        excess = torch.relu(excess - constant(penalty(g, a, formula.eps, *chosen.parameters)))
+    return excess
+
+
 def similarity(loss):
     """1 - loss, without a detour for the plain IoU: the smallest overlaps keep their order."""
     if loss is iou:
         return iou_similarity
-    return lambda p, q, eps: 1 - loss(p, q, eps)
+    return lambda p, q, eps, *parameters: 1 - loss(p, q, eps, *parameters)
 
 
-PAIR_FUNCTIONS = dict(
-    zip(KIND_NAMES, (*map(similarity, LOSSES.values()), containment, *PENALTIES.values()), strict=True)
-)
+PAIR_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    **{name: similarity(loss) for name, loss in LOSSES.items()},
+    "containment": containment,
+    **{f"{name}_penalty": penalty for name, penalty in PENALTIES.items()},
+}
 
 
 class ICRTerms(NamedTuple):
@@ -245,6 +447,8 @@ def icr_terms(
     target_index: Tensor | None = None,
     anchor_index: Tensor | None = None,
     mask: Tensor | None = None,
+    scale: Tensor | None = None,
+    wise_mean: Tensor | None = None,
     **options,
 ) -> ICRTerms:
     """`icr_kernels.icr_terms` in plain PyTorch, without its checks. ``options`` are those of `Formula`."""
@@ -261,17 +465,15 @@ def icr_terms(
 
     p, g = box(pred), box(target)
     overlap = iou_similarity(p, g, eps)
-    total = LOSSES[formula.loss](p, g, eps)
-    if anchor_objects is None or formula.penalty == NO_PENALTY:
+    pixels = formula.pixels if scale is None else scale.to(dtype)
+    total = modified_loss(box_loss(formula.loss), p, g, eps, pixels, wise_mean)
+    if anchor_objects is None or as_penalty(formula.penalty).name == NO_PENALTY:
         inside, excess = torch.ones_like(total), torch.zeros_like(total)
     else:
         anchor_objects, has_anchor = gathered(anchor_objects.to(dtype), anchor_index)
         a = box(anchor_objects)
         inside = containment(p, a, eps)
-        penalty = PENALTIES[formula.penalty]
-        excess = penalty(p, a, eps)
-        if formula.relative:
-            excess = torch.relu(excess - constant(penalty(g, a, eps)))
+        excess = penalty_of(formula, p, g, a)
         if has_anchor is not None:
             inside, excess = torch.where(has_anchor, inside, 1), torch.where(has_anchor, excess, 0)
         total = total + formula.penalty_weight * excess
@@ -311,11 +513,13 @@ def icr_loss(
     mask: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     reduction: str = "mean",
+    scale: Tensor | None = None,
+    wise_mean: Tensor | None = None,
     **options,
 ) -> Tensor:
     """`icr_kernels.icr_loss` in plain PyTorch, without its checks. ``options`` are those of `Formula`."""
-    indices = {"target_index": target_index, "anchor_index": anchor_index}
-    loss = icr_terms(pred, target, anchor_objects, **indices, mask=mask, **options).loss
+    pairs = {"target_index": target_index, "anchor_index": anchor_index, "scale": scale, "wise_mean": wise_mean}
+    loss = icr_terms(pred, target, anchor_objects, **pairs, mask=mask, **options).loss
     mask = both(mask, in_table(target, target_index))
     return reduced(loss, weight, mask, normalizer, reduction, Formula(**options).eps)
 
@@ -354,7 +558,7 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction) -> Tens
     dtype = compute_dtype(boxes1, boxes2)
     first = corners(boxes1.to(dtype).unsqueeze(-2), function.box_format)
     second = corners(boxes2.to(dtype).unsqueeze(-3), function.box_format)
-    return PAIR_FUNCTIONS[function.kind](first, second, function.eps)
+    return PAIR_FUNCTIONS[function.kind](first, second, function.eps, *function.parameters)
 
 
 # Pairs that are looked at together where no matrix is to be kept.

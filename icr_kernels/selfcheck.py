@@ -57,8 +57,8 @@ class Row:
 
 
 def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: int = 1003) -> list[Row]:
-    """Check each loss with each penalty, and without one, each kind of matrix of all pairs, an assignment and the loss
-    of a dense head, on every backend that can run here, or on one of them.
+    """Check each loss without a penalty and with one, each penalty with the first loss, each kind of matrix of all
+    pairs, an assignment and the loss of a dense head, on every backend that can run here, or on one of them.
 
     ``pairs`` random pairs serve for the comparison with the reference, a few dozen for the finite differences. Triton
     compiles a kernel for each combination of options at its first use: it gets a selection of them, in which every
@@ -69,7 +69,7 @@ def run(backend: str | None = None, losses: Sequence[str] = LOSS_NAMES, pairs: i
         for record, device in _runnable(backend)
         for loss in losses
         for penalty in (NO_PENALTY, *PENALTY_NAMES)
-        if record.name != "triton" or penalty == PENALTY_NAMES[-1] or loss == losses[0]
+        if penalty == PENALTY_NAMES[-1] or loss == losses[0] or (penalty == NO_PENALTY and record.name != "triton")
     ]
     jobs += [(record, device, kind, ALL_PAIRS) for record, device in _runnable(backend) for kind in KIND_NAMES]
     jobs += [(record, device, "assignment", ASSIGNMENT) for record, device in _runnable(backend)]

@@ -13,6 +13,7 @@ from . import reference
 from .backends import BY_NAME
 from .calls import Formula, PairFunction, Pairs, TermsCall, compute_dtype, wanted
 from .reference import ICRTerms
+from .specifications import with_parameters
 from .variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 
 NO_SECOND_DERIVATIVE = (
@@ -58,7 +59,7 @@ class Term(torch.autograd.Function):
 
     @staticmethod
     def forward(pred, target, anchor_objects, mask, term, backend, packed):
-        call = TermsCall(pred, target, anchor_objects, None, None, mask, packed)
+        call = TermsCall(pred, target, anchor_objects, None, None, mask, None, None, packed)
         return BY_NAME[backend].operators.terms(*call)[term]
 
     @staticmethod
@@ -93,7 +94,7 @@ class TermGradient(torch.autograd.Function):
     def forward(pred, target, anchor_objects, mask, term, backend, packed, is_wanted):
         one = torch.ones((), dtype=pred.dtype, device=pred.device).expand(pred.shape[:-1])
         upstream = [one if place == term else torch.zeros_like(one) for place in range(len(ICRTerms._fields))]
-        call = TermsCall(pred, target, anchor_objects, None, None, mask, packed)
+        call = TermsCall(pred, target, anchor_objects, None, None, mask, None, None, packed)
         rows = BY_NAME[backend].operators.terms_backward(*upstream, *call, wanted(*is_wanted))
         return tuple(each for each, is_one in zip(rows, is_wanted, strict=True) if is_one)
 
@@ -143,11 +144,11 @@ def icr_loss(pairs: Pairs, formula: Formula, normalizer: float | Tensor | None, 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor, function: PairFunction, backend: str) -> Tensor:
     """`icr_kernels.pairwise_iou` by the kernels of aligned pairs: each box of the one set beside each of the other."""
-    kind, box_format, eps = function
+    kind, box_format, eps, parameters = function
     dtype = compute_dtype(boxes1, boxes2)
     first, second = torch.broadcast_tensors(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
     if kind in LOSS_NAMES:
-        packed = Formula(kind, NO_PENALTY, box_format, eps=eps).packed()
+        packed = Formula(with_parameters(kind, parameters), NO_PENALTY, box_format, eps=eps).packed()
         if kind == "iou":
             return Term.apply(first, second, None, None, _IOU, backend, packed)
         return 1 - Term.apply(first, second, None, None, _LOSS, backend, packed)

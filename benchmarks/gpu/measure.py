@@ -133,6 +133,8 @@ def operator_call(name: str, given: Inputs) -> Callable[[], Any]:
         anchor_index=None,
         weight=None,
         mask=None,
+        pixels=None,
+        wise_mean=None,
         normalizer=None,
         scale=1.0,
         reduction=REDUCTION_IDS["mean"],

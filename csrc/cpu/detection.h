@@ -250,10 +250,11 @@ void over_targets(const DetectionTask& task, const HeadPart& part, const PartPoi
   }
 }
 
-template <class T, int N>
+template <class T, int N, template <class> class F>
 void sum_parts(const DetectionTask& task, int64_t begin, int64_t end, DetectionSums* sums) {
   using P = Pack<T, N>;
-  const auto formula = formula_in<P, T>(task.formula);
+  auto formula = detection_formula_in<F<P>, T, P>(task);
+  read_mean<T>(task, formula);
   Logits<T, N> logits(task.head);
   for (int64_t number = begin; number < end; ++number) {
     const HeadPart part = head_part(task.head, number);
@@ -287,10 +288,11 @@ inline void clear(const MatricesOut& out, const HeadPart& part, int64_t channels
   }
 }
 
-template <class T, int N>
+template <class T, int N, template <class> class F>
 void gradient_parts(const DetectionTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
-  const auto formula = formula_in<P, T>(task.formula);
+  auto formula = detection_formula_in<F<P>, T, P>(task);
+  read_mean<T>(task, formula);
   Logits<T, N> logits(task.head);
   const auto factors = factors_of_point<P, T>(task);
   const P of_classes(factor_of_term<T>(task, icr_kernels::kClassification)), zero(T(0));
@@ -324,15 +326,25 @@ template <int Floats, int Doubles>
 void decode(const DecodingTask& head, int64_t begin, int64_t end) {
   head.in_double ? decode_parts<double, Doubles>(head, begin, end) : decode_parts<float, Floats>(head, begin, end);
 }
+template <template <class> class F, int Floats, int Doubles>
+void sums_with(const DetectionTask& task, int64_t begin, int64_t end, DetectionSums* sums) {
+  task.head.in_double ? sum_parts<double, Doubles, F>(task, begin, end, sums)
+                      : sum_parts<float, Floats, F>(task, begin, end, sums);
+}
 template <int Floats, int Doubles>
 void detection_sums(const DetectionTask& task, int64_t begin, int64_t end, DetectionSums* sums) {
-  task.head.in_double ? sum_parts<double, Doubles>(task, begin, end, sums)
-                      : sum_parts<float, Floats>(task, begin, end, sums);
+  is_common(task.formula.pair) ? sums_with<Formula, Floats, Doubles>(task, begin, end, sums)
+                               : sums_with<FullFormula, Floats, Doubles>(task, begin, end, sums);
+}
+template <template <class> class F, int Floats, int Doubles>
+void gradient_with(const DetectionTask& task, int64_t begin, int64_t end) {
+  task.head.in_double ? gradient_parts<double, Doubles, F>(task, begin, end)
+                      : gradient_parts<float, Floats, F>(task, begin, end);
 }
 template <int Floats, int Doubles>
 void detection_gradient(const DetectionTask& task, int64_t begin, int64_t end) {
-  task.head.in_double ? gradient_parts<double, Doubles>(task, begin, end)
-                      : gradient_parts<float, Floats>(task, begin, end);
+  is_common(task.formula.pair) ? gradient_with<Formula, Floats, Doubles>(task, begin, end)
+                               : gradient_with<FullFormula, Floats, Doubles>(task, begin, end);
 }
 
 }  // namespace icr

@@ -199,10 +199,11 @@ ICR_INLINE void store_gradient(const RowsOut& rows, int64_t first, int count, Bo
 // The pairs [begin, end), N at a time, with the gradients in Want: the sum of their weighted losses. An instruction set
 // has one of these per set of wanted gradients; loss and penalty are chosen inside, by branches that never change
 // within a task.
-template <class T, int N, unsigned Want, bool AllTerms>
+template <class T, int N, unsigned Want, bool AllTerms, template <class> class F>
 double run_pairs(const Task& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
-  const Formula<P> formula = formula_in<P, T>(task.formula);
+  auto formula = formula_in<F<P>, T>(task.formula);
+  if constexpr (is_full<F<P>>) formula.wise_mean = P(value_or(T(1), task.wise_mean, 0));
   const auto format = BoxFormat(formula.box_format);
   const P zero(T(0)), scale(T(task.scale));
   const bool direct_pred = direct<T>(task.pred), direct_target = direct<T>(task.target);
@@ -226,6 +227,9 @@ double run_pairs(const Task& task, int64_t begin, int64_t end) {
     if (!are_corners) boxes = {corners(pred, format), corners(target, format), corners(anchor, format)};
     const bool keep_all = !is_masked(task) && count == N;
     const auto keep = has_target & load_mask<T, N>(task.mask, first, count);
+    if constexpr (is_full<F<P>>) {
+      formula.per_pixel = reciprocal(load_column<T, N>(task.pixels, first, count, T(1)));
+    }
     Gradients<P> gradients;
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = zero;
     P factor = scale;
@@ -274,8 +278,8 @@ bool keeps_any(const Column& mask, int64_t first, int64_t end) {
 }
 
 // The sum of the pairs [begin, end) of which some do not count. Where N in a row do not, none of their boxes are read.
-template <class T, int N, unsigned Want, bool AllTerms, class F>
-double run_those_that_count(const Task& task, int64_t begin, int64_t end, F any_counts) {
+template <class T, int N, unsigned Want, bool AllTerms, template <class> class F, class Counts>
+double run_those_that_count(const Task& task, int64_t begin, int64_t end, Counts any_counts) {
   double sum = 0;
   for (int64_t first = begin, next = begin; first < end; first = next) {
     const bool any = any_counts(first);
@@ -284,7 +288,7 @@ double run_those_that_count(const Task& task, int64_t begin, int64_t end, F any_
     } while (next < end && any_counts(next) == any);
     if (next > end) next = end;
     if (any) {
-      sum += run_pairs<T, N, Want, AllTerms>(task, first, next);
+      sum += run_pairs<T, N, Want, AllTerms, F>(task, first, next);
     } else {
       store_zeros<T>(task, first, next - first);
     }
@@ -293,19 +297,19 @@ double run_those_that_count(const Task& task, int64_t begin, int64_t end, F any_
 }
 
 // The chunks [begin, end).
-template <class T, int N, unsigned Want, bool AllTerms>
+template <class T, int N, unsigned Want, bool AllTerms, template <class> class F>
 void run_chunks(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t chunk_begin = chunk * kChunk;
     const int64_t chunk_end = chunk_begin + kChunk < task.pairs ? chunk_begin + kChunk : task.pairs;
     double sum = 0;
     if (!is_masked(task)) {
-      sum = run_pairs<T, N, Want, AllTerms>(task, chunk_begin, chunk_end);
+      sum = run_pairs<T, N, Want, AllTerms, F>(task, chunk_begin, chunk_end);
     } else if (task.target.index == nullptr) {
-      sum = run_those_that_count<T, N, Want, AllTerms>(
+      sum = run_those_that_count<T, N, Want, AllTerms, F>(
           task, chunk_begin, chunk_end, [&](int64_t first) { return keeps_any<N>(task.mask, first, chunk_end); });
     } else {
-      sum = run_those_that_count<T, N, Want, AllTerms>(task, chunk_begin, chunk_end, [&](int64_t first) {
+      sum = run_those_that_count<T, N, Want, AllTerms, F>(task, chunk_begin, chunk_end, [&](int64_t first) {
         bool any = false;
         for (int64_t i = first; i < first + N && i < chunk_end; ++i) any |= counts(task, i);
         return any;
@@ -338,27 +342,33 @@ void scale_rows(const Scaling& scaling, int64_t begin, int64_t end) {
 }
 
 // Gradients for more boxes than are wanted are computed only where that saves a copy of the loop that few would use.
-template <class T, int N>
+template <class T, int N, template <class> class F>
 void run(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
   constexpr bool rare = sizeof(T) == sizeof(double);
   const bool pred = task.grad_pred.data != nullptr;
   const bool target = task.grad_target.data != nullptr, anchor = task.grad_anchor_objects.data != nullptr;
   const bool any = pred || target || anchor;
   if (task.terms) {
-    if (any) return run_chunks<T, N, kPred | kTarget | kAnchorObject, true>(task, chunk_sums, begin, end);
-    return run_chunks<T, N, 0, true>(task, chunk_sums, begin, end);
+    if (any) return run_chunks<T, N, kPred | kTarget | kAnchorObject, true, F>(task, chunk_sums, begin, end);
+    return run_chunks<T, N, 0, true, F>(task, chunk_sums, begin, end);
   }
-  if (!any) return run_chunks<T, N, 0, false>(task, chunk_sums, begin, end);
+  if (!any) return run_chunks<T, N, 0, false, F>(task, chunk_sums, begin, end);
   if constexpr (!rare) {
-    if (!anchor && !target) return run_chunks<T, N, kPred, false>(task, chunk_sums, begin, end);
-    if (!anchor) return run_chunks<T, N, kPred | kTarget, false>(task, chunk_sums, begin, end);
+    if (!anchor && !target) return run_chunks<T, N, kPred, false, F>(task, chunk_sums, begin, end);
+    if (!anchor) return run_chunks<T, N, kPred | kTarget, false, F>(task, chunk_sums, begin, end);
   }
-  return run_chunks<T, N, kPred | kTarget | kAnchorObject, false>(task, chunk_sums, begin, end);
+  return run_chunks<T, N, kPred | kTarget | kAnchorObject, false, F>(task, chunk_sums, begin, end);
 }
 
+template <template <class> class F, int Floats, int Doubles>
+void run_with(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
+  task.in_double ? run<double, Doubles, F>(task, chunk_sums, begin, end)
+                 : run<float, Floats, F>(task, chunk_sums, begin, end);
+}
 template <int Floats, int Doubles>
 void run(const Task& task, double* chunk_sums, int64_t begin, int64_t end) {
-  task.in_double ? run<double, Doubles>(task, chunk_sums, begin, end) : run<float, Floats>(task, chunk_sums, begin, end);
+  is_common(task.formula) ? run_with<Formula, Floats, Doubles>(task, chunk_sums, begin, end)
+                          : run_with<FullFormula, Floats, Doubles>(task, chunk_sums, begin, end);
 }
 
 void scale(const Scaling& scaling, int64_t begin, int64_t end) {

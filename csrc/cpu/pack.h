@@ -112,6 +112,17 @@ ICR_INLINE Pack<T, N> greater(Pack<T, N> a, Pack<T, N> b) {
   return select(a > b, a, b);
 }
 
+template <class T, int N>
+ICR_INLINE Pack<T, N> square_root(Pack<T, N> x) {
+#if defined(ICR_AVX512)
+  if constexpr (sizeof(T) == 4) return _mm512_sqrt_ps(x.v);
+#elif defined(ICR_AVX2)
+  if constexpr (sizeof(T) == 4) return _mm256_sqrt_ps(x.v);
+#endif
+  for (int i = 0; i < N; ++i) x.v[i] = square_root(T(x.v[i]));
+  return x;
+}
+
 // In 512 bits the divider is slow: there one step of Newton from the processor's estimate.
 template <class T, int N>
 ICR_INLINE Pack<T, N> reciprocal(Pack<T, N> x) {

@@ -9,12 +9,6 @@
 namespace {
 namespace icr {
 
-#if defined(__clang__)
-#define ICR_ONE_COPY __attribute__((noinline))
-#else
-#define ICR_ONE_COPY __attribute__((noipa))
-#endif
-
 using icr_cpu::GroupRange;
 using icr_cpu::kColumns;
 using icr_cpu::kQueries;
@@ -68,16 +62,73 @@ constexpr bool is_inlined<Similarity<GIoU>> = true;
 template <>
 constexpr bool is_inlined<Inside> = true;
 
-template <class Kind, class P>
-ICR_ONE_COPY P shared_value(const Box<P>& p, const Box<P>& q, P eps) {
-  return Kind::value(p, q, eps);
+template <class Kind, class P, class N>
+ICR_APART P shared_value(const Box<P>& p, const Box<P>& q, N n) {
+  return value_at(Kind{}, p, q, n);
+}
+template <class Kind, class P, class N>
+ICR_INLINE P value_of_pair(Kind kind, const SizedBox<P>& p, const SizedBox<P>& q, const N& n) {
+  if constexpr (is_inlined<Kind>) {
+    return value_at(kind, p, q, n);
+  } else {
+    return shared_value<Kind, P>(p, q, n);
+  }
+}
+
+// One of the further kinds, all of which share their loops.
+template <class P>
+struct FurtherKind {
+  template <unsigned Vars>
+  using Function = Dual<P, Vars> (*)(const Box<P>&, const Box<P>&, const Numbers<P>&);
+
+  P (*value)(const Box<P>&, const Box<P>&, const Numbers<P>&);
+  Function<0x0f> by_first;
+  Function<0xf0> by_second;
+};
+template <bool First, class Kind, class P>
+ICR_APART auto value_apart(const Box<P>& p, const Box<P>& q, const Numbers<P>& n) {
+  return evaluate<First, !First>(Kind{}, p, q, own_numbers(Kind{}, n));
 }
 template <class Kind, class P>
-ICR_INLINE P value_of_pair(Kind, const SizedBox<P>& p, const SizedBox<P>& q, P eps) {
-  if constexpr (is_inlined<Kind>) {
-    return Kind::value(p, q, eps);
+ICR_APART P value_apart(const Box<P>& p, const Box<P>& q, const Numbers<P>& n) {
+  return value_at(Kind{}, p, q, own_numbers(Kind{}, n));
+}
+template <class P, class... Kinds>
+FurtherKind<P> further_kind(List<Kinds...>, int place) {
+  static constexpr FurtherKind<P> kinds[] = {
+      {value_apart<Kinds, P>, value_apart<true, Kinds, P>, value_apart<false, Kinds, P>}...};
+  return kinds[place < int(sizeof...(Kinds)) ? place : int(sizeof...(Kinds)) - 1];
+}
+
+template <class P>
+ICR_INLINE const Numbers<P>& own_numbers(const FurtherKind<P>&, const Numbers<P>& n) {
+  return n;
+}
+template <class P>
+ICR_INLINE P value_of_pair(const FurtherKind<P>& kind, const SizedBox<P>& p, const SizedBox<P>& q,
+                           const Numbers<P>& n) {
+  return kind.value(p, q, n);
+}
+template <bool First, class Kind, class P, class N>
+ICR_INLINE auto differentiated(Kind kind, const Box<P>& p, const Box<P>& q, const N& n) {
+  return evaluate<First, !First>(kind, p, q, n);
+}
+template <bool First, class P>
+ICR_INLINE auto differentiated(const FurtherKind<P>& kind, const Box<P>& p, const Box<P>& q, const Numbers<P>& n) {
+  if constexpr (First) {
+    return kind.by_first(p, q, n);
   } else {
-    return shared_value<Kind>(p, q, eps);
+    return kind.by_second(p, q, n);
+  }
+}
+
+// Calls f with the kind at a place.
+template <class Kinds, class P, class F>
+ICR_INLINE void with_kind(int place, F f) {
+  if constexpr (std::is_same_v<Kinds, CommonKinds>) {
+    visit(typename Kinds::Functions{}, place, f);
+  } else {
+    f(further_kind<P>(typename Kinds::Functions{}, place));
   }
 }
 
@@ -93,10 +144,10 @@ ICR_INLINE Part part_of(const PairwiseTask& task, int64_t number) {
           at_most(task.second.count - column, kColumns)};
 }
 
-template <class T, int N>
-void pairwise(const PairwiseTask& task, int64_t begin, int64_t end) {
+template <class T, int N, class Kinds>
+void pairwise(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
-  const P eps(T(task.function.eps));
+  const auto numbers = numbers_in<P, T>(task.function);
   Corners<P, kRows> first;
   Corners<P, kColumns> second;
   for (int64_t number = begin; number < end; ++number) {
@@ -105,13 +156,14 @@ void pairwise(const PairwiseTask& task, int64_t begin, int64_t end) {
     second.fill(rows_of(task.second, part.batch), task.function, part.column, part.columns);
     T* const out = static_cast<T*>(task.out) +
                    (part.batch * task.first.count + part.row) * task.second.count + part.column;
-    visit(PairFunctions{}, task.function.kind, [&](auto kind) {
+    with_kind<Kinds, P>(place, [&](auto kind) {
+      const auto& n = own_numbers(kind, numbers);
       for (int i = 0; i < part.rows; ++i) {
         const auto p = first.one(i);
         T* const row = out + i * task.second.count;
         int j = 0;
-        for (; j + N <= part.columns; j += N) value_of_pair(kind, p, second.lanes(j), eps).store(row + j);
-        if (j < part.columns) store_column(row, j, part.columns - j, value_of_pair(kind, p, second.lanes(j), eps));
+        for (; j + N <= part.columns; j += N) value_of_pair(kind, p, second.lanes(j), n).store(row + j);
+        if (j < part.columns) store_column(row, j, part.columns - j, value_of_pair(kind, p, second.lanes(j), n));
       }
     });
   }
@@ -138,10 +190,11 @@ void store_gradient(const RowsOut& out, const Rows& boxes, const PairFunction<do
 
 // The gradient of the first boxes [begin, end) of all batches: each sums up its row. Few enough additions in float,
 // then double.
-template <class T, int N>
-void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
+template <class T, int N, class Kinds>
+void first_gradient(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
-  const P eps(T(task.function.eps)), zero(T(0));
+  const auto numbers = numbers_in<P, T>(task.function);
+  const P zero(T(0));
   Corners<P, kRows> first;
   Corners<P, kColumns> second;
   for (int64_t at = begin; at < end;) {
@@ -153,7 +206,8 @@ void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
     for (int64_t column = 0; column < task.second.count; column += kColumns) {
       const int columns = at_most(task.second.count - column, kColumns);
       second.fill(second_rows, task.function, column, columns);
-      visit(PairFunctions{}, task.function.kind, [&](auto kind) {
+      with_kind<Kinds, P>(place, [&](auto kind) {
+        const auto& n = own_numbers(kind, numbers);
         for (int i = 0; i < rows; ++i) {
           const Column upstream = row_of(task.gradient, batch, row + i, column);
           const Box<P> p = first.one(i);
@@ -161,7 +215,7 @@ void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
           for (int j = 0; j < columns; j += N) {
             const int count = at_most(columns - j, N);
             const P g = select(P::first_lanes(count), load_column<T, N>(upstream, j, count, T(0)), zero);
-            const auto y = evaluate<true, false>(kind, p, Box<P>(second.lanes(j)), eps);
+            const auto y = differentiated<true>(kind, p, Box<P>(second.lanes(j)), n);
             add_partials<0>(y, g, sum);
           }
           add_lanes(sum, total[i]);
@@ -176,10 +230,11 @@ void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
 }
 
 // The gradient of the second boxes: each sums up its column, in its own lane.
-template <class T, int N>
-void second_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
+template <class T, int N, class Kinds>
+void second_gradient(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
-  const P eps(T(task.function.eps)), zero(T(0));
+  const auto numbers = numbers_in<P, T>(task.function);
+  const P zero(T(0));
   Corners<P, kRows> first;
   Corners<P, N> second;
   for (int64_t at = begin; at < end;) {
@@ -193,11 +248,12 @@ void second_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
       const int rows = at_most(task.first.count - row, kRows);
       first.fill(first_rows, task.function, row, rows);
       P sum[4] = {zero, zero, zero, zero};
-      visit(PairFunctions{}, task.function.kind, [&](auto kind) {
+      with_kind<Kinds, P>(place, [&](auto kind) {
+        const auto& n = own_numbers(kind, numbers);
         for (int i = 0; i < rows; ++i) {
           const Column upstream = row_of(task.gradient, batch, row + i, column);
           const P g = load_column<T, N>(upstream, 0, columns, T(0));
-          add_partials<4>(evaluate<false, true>(kind, Box<P>(first.one(i)), q, eps), g, sum);
+          add_partials<4>(differentiated<false>(kind, Box<P>(first.one(i)), q, n), g, sum);
         }
       });
       for (int c = 0; c < 4; ++c) {
@@ -303,16 +359,16 @@ struct Queries {
 
 // The common case: every pair counts, and the largest value is the best. Of equals the first stays; NaN is never
 // larger.
-template <bool CandidateFirst, class Kind, class P>
-void pass_all(Kind kind, const Candidates<P>& candidates, int64_t first, int count, Queries<P>& queries, int i, P eps) {
+template <bool CandidateFirst, class Kind, class P, class N>
+void pass_all(Kind kind, const Candidates<P>& candidates, int64_t first, int count, Queries<P>& queries, int i, N n) {
   const auto query = queries.corners.lanes(i);
   P best = P::load(queries.to_exceed + i);
   auto index = load_integers<P>(queries.index + i);
   auto number = integers<P>(IntegerOf<P>(first));
   for (int j = 0; j < count; ++j) {
     const auto candidate = candidates.corners.one(j);
-    const P value = CandidateFirst ? value_of_pair(kind, candidate, query, eps)
-                                   : value_of_pair(kind, query, candidate, eps);
+    const P value = CandidateFirst ? value_of_pair(kind, candidate, query, n)
+                                   : value_of_pair(kind, query, candidate, n);
     const auto is_better = value > best;
     best = select(is_better, value, best);
     index = is_better.m ? number : index;
@@ -323,17 +379,17 @@ void pass_all(Kind kind, const Candidates<P>& candidates, int64_t first, int cou
 }
 
 // Every other case.
-template <class Kind, class P>
+template <class Kind, class P, class N>
 void pass_some(Kind kind, const SelectionTask& task, const Candidates<P>& candidates, int64_t first, int count,
-               bool all_of_one_group, Queries<P>& queries, int i, P eps) {
+               bool all_of_one_group, Queries<P>& queries, int i, N n) {
   constexpr int lanes = lanes_of<P>;
   const auto query = queries.corners.lanes(i);
   const P query_area = area(query), at_least = P::load(queries.at_least + i);
   const auto group = load_integers<P>(queries.group + i);
   for (int j = 0; j < count; ++j) {
     const auto candidate = candidates.corners.one(j);
-    P value = task.candidate_first ? value_of_pair(kind, candidate, query, eps)
-                                   : value_of_pair(kind, query, candidate, eps);
+    P value = task.candidate_first ? value_of_pair(kind, candidate, query, n)
+                                   : value_of_pair(kind, query, candidate, n);
     if (task.offset.data != nullptr) value = value - P(candidates.offset[j]);
     auto counts = value == value;
     if (!all_of_one_group) {
@@ -381,10 +437,10 @@ inline PartOfTile part_of_tile(const SelectionTask& task, int64_t batch, int64_t
 }
 
 // The blocks of queries [begin, end) of all batches.
-template <class P>
-void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, int64_t end) {
+template <class P, class Kinds>
+void select(Kinds, int place, const SelectionTask& task, const GroupRange* ranges, int64_t begin, int64_t end) {
   constexpr int lanes = lanes_of<P>;
-  const P eps(NumberOf<P>(task.function.eps));
+  const auto numbers = numbers_in<P, NumberOf<P>>(task.function);
   const int64_t blocks = divided(task.queries.count, kQueries), tiles = divided(task.candidates.count, kTile);
   const bool is_plain =
       task.k == 0 && !task.larger && task.at_least.data == nullptr && task.offset.data == nullptr;
@@ -403,14 +459,15 @@ void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, 
         if (part.count <= 0) continue;
       }
       candidates.fill(task, batch, part.first, part.count);
-      visit(PairFunctions{}, task.function.kind, [&](auto kind) {
+      with_kind<Kinds, P>(place, [&](auto kind) {
+        const auto& n = own_numbers(kind, numbers);
         for (int i = 0; i < count; i += lanes) {
           if (!is_plain || !part.is_of_one_group) {
-            pass_some(kind, task, candidates, part.first, part.count, part.is_of_one_group, queries, i, eps);
+            pass_some(kind, task, candidates, part.first, part.count, part.is_of_one_group, queries, i, n);
           } else if (task.candidate_first) {
-            pass_all<true>(kind, candidates, part.first, part.count, queries, i, eps);
+            pass_all<true>(kind, candidates, part.first, part.count, queries, i, n);
           } else {
-            pass_all<false>(kind, candidates, part.first, part.count, queries, i, eps);
+            pass_all<false>(kind, candidates, part.first, part.count, queries, i, n);
           }
         }
       });
@@ -459,20 +516,28 @@ void cost(const CostTask& task, int64_t begin, int64_t end) {
 template <int Floats, int Doubles>
 struct AllPairs {
   static void pairwise(const PairwiseTask& task, int64_t begin, int64_t end) {
-    task.in_double ? icr::pairwise<double, Doubles>(task, begin, end)
-                            : icr::pairwise<float, Floats>(task, begin, end);
+    with_kinds(task.function.kind, [&](auto kinds, int place) {
+      task.in_double ? icr::pairwise<double, Doubles>(kinds, place, task, begin, end)
+                     : icr::pairwise<float, Floats>(kinds, place, task, begin, end);
+    });
   }
   static void first_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
-    task.in_double ? icr::first_gradient<double, Doubles>(task, begin, end)
-                            : icr::first_gradient<float, Floats>(task, begin, end);
+    with_kinds(task.function.kind, [&](auto kinds, int place) {
+      task.in_double ? icr::first_gradient<double, Doubles>(kinds, place, task, begin, end)
+                     : icr::first_gradient<float, Floats>(kinds, place, task, begin, end);
+    });
   }
   static void second_gradient(const PairwiseTask& task, int64_t begin, int64_t end) {
-    task.in_double ? icr::second_gradient<double, Doubles>(task, begin, end)
-                            : icr::second_gradient<float, Floats>(task, begin, end);
+    with_kinds(task.function.kind, [&](auto kinds, int place) {
+      task.in_double ? icr::second_gradient<double, Doubles>(kinds, place, task, begin, end)
+                     : icr::second_gradient<float, Floats>(kinds, place, task, begin, end);
+    });
   }
   static void select(const SelectionTask& task, const GroupRange* ranges, int64_t begin, int64_t end) {
-    task.in_double ? icr::select<Pack<double, Doubles>>(task, ranges, begin, end)
-                            : icr::select<Pack<float, Floats>>(task, ranges, begin, end);
+    with_kinds(task.function.kind, [&](auto kinds, int place) {
+      task.in_double ? icr::select<Pack<double, Doubles>>(kinds, place, task, ranges, begin, end)
+                     : icr::select<Pack<float, Floats>>(kinds, place, task, ranges, begin, end);
+    });
   }
   static void cost(const CostTask& task, int64_t begin, int64_t end) {
     task.in_double ? icr::cost<double, Doubles>(task, begin, end) : icr::cost<float, Floats>(task, begin, end);

@@ -108,10 +108,12 @@ __device__ icr::Assigned<T, bool> load_assigned(const DetectionTask& task, int64
   return assigned;
 }
 
-template <class T>
+template <class T, class F>
 __global__ void __launch_bounds__(kThreads, 1)
     box_terms_kernel(const __grid_constant__ DetectionTask task,
-                     const __grid_constant__ icr::DetectionFormula<T> formula, DetectionSums* sums) {
+                     const __grid_constant__ icr::DetectionFormula<T, F> given, DetectionSums* sums) {
+  auto formula = given;
+  icr::read_mean<T>(task, formula);
   DetectionSums mine{};
   over_points(task.head, [&](int64_t image, int64_t point) {
     const int64_t row = target_of(task, image, point);
@@ -129,10 +131,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   store_sums(sums[blockIdx.x], mine);
 }
 
-template <class T>
+template <class T, class F>
 __global__ void __launch_bounds__(kThreads, 1)
     box_gradient_kernel(const __grid_constant__ DetectionTask task,
-                        const __grid_constant__ icr::DetectionFormula<T> formula) {
+                        const __grid_constant__ icr::DetectionFormula<T, F> given) {
+  auto formula = given;
+  icr::read_mean<T>(task, formula);
   const MatricesOut& out = task.head.grad_logits;
   const auto factors = icr::factors_of_point<T>(task);
   over_points(task.head, [&](int64_t image, int64_t point) {
@@ -245,11 +249,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) icr::store_terms<T>(task, total);
 }
 
+// Calls f with the formula of the common losses, or of all.
+template <class T, class F>
+cudaError_t with_formula(const DetectionTask& task, F f) {
+  return icr::is_common(task.formula.pair) ? f(icr::detection_formula_in<icr::Formula<T>, T, T>(task))
+                                           : f(icr::detection_formula_in<icr::FullFormula<T>, T, T>(task));
+}
+
 template <class T>
 cudaError_t run_detection(const DetectionTask& task, DetectionBlocks blocks, DetectionSums* sums, cudaStream_t stream) {
   if (blocks.points > 0) {
-    const auto formula = icr::formula_in<T>(task.formula);
-    const cudaError_t error = launch(box_terms_kernel<T>, blocks.points, kThreads, stream, task, formula, sums);
+    const cudaError_t error = with_formula<T>(task, [&](auto formula) {
+      return launch(box_terms_kernel<T, decltype(formula.pair)>, blocks.points, kThreads, stream, task, formula, sums);
+    });
     if (error != cudaSuccess) return error;
   }
   if (blocks.classes > 0) {
@@ -264,9 +276,10 @@ template <class T>
 cudaError_t run_gradients(const DetectionTask& task, int multiprocessors, cudaStream_t stream) {
   const int64_t points = task.head.images * task.head.points;
   if (task.head.grad_logits.data != nullptr && points > 0) {
-    const cudaError_t error =
-        launch(box_gradient_kernel<T>, blocks_of(ceil_divide(points, kThreads), multiprocessors), kThreads, stream,
-               task, icr::formula_in<T>(task.formula));
+    const cudaError_t error = with_formula<T>(task, [&](auto formula) {
+      return launch(box_gradient_kernel<T, decltype(formula.pair)>,
+                    blocks_of(ceil_divide(points, kThreads), multiprocessors), kThreads, stream, task, formula);
+    });
     if (error != cudaSuccess) return error;
   }
   const bool of_points = are_points_side_by_side(task);

@@ -91,13 +91,29 @@ __device__ void store_nothing(const Task& task, int64_t pair) {
 struct AnyTask {
   using Index = int64_t;  // of a pair
   template <class T>
-  __device__ static void tell(Task&, icr::Formula<T>&) {}
+  using Formula = icr::Formula<T>;
+  template <class F>
+  __device__ static void tell(Task&, F&) {}
+};
+
+// The same of all losses, with their parameters and modifiers.
+struct FullTask : AnyTask {
+  template <class T>
+  using Formula = icr::FullFormula<T>;
+};
+
+// And of one of them.
+template <int Loss>
+struct OneLoss : FullTask {
+  __device__ static void tell(Task&, icr::FullFormula<float>& formula) { formula.loss = Loss; }
 };
 
 // Most of a training: rows of floats side by side, corners, all pairs alike; and which loss and penalty.
 template <int Loss, int Penalty>
 struct PackedTask {
   using Index = unsigned;
+  template <class T>
+  using Formula = icr::Formula<T>;
   __device__ static void tell(Task& task, icr::Formula<float>& formula) {
     for (Rows* rows : {&task.pred, &task.target, &task.anchor_objects}) {
       rows->type = Type::kFloat;
@@ -125,14 +141,21 @@ bool is_packed(const Task& task) {
          !task.formula.relative && task.formula.box_format == icr::kXYXY && task.pairs <= int64_t(1) << 31;
 }
 
+template <class T, unsigned Want, class Known>
+constexpr int kBlocksAtOnce =
+    sizeof(T) == 4 && Want <= icr::kPred && !std::is_base_of_v<FullTask, Known> ? kBlocksPerMultiprocessor : 1;
+
 // Losses or all terms of the pairs, with the gradients in Want.
 template <class T, unsigned Want, bool AllTerms, class Known = AnyTask>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred ? kBlocksPerMultiprocessor : 1)
-    pairs_kernel(const __grid_constant__ Task any_task, const __grid_constant__ icr::Formula<T> any_formula,
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T, Want, Known>)
+    pairs_kernel(const __grid_constant__ Task any_task,
+                 const __grid_constant__ typename Known::template Formula<T> any_formula,
                  const __grid_constant__ Sum sum) {
   Task task = any_task;
-  icr::Formula<T> formula = any_formula;
+  auto formula = any_formula;
+  constexpr bool is_full = icr::is_full<decltype(formula)>;
   Known::tell(task, formula);
+  if constexpr (is_full) formula.wise_mean = icr::value_or(T(1), task.wise_mean, 0);
   const auto format = icr::BoxFormat(formula.box_format);
   T scale = T(task.scale);
   if (task.normalizer.data != nullptr) {
@@ -157,6 +180,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && Want <= icr::kPred
     const bool are_corners = format == icr::kXYXY && icr::are_corners<T>(pred, target, anchor);
     icr::Boxes<T> boxes{icr::box_of(pred), icr::box_of(target), icr::box_of(anchor)};
     if (!are_corners) boxes = {icr::corners(pred, format), icr::corners(target, format), icr::corners(anchor, format)};
+    if constexpr (is_full) formula.per_pixel = icr::reciprocal(icr::value_or(T(1), task.pixels, pair));
     icr::Gradients<T> gradients;
     gradients.anchor[0] = gradients.anchor[1] = gradients.anchor[2] = gradients.anchor[3] = T(0);
     T factor = scale;
@@ -251,8 +275,8 @@ __global__ void __launch_bounds__(kTableThreads, 1)
 
 // Launches
 
-template <class T>
-using PairsKernel = void (*)(Task, icr::Formula<T>, Sum);
+template <class T, class F = icr::Formula<T>>
+using PairsKernel = void (*)(Task, F, Sum);
 
 // The kernel of packed tasks with that loss, and without a penalty or with the first, which is the default; nullptr: none.
 template <int... Losses>
@@ -265,29 +289,52 @@ PairsKernel<float> packed_kernel(int loss, int penalty, std::integer_sequence<in
   return is_there ? kernels[penalty + 1][loss] : nullptr;
 }
 
-template <class... Variants>
-auto numbers_of(icr::List<Variants...>) {
-  return std::make_integer_sequence<int, sizeof...(Variants)>{};
+// That of any tasks with that loss and its parameters and modifiers. The last one stands for all beyond, as in icr::visit.
+template <int... Losses>
+PairsKernel<float, icr::FullFormula<float>> kernel_of_loss(int loss, std::integer_sequence<int, Losses...>) {
+  static constexpr PairsKernel<float, icr::FullFormula<float>> kernels[] = {
+      pairs_kernel<float, icr::kPred, false, OneLoss<Losses>>...};
+  return kernels[std::min<size_t>(loss, sizeof...(Losses) - 1)];
 }
+
+constexpr unsigned kAllBoxes = icr::kPred | icr::kTarget | icr::kAnchorObject;
 
 template <class T>
 PairsKernel<T> kernel_for(const Task& task) {
-  constexpr unsigned all = icr::kPred | icr::kTarget | icr::kAnchorObject;
   const bool pred = task.grad_pred.data != nullptr;
   const bool others = task.grad_target.data != nullptr || task.grad_anchor_objects.data != nullptr;
-  if (task.terms) return pred || others ? pairs_kernel<T, all, true> : pairs_kernel<T, 0, true>;
-  if (others) return pairs_kernel<T, all, false>;
+  if (task.terms) return pred || others ? pairs_kernel<T, kAllBoxes, true> : pairs_kernel<T, 0, true>;
+  if (others) return pairs_kernel<T, kAllBoxes, false>;
   if (!pred) return pairs_kernel<T, 0, false>;
   if constexpr (sizeof(T) == 4) {
-    const auto packed = packed_kernel(task.formula.loss, task.formula.penalty, numbers_of(icr::Losses{}));
+    const auto packed =
+        packed_kernel(task.formula.loss, task.formula.penalty, icr::places_of(icr::CommonLosses{}));
     if (packed != nullptr && is_packed(task)) return packed;
   }
   return pairs_kernel<T, icr::kPred, false>;
 }
 
+// Gradients for more boxes than are wanted are computed only where that saves a kernel that few would use.
+template <class T>
+PairsKernel<T, icr::FullFormula<T>> full_kernel_for(const Task& task) {
+  if (task.terms) return pairs_kernel<T, kAllBoxes, true, FullTask>;
+  if constexpr (sizeof(T) == 4) {
+    const bool others = task.grad_target.data != nullptr || task.grad_anchor_objects.data != nullptr;
+    if (!others && task.grad_pred.data != nullptr) {
+      return kernel_of_loss(task.formula.loss, icr::places_of(icr::Losses{}));
+    }
+  }
+  return pairs_kernel<T, kAllBoxes, false, FullTask>;
+}
+
 template <class T>
 cudaError_t run(const Task& task, const Sum& sum, int64_t blocks, cudaStream_t stream) {
-  return launch(kernel_for<T>(task), blocks, kThreads, stream, task, icr::formula_in<T>(task.formula), sum);
+  if (!icr::is_common(task.formula)) {
+    return launch(full_kernel_for<T>(task), blocks, kThreads, stream, task,
+                  icr::formula_in<icr::FullFormula<T>, T>(task.formula), sum);
+  }
+  return launch(kernel_for<T>(task), blocks, kThreads, stream, task, icr::formula_in<icr::Formula<T>, T>(task.formula),
+                sum);
 }
 
 }  // namespace

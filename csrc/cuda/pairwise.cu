@@ -16,6 +16,9 @@ using icr_kernels::Column;
 
 // The matrix
 
+template <class Kinds>
+constexpr bool are_common = std::is_same_v<Kinds, icr::CommonKinds>;
+
 // A thread has so many columns: what it stores at once.
 template <class T>
 constexpr int kColumns = 16 / sizeof(T);
@@ -36,9 +39,10 @@ struct Tiles {
   int64_t across, down, count;
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
-    matrix_kernel(const __grid_constant__ PairwiseTask task, const __grid_constant__ Tiles tiles, T eps) {
+template <class T, class Kinds>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && are_common<Kinds> ? 4 : 1)
+    matrix_kernel(const __grid_constant__ PairwiseTask task, const __grid_constant__ Tiles tiles, int place,
+                  const __grid_constant__ icr::Numbers<T> numbers) {
   constexpr int per_thread = kColumns<T>;
   alignas(16) __shared__ icr::Box<T> boxes[kPlaces<T>];
   __shared__ T areas[kPlaces<T>];
@@ -73,12 +77,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
     }
     T* out = static_cast<T*>(task.out) + (batch * task.first.count + first_row + own_row) * task.second.count +
              first_column + own_column;
-    icr::visit(icr::PairFunctions{}, task.function.kind, [&](auto kind) {
+    icr::visit(typename Kinds::Functions{}, place, [&](auto kind) {
+      const auto n = icr::own_numbers(kind, numbers);
       for (int row = own_row; row < rows; row += at_once) {
         const icr::SizedBox<T> first = {boxes[row], areas[row]};
         Values<T> values;
 #pragma unroll
-        for (int c = 0; c < per_thread; ++c) values.columns[c] = kind.value(first, own[c], eps);
+        for (int c = 0; c < per_thread; ++c) values.columns[c] = icr::value_at(kind, first, own[c], n);
         if (tiles.whole) {
           *reinterpret_cast<Values<T>*>(out) = values;
         } else {
@@ -99,9 +104,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
 
 // A block has so many `boxes`, a power of two, and divides the pairs of each among the threads that this leaves.
 // Threads side by side have columns of the matrix side by side: they share a first box, or each has a second one.
-template <class T, bool OfSecond>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 1)
-    boxes_kernel(const __grid_constant__ PairwiseTask task, int boxes, T eps) {
+template <class T, bool OfSecond, class Kinds>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && are_common<Kinds> ? 3 : 1)
+    boxes_kernel(const __grid_constant__ PairwiseTask task, int boxes, int place,
+                 const __grid_constant__ icr::Numbers<T> numbers) {
   alignas(16) __shared__ icr::Box<T> others[kThreads];
   __shared__ double sums[4][kThreads];
   const BoxSet& mine = OfSecond ? task.second : task.first;
@@ -130,13 +136,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 1)
       const Column gradient = icr::row_of(task.gradient, batch, row, column);
       const int64_t stride = OfSecond ? task.gradient.row_stride : task.gradient.column_stride;
       T few[4] = {T(0), T(0), T(0), T(0)};  // Few enough additions in float, then double.
-      icr::visit(icr::PairFunctions{}, task.function.kind, [&](auto kind) {
+      icr::visit(typename Kinds::Functions{}, place, [&](auto kind) {
+        const auto n = icr::own_numbers(kind, numbers);
         for (int i = share; i < count; i += shares) {
           const T upstream = icr::element<T>(gradient.data, gradient.type, i * stride);
           if constexpr (OfSecond) {
-            icr::add_partials<4>(icr::evaluate<false, true>(kind, others[i], box, eps), upstream, few);
+            icr::add_partials<4>(icr::evaluate<false, true>(kind, others[i], box, n), upstream, few);
           } else {
-            icr::add_partials<0>(icr::evaluate<true, false>(kind, box, others[i], eps), upstream, few);
+            icr::add_partials<0>(icr::evaluate<true, false>(kind, box, others[i], n), upstream, few);
           }
         }
       });
@@ -186,8 +193,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 1)
 
 // Launches
 
-template <class T>
-cudaError_t launch_matrix(const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
+template <class T, class Kinds>
+cudaError_t launch_matrix(Kinds, int place, const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
   const int64_t columns = task.second.count, chunks = ceil_divide(columns, kColumns<T>);
   Tiles tiles;
   tiles.whole = columns % kColumns<T> == 0 && uintptr_t(task.out) % sizeof(Values<T>) == 0;
@@ -204,15 +211,15 @@ cudaError_t launch_matrix(const PairwiseTask& task, int multiprocessors, cudaStr
   tiles.rows = at_once * int(std::min<int64_t>(std::max<int64_t>(per_thread, fewest_per_thread), most));
   tiles.down = ceil_divide(task.first.count, tiles.rows);
   tiles.count = bands * tiles.down;
-  return launch(matrix_kernel<T>, blocks_of(tiles.count, multiprocessors), kThreads, stream, task, tiles,
-                T(task.function.eps));
+  return launch(matrix_kernel<T, Kinds>, blocks_of(tiles.count, multiprocessors), kThreads, stream, task, tiles, place,
+                icr::numbers_in<T, T>(task.function));
 }
 
 // Many boxes per block, so that each of the others is used often once it is loaded, and gradients are read as whole
 // sectors; fewer where there would be few blocks; but no threads without a pair, and no places without a box. The order
 // of a sum, and so this, may depend on the sizes alone.
-template <class T, bool OfSecond>
-cudaError_t launch_boxes(const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
+template <class T, bool OfSecond, class Kinds>
+cudaError_t launch_boxes(Kinds, int place, const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
   const int64_t count = OfSecond ? task.second.count : task.first.count;
   const int64_t others = OfSecond ? task.first.count : task.second.count;
   constexpr int64_t enough_blocks = 128;
@@ -222,8 +229,8 @@ cudaError_t launch_boxes(const PairwiseTask& task, int multiprocessors, cudaStre
   while (boxes < kThreads && 2 * boxes * others <= kThreads) boxes *= 2;
   while (boxes > 1 && 2 * count <= boxes) boxes /= 2;
   const int64_t pieces = task.batches * ceil_divide(count, boxes);
-  return launch(boxes_kernel<T, OfSecond>, blocks_of(pieces, multiprocessors), kThreads, stream, task, boxes,
-                T(task.function.eps));
+  return launch(boxes_kernel<T, OfSecond, Kinds>, blocks_of(pieces, multiprocessors), kThreads, stream, task, boxes,
+                place, icr::numbers_in<T, T>(task.function));
 }
 
 template <class T>
@@ -236,14 +243,21 @@ cudaError_t launch_cost(const CostTask& task, int multiprocessors, cudaStream_t 
 }  // namespace
 
 cudaError_t all_pairs(const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
-  const auto run = task.in_double ? launch_matrix<double> : launch_matrix<float>;
-  return run(task, multiprocessors, stream);
+  return icr::with_kinds(task.function.kind, [&](auto kinds, int place) {
+    return task.in_double ? launch_matrix<double>(kinds, place, task, multiprocessors, stream)
+                          : launch_matrix<float>(kinds, place, task, multiprocessors, stream);
+  });
 }
 
+template <bool OfSecond>
+cudaError_t launch_gradient(const PairwiseTask& task, int multiprocessors, cudaStream_t stream) {
+  return icr::with_kinds(task.function.kind, [&](auto kinds, int place) {
+    return task.in_double ? launch_boxes<double, OfSecond>(kinds, place, task, multiprocessors, stream)
+                          : launch_boxes<float, OfSecond>(kinds, place, task, multiprocessors, stream);
+  });
+}
 cudaError_t gradient_of_boxes(const PairwiseTask& task, bool of_second, int multiprocessors, cudaStream_t stream) {
-  const auto run = task.in_double ? (of_second ? launch_boxes<double, true> : launch_boxes<double, false>)
-                                           : (of_second ? launch_boxes<float, true> : launch_boxes<float, false>);
-  return run(task, multiprocessors, stream);
+  return (of_second ? launch_gradient<true> : launch_gradient<false>)(task, multiprocessors, stream);
 }
 
 cudaError_t matching_costs(const CostTask& task, int multiprocessors, cudaStream_t stream) {

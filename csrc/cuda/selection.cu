@@ -97,9 +97,11 @@ __device__ void finish(const SelectionTask& task, T (&values)[Most][Threads], in
 
 // A block has so many `queries`, a power of two, and divides the candidates of each among the threads that this leaves.
 // Each thread has a list of its best; those of a query are merged in the end.
-template <class T, int Most>
-__global__ void __launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 ? 4 : 1)
-    selection_kernel(const __grid_constant__ SelectionTask task, const GroupRange* ranges, int queries, T eps) {
+template <class T, int Most, class Kinds>
+__global__ void
+__launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 && std::is_same_v<Kinds, icr::CommonKinds> ? 4 : 1)
+    selection_kernel(const __grid_constant__ SelectionTask task, const GroupRange* ranges, int queries, int place,
+                     const __grid_constant__ icr::Numbers<T> numbers) {
   constexpr int threads = kSelectionThreads<T>, warps = threads / kWarp;
   alignas(16) __shared__ icr::Box<T> boxes[threads];
   __shared__ T areas[threads], offsets[threads];
@@ -183,11 +185,12 @@ __global__ void __launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 ? 4 : 1)
           }
         }
       };
-      icr::visit(icr::PairFunctions{}, task.function.kind, [&](auto kind) {
+      icr::visit(typename Kinds::Functions{}, place, [&](auto kind) {
+        const auto n = icr::own_numbers(kind, numbers);
         if (task.candidate_first) {
-          look([&](const auto& candidate) { return kind.value(candidate, query, eps); });
+          look([&](const auto& candidate) { return icr::value_at(kind, candidate, query, n); });
         } else {
-          look([&](const auto& candidate) { return kind.value(query, candidate, eps); });
+          look([&](const auto& candidate) { return icr::value_at(kind, query, candidate, n); });
         }
       });
     }
@@ -200,13 +203,19 @@ __global__ void __launch_bounds__(kSelectionThreads<T>, sizeof(T) == 4 ? 4 : 1)
 
 // A thread has so many queries and takes so many candidates together, of whose values it looks at the largest alone.
 // Which candidate that was of is found out once per tile, if it is the best so far.
+template <class Kind, class... Kinds>
+constexpr bool is_among(icr::List<Kinds...>) {
+  return (std::is_same_v<Kind, Kinds> || ...);
+}
+
 constexpr int kQueries = 2, kTogether = 4, kGroupsInTile = 256;
 
 // Of the block's threads so many are `owners` of queries of their own, a power of two; the others have shares of the
 // candidates of each.
 template <class Kind>
-__global__ void __launch_bounds__(kThreads, 4)
-    maximum_kernel(const __grid_constant__ SelectionTask task, int owners, float eps) {
+__global__ void __launch_bounds__(kThreads, is_among<Kind>(icr::CommonKinds::Functions{}) ? 4 : 1)
+    maximum_kernel(const __grid_constant__ SelectionTask task, int owners,
+                   const __grid_constant__ icr::Numbers<float> numbers) {
   // Those of a group lie far apart, so that the banks of neighbouring groups differ.
   alignas(16) __shared__ icr::Box<float> boxes[kTogether][kGroupsInTile];
   alignas(16) __shared__ float areas[kGroupsInTile][kTogether];
@@ -242,6 +251,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
       __syncthreads();
       const auto candidate = [&](int group, int c) { return icr::SizedBox<float>{boxes[c][group], areas[group][c]}; };
+      const auto n = icr::own_numbers(Kind{}, numbers);
       const auto look = [&](auto value_of) {
         int best_group[kQueries];
 #pragma unroll
@@ -272,9 +282,9 @@ __global__ void __launch_bounds__(kThreads, 4)
         }
       };
       if (task.candidate_first) {
-        look([&](const auto& query, const auto& other) { return Kind::value(other, query, eps); });
+        look([&](const auto& query, const auto& other) { return icr::value_at(Kind{}, other, query, n); });
       } else {
-        look([&](const auto& query, const auto& other) { return Kind::value(query, other, eps); });
+        look([&](const auto& query, const auto& other) { return icr::value_at(Kind{}, query, other, n); });
       }
     }
 #pragma unroll
@@ -295,9 +305,9 @@ int selection_threads(const SelectionTask& task) {
 
 // As many queries per block as it has threads, or fewer, so that there are enough blocks. Where there are groups no
 // more than a warp has lanes: those of a block are then of few groups.
-template <class T, int Most>
-cudaError_t launch_selection(const SelectionTask& task, const GroupRange* ranges, int multiprocessors,
-                             cudaStream_t stream) {
+template <class T, int Most, class Kinds>
+cudaError_t launch_selection(Kinds, int place, const SelectionTask& task, const GroupRange* ranges,
+                             int multiprocessors, cudaStream_t stream) {
   constexpr int threads = kSelectionThreads<T>;
   int queries = task.query_group.data != nullptr ? kWarp : threads;
   while (queries > 1 && threads / queries < task.candidates.count &&
@@ -305,8 +315,8 @@ cudaError_t launch_selection(const SelectionTask& task, const GroupRange* ranges
     queries /= 2;
   }
   const int64_t pieces = task.batches * ceil_divide(task.queries.count, queries);
-  return launch(selection_kernel<T, Most>, blocks_of(pieces, multiprocessors), threads, stream, task, ranges, queries,
-                T(task.function.eps));
+  return launch(selection_kernel<T, Most, Kinds>, blocks_of(pieces, multiprocessors), threads, stream, task, ranges,
+                queries, place, icr::numbers_in<T, T>(task.function));
 }
 
 template <class Kind>
@@ -322,14 +332,14 @@ cudaError_t launch_maximum(const SelectionTask& task, int multiprocessors, cudaS
     if (time(fewer) < time(owners)) owners = fewer;
   }
   return launch(maximum_kernel<Kind>, blocks_of(pieces(owners), multiprocessors), kThreads, stream, task, owners,
-                float(task.function.eps));
+                icr::numbers_in<float, float>(task.function));
 }
 
 // The last kind stands for all beyond, as in icr::visit.
 template <class... Kinds>
-cudaError_t launch_maximum(icr::List<Kinds...>, const SelectionTask& task, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_maximum(icr::List<Kinds...>, int place, const SelectionTask& task, int multiprocessors, cudaStream_t stream) {
   constexpr cudaError_t (*launches[])(const SelectionTask&, int, cudaStream_t) = {launch_maximum<Kinds>...};
-  return launches[std::min<size_t>(task.function.kind, sizeof...(Kinds) - 1)](task, multiprocessors, stream);
+  return launches[std::min<size_t>(place, sizeof...(Kinds) - 1)](task, multiprocessors, stream);
 }
 
 }  // namespace
@@ -349,13 +359,17 @@ cudaError_t select_candidates(const SelectionTask& task, const GroupRange* range
                               cudaStream_t stream) {
   const bool of_all = task.query_group.data == nullptr && task.candidate_group.data == nullptr && !task.larger;
   const bool is_largest = task.k <= 1 && task.offset.data == nullptr && task.at_least.data == nullptr;
-  if (of_all && is_largest && !task.in_double) {
-    return launch_maximum(icr::PairFunctions{}, task, multiprocessors, stream);
-  }
-  const auto run = task.in_double
-                       ? (task.k > 1 ? launch_selection<double, kMostSelected> : launch_selection<double, 1>)
-                       : (task.k > 1 ? launch_selection<float, kMostSelected> : launch_selection<float, 1>);
-  return run(task, ranges, multiprocessors, stream);
+  return icr::with_kinds(task.function.kind, [&](auto kinds, int place) {
+    if (of_all && is_largest && !task.in_double) {
+      return launch_maximum(typename decltype(kinds)::Functions{}, place, task, multiprocessors, stream);
+    }
+    const auto run = [&](auto launch_of) { return launch_of(kinds, place, task, ranges, multiprocessors, stream); };
+    using Kinds = decltype(kinds);
+    if (task.in_double) {
+      return task.k > 1 ? run(launch_selection<double, kMostSelected, Kinds>) : run(launch_selection<double, 1, Kinds>);
+    }
+    return task.k > 1 ? run(launch_selection<float, kMostSelected, Kinds>) : run(launch_selection<float, 1, Kinds>);
+  });
 }
 
 }  // namespace icr_cuda

@@ -11,20 +11,21 @@ from .. import arguments
 from ..calls import Formula
 from ..functional import box_iou_loss
 from ..relations import Relations, are_of, labels_of
+from ..specifications import BoxLoss
 
-BoxLoss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class UniformTerm(NamedTuple):
     """Whose predictions count, how much, and with which loss.
 
     ``names``: objects of these classes; None: of all. ``max_side``: objects below this root of their area; None: of
-    any size. ``loss``: a name of `box_iou_loss`, or a function of predictions and targets (..., 4) that gives the loss
-    of each (...).
+    any size. ``loss``: what `box_iou_loss` takes, but for a `BoxLoss` that is wise, or a function of predictions and
+    targets (..., 4) that gives the loss of each (...).
     """
 
     weight: float
-    loss: str | BoxLoss = "iou"
+    loss: str | BoxLoss | LossFunction = "iou"
     names: tuple[str, ...] | None = None
     max_side: float | None = None
 
@@ -36,12 +37,12 @@ class UniformTerm(NamedTuple):
 
     @classmethod
     def of_objects(
-        cls, weight: float, loss: str | BoxLoss, names: Iterable[str] | None, max_side: float | None
+        cls, weight: float, loss: str | BoxLoss | LossFunction, names: Iterable[str] | None, max_side: float | None
     ) -> "UniformTerm | None":
         """Checked but for whether there are classes of these names; none at weight 0, which is the stock loss."""
         weight = arguments.number("weight", weight, 0)
         if not callable(loss):
-            arguments.formula(*Formula(loss))
+            arguments.wise(arguments.formula(*Formula(loss)), None)
         if max_side is not None:
             max_side = arguments.number("max_side", max_side, 0)
         if names is not None:
@@ -67,12 +68,12 @@ class UniformTerm(NamedTuple):
     def __str__(self) -> str:
         of = "all objects" if self.names is None else ", ".join(self.names)
         below = "" if self.max_side is None else f" of an area below {self.max_side:g}² pixels"
-        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
+        loss = self.loss if not callable(self.loss) else getattr(self.loss, "__name__", type(self.loss).__name__)
         return f"{loss} of {of}{below}"
 
     def mean(self, pred: Tensor, target: Tensor, is_chosen: Tensor, **options: Any) -> Tensor:
         """Before weighting; 0 where nothing is chosen. ``options``: eps and box_format of `box_iou_loss`."""
-        if isinstance(self.loss, str):
+        if not callable(self.loss):
             return box_iou_loss(pred, target, loss=self.loss, mask=is_chosen, **options)
         # A function sees ordinary boxes alone: whatever it makes of others, their gradient would not stay out.
         ordinary = pred.new_tensor((1.0, 1.0, 2.0, 2.0))

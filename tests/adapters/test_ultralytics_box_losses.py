@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import icr_kernels as icr
 from frameworks import need
-from icr_kernels.integrations.ultralytics import enable_icr
+from icr_kernels.integrations.ultralytics import accelerate, enable_icr, enable_small_object_term
+from icr_kernels.integrations.ultralytics.in_place import heads
 from ultralytics_steps import PAIRS, batch, begin, every_family, network, step
-from ultralytics_training import (
-    NAMES,
-)
+from ultralytics_training import NAMES, SIZE
 
 need("ultralytics")
 pytestmark = pytest.mark.usefixtures("ultralytics")
@@ -51,6 +51,88 @@ def test_another_box_loss_is_not_replaced(yolo, monkeypatch, family, other):
     assert step(model, given)[0] == pytest.approx(other_loss, rel=1e-6), "nothing was put in its place"
     begin(yolo, model, weight=0.0)
     assert step(model, given)[0] == pytest.approx(other_loss, rel=1e-6)
+
+
+def in_the_box_loss(other):
+    """In the place of bbox_iou, which RT-DETR asks for the plain IoU too."""
+    from ultralytics.utils import metrics
+
+    def chosen(pred, target, xywh=True, **options):
+        is_of_box_loss = options.get("CIoU") or options.get("GIoU")
+        return (other if is_of_box_loss else metrics.bbox_iou)(pred, target, xywh=xywh, **options)
+
+    return chosen
+
+
+@every_family
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_another_loss_of_the_boxes(yolo, monkeypatch, family, is_fused):
+    """DIoU by its name, beside a stock criterion whose box loss is DIoU."""
+    import ultralytics.models.utils.loss as of_detr
+    import ultralytics.utils.loss as of_yolo
+
+    if is_fused and "rtdetr" in family:
+        pytest.skip("it has no fused criterion")
+    model, given = network(family), batch()
+    begin(yolo, model, weight=0.0, iou_loss="diou")
+    if is_fused:
+        handle = begin(yolo, model, enable=functools.partial(accelerate, criterion=True))
+    found, _, gradient = step(model, given)
+    if is_fused:
+        handle.disable()
+    with monkeypatch.context() as patch:
+        for module in of_detr, of_yolo:
+            patch.setattr(module, "bbox_iou", in_the_box_loss(of_the_distance))
+        expected, _, of_stock = step(network(family), given)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert torch.allclose(gradient, of_stock, rtol=1e-2, atol=1e-4 * of_stock.abs().max().item())
+
+
+def in_pixels(pred, target, xywh=True, **_):
+    """In the place of bbox_iou: the NWD of 12.8 pixels, of normalised centres and sides."""
+    difference = SIZE * (pred - target) * pred.new_tensor((1, 1, 0.5, 0.5))
+    return torch.exp(-difference.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt() / 12.8)
+
+
+def test_parameters_are_in_pixels(yolo, monkeypatch):
+    import ultralytics.models.utils.loss as of_detr
+
+    model, given = network("yolov8n-rtdetr"), batch()
+    begin(yolo, model, weight=0.0, iou_loss=icr.BoxLoss("nwd"))
+    found, *_ = step(model, given)
+    monkeypatch.setattr(of_detr, "bbox_iou", in_the_box_loss(in_pixels))
+    expected, *_ = step(network("yolov8n-rtdetr"), given)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@every_family
+def test_a_running_mean(yolo, family):
+    """Each head has one, which training moves, and validation does not."""
+    model, given = network(family), batch()
+    begin(yolo, model, weight=0.0, iou_loss=icr.BoxLoss("wiou", wise="v3"))
+    means = model.criterion.terms.means
+    step(model, given)
+    before = {head: mean.item() for head, mean in means.items()}
+    assert len(before) == len(heads(model.criterion.stock)) and all(0.9 < mean < 1 for mean in before.values())
+    with torch.no_grad():
+        model.loss(given)
+    assert {head: mean.item() for head, mean in means.items()} == before
+    step(model, given)
+    assert all(mean.item() < before[head] for head, mean in means.items())
+
+
+def test_losses_that_are_refused(yolo):
+    for options, message in (
+        ({"iou_loss": "ioux"}, "loss: expected one of iou, giou"),
+        (
+            {"iou_loss": "siou", "replace_iou_loss": True},
+            "replace_iou_loss: expected False, because iou_loss is 'siou'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=rf"^{message}"):
+            enable_icr(yolo, PAIRS, **options)
+    with pytest.raises(ValueError, match=r"^wise_mean: expected the running mean"):
+        enable_small_object_term(yolo, loss=icr.BoxLoss("iou", wise="v2"))
 
 
 class InAnotherWay(torch.nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import icr_kernels as icr
 from assigner_scenes import ties_as_on_a_gpu
 from frameworks import need
 from icr_kernels.integrations.ultralytics import accelerate, detection, enable_icr, enable_small_object_term
@@ -383,6 +384,9 @@ TERMS = {
     "penalty by score": functools.partial(enable_icr, pairs=PAIRS, weight=3.0, weighting="tal", penalty="pull"),
     "weight 0, and another": functools.partial(
         enable_icr, pairs=PAIRS, weight=0.0, box_term=1.0, replace_iou_loss=True
+    ),
+    "another loss": functools.partial(
+        enable_icr, pairs=PAIRS, iou_loss=icr.BoxLoss("mpdiou", width=SIZE, height=SIZE, inner=0.8)
     ),
     "small objects": functools.partial(
         enable_small_object_term, weight=3.0, loss=lambda pred, target: (pred - target).abs().mean(-1) / SIZE

@@ -4,15 +4,29 @@ import re
 
 import icr_kernels as icr
 from icr_kernels import reference
-from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
+from icr_kernels.variants import LOSS_NAMES, LOSSES, MOST_PARAMETERS, PENALTIES, PENALTY_NAMES
 
 
 def test_compiled_losses_are_those_of_the_registry(extension):
-    _assert_same_rows(extension.losses(), LOSS_NAMES, "csrc/iou_losses.h")
+    _assert_same_rows((name for name, _ in extension.losses()), LOSS_NAMES, "csrc/iou_losses.h")
 
 
 def test_compiled_penalties_are_those_of_the_registry(extension):
-    _assert_same_rows(extension.penalties(), PENALTY_NAMES, "csrc/penalties.h")
+    _assert_same_rows((name for name, _ in extension.penalties()), PENALTY_NAMES, "csrc/penalties.h")
+
+
+def test_compiled_parameters_are_those_of_the_registry(extension):
+    """Numbers reach a formula by their places, and pixels by the power of the unit."""
+    for compiled, registered in ((extension.losses(), LOSSES), (extension.penalties(), PENALTIES)):
+        expected = [(each.name, [(one.name, one.power) for one in each.parameters]) for each in registered]
+        assert compiled == expected
+
+
+def test_parameters_have_their_defaults_within_bounds_and_are_few():
+    for variant in (*LOSSES, *PENALTIES):
+        assert len(variant.parameters) <= MOST_PARAMETERS
+        for each in variant.parameters:
+            assert each.least <= each.default <= each.most and each.meaning
 
 
 def test_reference_losses_are_those_of_the_registry():
@@ -38,5 +52,5 @@ def _assert_same_rows(names, registered: tuple[str, ...], place: str) -> None:
 
 def test_documentation_names_every_loss_and_penalty():
     for function in (icr.icr_loss, icr.icr_terms, icr.icr_loss_and_grad):
-        listed = set(re.findall(r'"([a-z+]+)"', function.__doc__))
+        listed = set(re.findall(r'"([a-z0-9_+]+)"', function.__doc__))
         assert set(LOSS_NAMES) <= listed and set(PENALTY_NAMES) <= listed, f"docstring of {function.__name__}"

@@ -26,9 +26,9 @@ def copied(folder: Path) -> Path:
         left_out = shutil.ignore_patterns("*.so", "__pycache__", "triton_kernels")
         shutil.copytree(source, folder / source.name, ignore=left_out)
     variants, reference = folder / "icr_kernels/variants.py", folder / "icr_kernels/reference.py"
-    edited(variants, "\n)\n\n# s =", f'\n    Variant("{LOSS}", "1", "[0, 2)", "test"),\n)\n\n# s =')
+    edited(variants, "\n)\nLOSSES =", f'\n    Variant("{LOSS}", "1", "[0, 2)", "test"),\n)\nLOSSES =')
     edited(variants, "\n)\n\n# Without", f'\n    Variant("{PENALTY}", "1", "[0, 1)", "test"),\n)\n\n# Without')
-    edited(reference, "eiou, siou)", "eiou, siou, giou)")
+    edited(reference, "kld, reverse_kld)", "kld, reverse_kld, giou)")
     edited(
         reference,
         "pull_penalty, containment_pull_penalty)",

@@ -15,9 +15,11 @@ from typing import Any
 from ... import arguments
 from ...calls import Formula
 from ...relations import Relations, names_of_wholes
+from ...specifications import BoxLoss
+from ...specifications import Penalty as PenaltyOfPairs
 from ...variants import WEIGHTINGS
 from ..handle import Handle, Record, framework, place_of
-from ..uniform import BoxLoss, UniformTerm
+from ..uniform import LossFunction, UniformTerm
 from . import ranks
 from .assigner import TaskAlignedAssigner
 from .start import EVENT, AcceleratedStart, Start, TermsStart
@@ -33,10 +35,11 @@ def enable_icr(
     pairs: Mapping[str, str | Sequence[str]],
     *,
     weight: float = 0.5,
-    penalty: str = "containment",
+    penalty: str | PenaltyOfPairs = "containment",
     relative: bool = False,
     weighting: str = "uniform",
     replace_iou_loss: bool = False,
+    iou_loss: str | BoxLoss | None = None,
     auxiliary: bool = True,
     denoising: bool = False,
     min_containment: float = 0.5,
@@ -78,6 +81,11 @@ def enable_icr(
             training, and for small parts, they make the term a thousand times smaller.
         replace_iou_loss: the CIoU (RT-DETR: GIoU) loss of this package in place of the stock one: the same but for
             rounding and degenerate boxes. A model with another box loss, as forks have it, is refused.
+        iou_loss: another loss of the boxes in place of the stock one, whichever that is, as `box_iou_loss` takes it:
+            ``"siou"``, ``BoxLoss("mpdiou", width=640, height=640)``. It is weighted as the stock one, and column and
+            gain stay the same. Its parameters are in pixels: each prediction is brought there by its stride (RT-DETR:
+            by ``imgsz``). The running mean of one that is ``wise`` is of the predictions with a target, of each head
+            and process on its own; it begins anew with a run, and validation leaves it alone.
         auxiliary: RT-DETR: also at the outputs of the decoder's earlier layers and of the encoder.
         denoising: RT-DETR: also at the denoising queries.
         min_containment: a part of which no whole contains at least this share has no anchor object.
@@ -98,13 +106,18 @@ def enable_icr(
     mentioned = Relations(pairs, _mentioned(pairs), min_containment=min_containment)
     weight = arguments.number("weight", weight, 0)
     arguments.formula(*Formula(penalty=penalty, relative=relative))
+    if iou_loss is not None:
+        arguments.formula(*Formula(iou_loss))
+        if replace_iou_loss:
+            raise ValueError(f"replace_iou_loss: expected False, because iou_loss is {iou_loss!r}, got True")
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     uniform = UniformTerm.of_parts(box_term, mentioned)
     formula = {"penalty": penalty, "relative": relative}
     added = Penalty(dict(pairs), min_containment, weight, formula, weighting)
-    options = Options(added, uniform, replace_iou_loss, auxiliary, denoising, Record(mentioned, uniform))
-    return _enable(model, TermsStart(options), options.record)
+    record = Record(mentioned, uniform)
+    options = Options(added, uniform, replace_iou_loss, iou_loss, auxiliary, denoising, record)
+    return _enable(model, TermsStart(options), record)
 
 
 def enable_small_object_term(
@@ -113,7 +126,7 @@ def enable_small_object_term(
     max_side: float | None = None,
     names: Iterable[str] | None = None,
     weight: float = 0.1,
-    loss: str | BoxLoss = "iou",
+    loss: str | BoxLoss | LossFunction = "iou",
     auxiliary: bool = True,
     denoising: bool = False,
 ) -> Handle:
@@ -141,9 +154,9 @@ def enable_small_object_term(
         names: objects of these classes; None: of all. With max_side, those that are both.
         weight: in the unit of the CIoU loss (RT-DETR: of the GIoU loss): a mean loss of 1 counts ``weight`` times as
             much as boxes without overlap, and ``box`` of the training arguments multiplies both.
-        loss: a name of `box_iou_loss`, or a function of predictions and targets (..., 4), corners in pixels (RT-DETR:
-            cxcywh, normalised), that gives the loss of each (...). In the place of pairs that are not of the term it
-            sees ordinary boxes, and what it makes of them does not count.
+        loss: what `box_iou_loss` takes, but for one that is ``wise``, or a function of predictions and targets (...,
+            4), corners in pixels (RT-DETR: cxcywh, normalised), that gives the loss of each (...). In the place of
+            pairs that are not of the term it sees ordinary boxes, and what it makes of them does not count.
         auxiliary, denoising: as of `enable_icr`.
 
     Returns:
@@ -158,7 +171,7 @@ def enable_small_object_term(
     if names is None and max_side is None:
         max_side = SMALL
     uniform = UniformTerm.of_objects(weight, loss, names, max_side)
-    options = Options(None, uniform, False, auxiliary, denoising, Record(None, uniform))
+    options = Options(None, uniform, False, None, auxiliary, denoising, Record(None, uniform))
     return _enable(model, TermsStart(options), options.record)
 
 

@@ -91,7 +91,7 @@ class YoloCriterion(Criterion):
         return all(_has_ciou(head, pred, target) for head in heads(self.stock))
 
     def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
-        of_heads = [HeadTerms(self.terms, head.hyp.box) for head in heads(self.stock)]
+        of_heads = [HeadTerms(self.terms, head.hyp.box, number) for number, head in enumerate(heads(self.stock))]
         # They are there during this call only: nothing that belongs to a graph stays behind.
         with ExitStack() as call:
             for head, terms in zip(heads(self.stock), of_heads, strict=True):
@@ -168,15 +168,17 @@ class Watch:
             # Rows of padding are boxes of no image.
             image=torch.where(self.is_box[..., 0] > 0, image, -1).flatten(),
         )
-        iou_loss = outputs[0]
-        if self.terms.terms.options.replace_iou_loss:
+        iou_loss, options = outputs[0], self.terms.terms.options
+        if options.replace_iou_loss or options.iou_loss is not None:
+            pairs = {"target_index": found.index}
             iou_loss = box_iou_loss(
                 found.pred,
                 found.table,
-                target_index=found.index,
-                loss="ciou",
+                **pairs,
+                loss=options.iou_loss or "ciou",
                 weight=found.score,
                 normalizer=found.normalizer,
+                wise_mean=self.terms.terms.mean_of(self.terms.head, found.pred, found.table, **pairs),
             )
         return iou_loss + self.terms.of(found), *outputs[1:]
 
@@ -249,6 +251,7 @@ class BatchTerms:
     """The terms of a batch: boxes come normalised, as cxcywh, ground truth in one table."""
 
     def __init__(self, terms: Terms, batch: dict[str, Any], gain: float) -> None:
+        self.terms = terms
         self.options = terms.options
         self.gain = gain
         self.table = batch["bboxes"]
@@ -268,7 +271,8 @@ class BatchTerms:
         """The GIoU loss of an output with the terms."""
         options, gain = self.options, self.gain
         wanted = (options.denoising or not is_denoising) and (options.auxiliary or self.is_main)
-        if not (wanted or options.replace_iou_loss):
+        is_replaced = options.replace_iou_loss or options.iou_loss is not None
+        if not (wanted or is_replaced):
             return loss
         rows = self.rows.to(self.table.device)
         is_recorded = self.is_main and not is_denoising
@@ -281,13 +285,15 @@ class BatchTerms:
                 target,
                 self.table,
                 anchor_index=anchor_index,
-                loss="giou",
+                loss=options.iou_loss or "giou",
                 penalty_weight=0.0,
+                scale=float(self.terms.image_size),
+                wise_mean=self.terms.mean_of(0, pred, target, eps=EPS, box_format="cxcywh"),
                 eps=EPS,
                 box_format="cxcywh",
                 **options.penalty.formula,
             )
-            if options.replace_iou_loss:
+            if is_replaced:
                 loss = gain * terms.loss.mean()
             if not wanted:
                 return loss

@@ -88,6 +88,11 @@ class LossInPlace(InPlace):
             **self.assigner.rule(),
         )
         class_weights = getattr(self, "class_weights", None)
+        of_boxes = {}
+        if self.terms is not None:
+            centre, half = truth[:, :2], truth[:, 2:] / 2
+            table = torch.cat((centre - half, centre + half), 1)
+            of_boxes = self.terms.box_loss(decoded.detach(), table, assignment.index)
         # Gains of B times as much save a multiplication forward and one backward.
         gains = images * self.hyp.box, images * self.hyp.cls, images * self.hyp.dfl
         found = dense_detection_loss(
@@ -103,11 +108,10 @@ class LossInPlace(InPlace):
             gains=gains,
             image_size=image_size,
             box_format="cxcywh",
+            **of_boxes,
         )
         box = found.box
         if self.terms is not None:
-            centre, half = truth[:, :2], truth[:, 2:] / 2
-            table = torch.cat((centre - half, centre + half), 1)
             normalizer = assignment.score.sum().clamp(min=1)
             assigned = Assigned(decoded, assignment.index, assignment.score, normalizer, table, labels, image)
             box = box + gains[0] * self.terms.of(assigned)

@@ -53,6 +53,8 @@ class TermsStart(Start):
         places = " and ".join(each for each in trainer.loss_names if name in each)
         for column, text in zip(terms.columns, terms.described(), strict=True):
             LOGGER.info(f"{text}, in {places or (f'{name}_loss' if of_detr else column)}")
+        if self.options.iou_loss is not None:
+            LOGGER.info(f"Loss of boxes: {self.options.iou_loss}, in {name}_loss")
 
     def end(self, trainer: Any) -> None:
         for model in trained_models(trainer):

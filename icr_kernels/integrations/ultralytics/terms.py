@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from ... import wise
 from ...functional import icr_terms
 from ...relations import Relations
+from ...specifications import BoxLoss, box_loss
 from ..handle import Record
 from ..uniform import Chooser, UniformTerm
 
@@ -26,6 +29,7 @@ class Options(NamedTuple):
     penalty: Penalty | None
     uniform: UniformTerm | None
     replace_iou_loss: bool
+    iou_loss: str | BoxLoss | None
     auxiliary: bool
     denoising: bool
     record: Record
@@ -38,6 +42,7 @@ class Terms(NamedTuple):
     relations: Relations | None
     chooser: Chooser | None
     image_size: float
+    means: dict[int, Tensor]  # of each head, where its loss is wise
 
     @classmethod
     def of(cls, options: Options, trainer: Any, names: Mapping[int, str]) -> "Terms":
@@ -48,7 +53,16 @@ class Terms(NamedTuple):
         if penalty is not None:
             relations = Relations(penalty.pairs, names, min_containment=penalty.min_containment)
         chooser = None if uniform is None else uniform.chooser(names)
-        return cls(options, relations, chooser, trainer.args.imgsz)
+        return cls(options, relations, chooser, trainer.args.imgsz, {})
+
+    def mean_of(self, head: int, pred: Tensor, target: Tensor, **pairs: Any) -> Tensor | None:
+        """The running mean of 1 - IoU of a head, updated by these pairs in training."""
+        if self.options.iou_loss is None or box_loss(self.options.iou_loss).wise is None:
+            return None
+        mean = self.means.setdefault(head, torch.ones((), device=pred.device))
+        if torch.is_grad_enabled():
+            wise.update(mean, pred, target, **pairs)
+        return mean.clone()
 
     @property
     def columns(self) -> list[str]:
@@ -83,11 +97,19 @@ class Assigned(NamedTuple):
 class HeadTerms:
     """The terms of one head, in one step."""
 
-    def __init__(self, terms: Terms, gain: float) -> None:
+    def __init__(self, terms: Terms, gain: float, head: int) -> None:
         self.terms = terms
         self.gain = gain
+        self.head = head
         # To each column what is added to the head's box_loss, with its gain, without gradient.
         self.added: dict[str, Tensor] = {}
+
+    def box_loss(self, decoded: Tensor, table: Tensor, index: Tensor) -> dict[str, Any]:
+        """That of the boxes, where it is not the stock one, as options of `dense_detection_loss`."""
+        loss = self.terms.options.iou_loss
+        if loss is None:
+            return {}
+        return {"loss": loss, "wise_mean": self.terms.mean_of(self.head, decoded, table, target_index=index)}
 
     def of(self, found: Assigned) -> Tensor | float:
         """Their sum, before the gain of the box loss."""

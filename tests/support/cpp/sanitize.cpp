@@ -66,6 +66,7 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
   fill_boxes(target, targets_indexed ? 3 : pairs, targets_indexed ? 4 : row_stride, type);
   fill_boxes(anchor_objects, indexed ? 3 : pairs, indexed ? 4 : row_stride, type);
   Block index(pairs, skip, Type::kInt64), mask(pairs, skip, Type::kBool), weight(pairs, skip, compute);
+  Block mean(1, skip, compute);
   const int64_t rows[] = {0, 2, -1, 3, 1, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()};
   for (int64_t i = 0; i < pairs; ++i) {
     reinterpret_cast<int64_t*>(index.data)[i] = rows[i % 7];
@@ -95,7 +96,12 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
   if (weighted) task.weight = {weight.data, compute, 1};
   const int64_t normalizer = 3;
   if (!masked) task.normalizer = {&normalizer, Type::kInt64, 0};
-  task.formula = {runs % 6, runs % 5, runs % 2 == 1, 1, 1e-7, runs % 3};
+  task.formula = {{runs % 6, runs % 5, runs % 2 == 1, {1, 1e-7, 0.1}, runs % 3}, runs % 4 < 2 ? 0 : kInner | kWise2,
+                  {640, 640, 0, 0, 0.7, 0, 1, 0.5}};
+  if (runs % 8 < 4) {
+    task.pixels = {weight.data, compute, 1};
+    task.wise_mean = {mean.data, compute, 0};
+  }
   task.terms = terms;
   task.loss_out = losses.data;
   if (terms) {
@@ -115,7 +121,7 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
     packed.pred = task.pred;
     packed.target = task.target;
     packed.anchor_objects = task.anchor_objects;
-    packed.formula = {0, weighted ? 0 : -1, false, {1, 1e-7}, 0};
+    packed.formula = {{0, weighted ? 0 : -1, false, {1, 1e-7}, 0}};
     packed.grad_pred = task.grad_pred;
     processor.run(packed);
   }
@@ -191,7 +197,9 @@ void run_head(const Processor& processor, const AssignmentTask& assignment, Type
   task.head.grad_logits = matrices_out(of_boxes, type, n, 4 * bins, transposed);
   processor.decode(task.head);
 
-  task.formula = {{runs % 6, runs % 7 - 1, runs % 2 != 0, {0.5, 1e-7}, runs % 3}, 64, 48, runs % 2 != 0};
+  task.formula = {{{runs % 6, runs % 7 - 1, runs % 2 != 0, {0.5, 1e-7}, runs % 3}, runs % 4 < 2 ? 0 : kInner,
+                   {640, 640, 0, 0, 0.7}},
+                  64, 48, runs % 2 != 0};
   for (double& gain : task.gains) gain = 1.5;
   task.is_uniform = runs % 3 == 0;
   task.classes = classes;
@@ -225,7 +233,7 @@ void run_sets(const Processor& processor, int64_t n, int64_t m, size_t skip, Typ
   Block first(rows == 0 ? 0 : (rows - 1) * row_stride + 4, skip, type), second(4 * other_rows, skip, other_type);
   fill_boxes(first, rows, row_stride, type);
   fill_boxes(second, other_rows, 4, other_type);
-  const PairFunction<double> function{runs % 3, runs % 3, 1e-7};
+  const PairFunction<double> function{runs % 3, runs % 3, 1e-7, {640, 640}};
 
   Block matrix(rows * m, skip, compute), gradient(rows * m, skip, compute);
   Block grad_first(4 * rows, 0, type), grad_second(4 * batches * m, 0, other_type);

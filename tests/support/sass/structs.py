@@ -28,16 +28,22 @@ class Structs:
         text = "\n".join((ROOT / source).read_text() for source in sources)
         text = re.sub(r"//.*", "", text)
         found = re.finditer(
-            r"(?:template <class (\w+)>\s*)?struct (?:alignas\(\d+\) )?(\w+) \{(.*?)\n\};", text, re.DOTALL
+            r"(?:template <class (\w+)>\s*)?struct (?:alignas\(\d+\) )?(\w+)(?: : (\w+)<\w+>)? \{(.*?)\n\};",
+            text,
+            re.DOTALL,
         )
-        self.bodies = {name: (parameter, body) for parameter, name, body in (match.groups() for match in found)}
+        # A struct has the members of its base first.
+        self.bodies: dict[str, tuple[str, str]] = {}
+        for parameter, name, base, body in (match.groups() for match in found):
+            self.bodies[name] = parameter, (self.bodies[base][1] if base else "") + body
         self.numbers, self.kinds = {"nullptr": 0, "false": 0, "true": 1}, dict(PLAIN)
+        self.numbers |= {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", text)}
         for scope, name, kind, body in re.findall(r"enum (class )?(\w+)(?: : (\w+))? \{(.*?)\};", text, re.DOTALL):
             self.kinds[name] = PLAIN[kind or "int"]
             value = -1
             for entry in filter(None, map(str.strip, body.split(","))):
                 label, _, given = entry.partition("=")
-                value = int(given) if given else value + 1
+                value = int(self.number(given.strip())) if given else value + 1
                 self.numbers[f"{name}::{label.strip()}" if scope else label.strip()] = value
 
     @functools.cache  # noqa: B019

@@ -12,22 +12,29 @@ import icr_kernels as icr
 from icr_kernels.variants import COORDINATE_LIMIT, LOSSES, PENALTIES
 from inputs import (
     HALF_DTYPES,
+    LOSSES_AND_PENALTIES,
+    SOME_LOSSES,
     box,
     device_of,
+    dtype_id,
     every_backend,
     every_dtype,
     every_format,
     every_loss,
     every_loss_and_penalty,
-    every_penalty,
-    every_quick_backend,
+    every_quick_compiled_backend,
     full_precision,
     grid_boxes,
+    half_precision,
+    some_losses,
     to_format,
     value_range,
 )
 from oracle import BOXES, evaluate, expected
 from tolerances import assert_result, relative_l2, same_bits
+
+# Predictions, targets and anchor objects.
+OVERLAPPING_AND_APART = ([[1, 1, 5, 5], [1, 1, 5, 5]], [[0, 0, 4, 4], [6, 7, 9, 9]], [[-1, -1, 3, 9], [10, 11, 20, 30]])
 
 # Far out.
 
@@ -51,35 +58,44 @@ def test_coordinates_beyond_the_limit_count_as_the_limit(loss, dtype, backend):
 @every_backend
 @full_precision
 @every_loss
-@pytest.mark.parametrize("power", [-20, -3, 20, 50], ids=lambda power: f"scale_2**{power}")
-def test_huge_and_tiny_boxes_have_the_loss_of_ordinary_ones(power, loss, dtype, backend):
+def test_huge_and_tiny_boxes_have_the_loss_of_ordinary_ones(loss, dtype, backend):
     """Scaled by a power of two nothing is rounded differently: the same loss, the gradient scaled the other way."""
     boxes = [grid_boxes(200, 6, seed, dtype).to(device_of(backend)) for seed in range(2)]
     # Not empty: the guard of an empty denominator is what a scale is measured against.
     boxes = [torch.cat((rows[:, :2], rows[:, :2] + rows[:, 2:] + 1), 1) for rows in boxes]
     options = {"loss": loss, "reduction": "none", "backend": backend}
     truth = evaluate(icr.box_iou_loss, *boxes, **options, eps=1e-25)
-    scaled = evaluate(icr.box_iou_loss, *(rows * 2.0**power for rows in boxes), **options, eps=1e-25)
-    assert relative_l2(scaled.value, truth.value) < 1e-6
-    assert relative_l2(scaled.pred * 2.0**power, truth.pred) < 1e-6
+    for power in (-20, 50):
+        scaled = evaluate(icr.box_iou_loss, *(rows * 2.0**power for rows in boxes), **options, eps=1e-25)
+        assert relative_l2(scaled.value, truth.value) < 1e-6
+        assert relative_l2(scaled.pred * 2.0**power, truth.pred) < 1e-6
 
 
 @every_backend
-@every_dtype
 @every_format
 @every_loss_and_penalty
-@pytest.mark.parametrize(
-    "corners", [((1, 1, 5, 5), (0, 0, 4, 4), (-1, -1, 3, 9)), ((1, 1, 5, 5), (6, 7, 9, 9), (10, 11, 20, 30))]
-)
-def test_nan_reaches_the_gradient_of_the_prediction(corners, loss, penalty, box_format, dtype, backend):
-    """Wherever it is: a GradScaler must not take the step."""
-    boxes = [to_format(box(*each, device=device_of(backend)), box_format).to(dtype).repeat(15, 1) for each in corners]
-    for row, (number, coordinates) in enumerate(itertools.product(range(3), ([0], [1], [2], [3], [0, 1, 2, 3]))):
-        boxes[number][row, coordinates] = float("nan")
+def test_nan_reaches_the_gradient_of_the_prediction(loss, penalty, box_format, backend):
+    """Wherever it is, in boxes that overlap and in boxes far apart: a GradScaler must not take the step."""
+    places = list(itertools.product(range(3), ([0], [1], [2], [3], [0, 1, 2, 3])))
+    boxes = [torch.tensor(corners).float().repeat_interleave(len(places), 0) for corners in OVERLAPPING_AND_APART]
+    boxes = [to_format(rows, box_format).to(device_of(backend)) for rows in boxes]
+    for row, (number, coordinates) in enumerate(places):
+        boxes[number][row :: len(places), coordinates] = float("nan")
     options = {"loss": loss, "penalty": penalty, "box_format": box_format, "reduction": "none", "backend": backend}
     result = evaluate(icr.icr_loss, *boxes, **options)
     assert result.value.isnan().all()
     assert result.pred.isnan().any(1).all(), result.pred.isnan().any(1).tolist()
+
+
+@every_backend
+@half_precision
+def test_nan_in_half_precision_reaches_the_gradient(dtype, backend):
+    boxes = [torch.tensor(corners).to(device_of(backend), dtype) for corners in OVERLAPPING_AND_APART]
+    for number in range(3):
+        spoiled = [rows.clone() for rows in boxes]
+        spoiled[number][:, 1] = float("nan")
+        result = evaluate(icr.icr_loss, *spoiled, penalty="containment+pull", reduction="none", backend=backend)
+        assert result.value.isnan().all() and result.pred.isnan().any(1).all(), number
 
 
 def extreme_numbers(dtype: torch.dtype) -> list[float]:
@@ -122,10 +138,13 @@ def assert_finite_and_in_range(boxes: list[Tensor], loss: str, penalty: str, bac
 
 
 @every_backend
-@every_format
 @every_dtype
-@every_loss_and_penalty
-def test_every_finite_box_has_a_finite_loss_and_gradient(loss, penalty, dtype, box_format, backend):
+@pytest.mark.parametrize(
+    ("loss", "penalty", "box_format"),
+    [(*formula, "xyxy") for formula in LOSSES_AND_PENALTIES]
+    + [(loss, "pull", box_format) for loss in SOME_LOSSES for box_format in ("cxcywh", "xywh")],
+)
+def test_every_finite_box_has_a_finite_loss_and_gradient(loss, penalty, box_format, dtype, backend):
     numbers = torch.tensor(extreme_numbers(dtype), dtype=torch.float64).to(dtype)
     generator = torch.Generator().manual_seed(11)
     boxes = [numbers[torch.randint(len(numbers), (1200, 4), generator=generator)] for _ in range(3)]
@@ -138,9 +157,9 @@ def test_every_finite_box_has_a_finite_loss_and_gradient(loss, penalty, dtype, b
     assert_finite_and_in_range(boxes, loss, penalty, backend, box_format=box_format)
 
 
-@every_quick_backend
-@every_dtype
-@every_loss
+@every_quick_compiled_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=dtype_id)
+@some_losses
 def test_any_finite_numbers_have_a_finite_loss_and_gradient(loss, dtype, backend):
     limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
     number = st.floats(-limit, limit, width=64 if dtype == torch.float64 else 32)
@@ -169,8 +188,7 @@ def test_gradient_in_half_precision_overflows(backend):
 
 
 @every_backend
-@every_loss
-@every_penalty
+@every_loss_and_penalty
 def test_values_of_degenerate_boxes_are_the_reference_s(loss, penalty, backend):
     """In double precision, all of them in one call: empty, inverted, equal, touching, long and thin. From numbers whose
     sums are exact, and with an eps below all that are not 0: a division by 1e-7 would magnify their rounding errors."""

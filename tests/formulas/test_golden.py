@@ -5,10 +5,14 @@ box, c2: its squared diagonal, rho2: squared distance of the centres, s: contain
 prediction.
 """
 
+from collections.abc import Sequence
+
 import pytest
+import torch
+from torch import Tensor
 
 import icr_kernels as icr
-from golden_scenes import PLATES_AND_CARS, SCENES, by_hand
+from golden_scenes import PLATES_AND_CARS, SCENES, PlateAndCar, Scene, by_hand
 from icr_kernels.calls import Formula
 from inputs import (
     box,
@@ -26,65 +30,64 @@ every_scene = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.n
 every_plate_and_car = pytest.mark.parametrize("scene", PLATES_AND_CARS, ids=lambda scene: scene.name)
 
 
+def rows_of(scenes: Sequence[Scene | PlateAndCar], role: str, dtype: torch.dtype, backend: str) -> Tensor:
+    """The boxes of all scenes in one tensor."""
+    return torch.tensor([getattr(scene, role) for scene in scenes], dtype=dtype, device=device_of(backend))
+
+
+def assert_by_hand(
+    rows: Tensor, scenes: Sequence[Scene | PlateAndCar], truths: list, tolerance: float, what: str = ""
+) -> None:
+    found = zip(scenes, rows.tolist(), truths, strict=True)
+    wrong = {scene.name: (row, truth) for scene, row, truth in found if row != pytest.approx(truth, abs=tolerance)}
+    assert wrong == {}, f"{what}: got, by hand"
+
+
 @every_backend
 @every_dtype
 @every_loss
-@every_scene
-def test_loss_of_two_boxes(scene, loss, dtype, backend):
-    device = device_of(backend)
-    pred, target = (box(*corners, dtype=dtype, device=device) for corners in (scene.pred, scene.target))
-    value = icr.box_iou_loss(pred, target, loss=loss, reduction="none", backend=backend)
-    assert value.item() == pytest.approx(by_hand(scene.losses, loss, "loss"), abs=GOLDEN[dtype])
+def test_losses_of_two_boxes(loss, dtype, backend):
+    pred, target = (rows_of(SCENES, role, dtype, backend) for role in ("pred", "target"))
+    values = icr.box_iou_loss(pred, target, loss=loss, reduction="none", backend=backend)
+    assert_by_hand(values, SCENES, [by_hand(scene.losses, loss, "loss") for scene in SCENES], GOLDEN[dtype])
 
 
 @every_backend
 @full_precision
-@pytest.mark.parametrize(
-    ("scene", "loss"),
-    [pytest.param(scene, loss, id=f"{scene.name}-{loss}") for scene in SCENES for loss in scene.gradients],
-)
-def test_gradient_of_two_boxes(scene, loss, dtype, backend):
-    device = device_of(backend)
-    pred = box(*scene.pred, dtype=dtype, device=device).requires_grad_()
-    icr.box_iou_loss(pred, box(*scene.target, dtype=dtype, device=device), loss=loss, backend=backend).backward()
-    assert pred.grad[0].tolist() == pytest.approx(scene.gradients[loss], abs=GOLDEN[dtype])
+@every_loss
+def test_gradients_of_two_boxes(loss, dtype, backend):
+    scenes = [scene for scene in SCENES if loss in scene.gradients]
+    pred, target = (rows_of(scenes, role, dtype, backend) for role in ("pred", "target"))
+    icr.box_iou_loss(pred.requires_grad_(), target, loss=loss, reduction="sum", backend=backend).backward()
+    assert_by_hand(pred.grad, scenes, [scene.gradients[loss] for scene in scenes], GOLDEN[dtype])
 
 
 @every_backend
 @every_dtype
 @every_penalty
-@every_plate_and_car
-def test_penalty_of_a_plate_in_a_car(scene, penalty, dtype, backend):
-    device = device_of(backend)
-    pred, anchor = (box(*corners, dtype=dtype, device=device) for corners in (scene.pred, scene.anchor))
+def test_penalties_of_plates_in_cars(penalty, dtype, backend):
+    pred, anchor = (rows_of(PLATES_AND_CARS, role, dtype, backend) for role in ("pred", "anchor"))
     terms = icr.icr_terms(pred, pred, anchor, penalty=penalty, penalty_weight=3.0, backend=backend)
-    value = by_hand(scene.penalties, penalty, "penalty")
-    assert terms.penalty.item() == pytest.approx(value, abs=GOLDEN[dtype])
-    assert terms.containment.item() == pytest.approx(scene.containment, abs=GOLDEN[dtype])
-    # The prediction is its own target: the loss is the penalty, weighted, and nothing else.
-    assert terms.iou.item() == 1
-    assert terms.loss.item() == pytest.approx(3 * value, abs=10 * GOLDEN[dtype])
+    values = [by_hand(scene.penalties, penalty, "penalty") for scene in PLATES_AND_CARS]
+    contained = [scene.containment for scene in PLATES_AND_CARS]
+    assert_by_hand(terms.penalty, PLATES_AND_CARS, values, GOLDEN[dtype], "penalty")
+    assert_by_hand(terms.containment, PLATES_AND_CARS, contained, GOLDEN[dtype], "containment")
+    # The predictions are their own targets: the loss is the penalty, weighted, and nothing else.
+    assert (terms.iou == 1).all()
+    assert_by_hand(terms.loss, PLATES_AND_CARS, [3 * value for value in values], 10 * GOLDEN[dtype], "loss")
 
 
 @every_backend
 @full_precision
-@pytest.mark.parametrize(
-    ("scene", "penalty"),
-    [
-        pytest.param(scene, penalty, id=f"{scene.name}-{penalty}")
-        for scene in PLATES_AND_CARS
-        for penalty in scene.gradients
-    ],
-)
-def test_gradient_of_a_plate_in_a_car(scene, penalty, dtype, backend):
-    device = device_of(backend)
-    pred = box(*scene.pred, dtype=dtype, device=device).requires_grad_()
-    anchor = box(*scene.anchor, dtype=dtype, device=device).requires_grad_()
-    # Its own target, the prediction has a box loss at rest: what is left is the penalty's gradient.
-    icr.icr_loss(pred, pred.detach(), anchor, penalty=penalty, backend=backend).backward()
-    by_pred, by_anchor = scene.gradients[penalty]
-    assert pred.grad[0].tolist() == pytest.approx(by_pred, abs=10 * GOLDEN[dtype])
-    assert anchor.grad[0].tolist() == pytest.approx(by_anchor, abs=10 * GOLDEN[dtype])
+@every_penalty
+def test_gradients_of_plates_in_cars(penalty, dtype, backend):
+    scenes = [scene for scene in PLATES_AND_CARS if penalty in scene.gradients]
+    pred, anchor = (rows_of(scenes, role, dtype, backend).requires_grad_() for role in ("pred", "anchor"))
+    # Their own targets, the predictions have a box loss at rest: what is left is the penalty's gradient.
+    icr.icr_loss(pred, pred.detach(), anchor, penalty=penalty, reduction="sum", backend=backend).backward()
+    of_pred, of_anchor = zip(*(scene.gradients[penalty] for scene in scenes), strict=True)
+    assert_by_hand(pred.grad, scenes, of_pred, 10 * GOLDEN[dtype], "gradient of pred")
+    assert_by_hand(anchor.grad, scenes, of_anchor, 10 * GOLDEN[dtype], "gradient of the anchor objects")
 
 
 @every_scene

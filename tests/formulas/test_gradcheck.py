@@ -23,10 +23,9 @@ from inputs import (
     every_quick_backend,
     pairs,
     pairs_of_a_table,
+    some_losses,
 )
 from oracle import BOXES
-
-every_input = pytest.mark.parametrize("argument", BOXES)
 
 
 def check(function, truth, boxes: dict[str, Tensor | None], asked: tuple[str, ...], backend: str, **options) -> None:
@@ -51,19 +50,24 @@ def plates(backend: str, seed: int = 3, **options) -> dict[str, Tensor]:
 
 
 @every_quick_backend
-@every_input
 @every_loss
-def test_losses(loss, argument, backend):
+def test_losses(loss, backend):
     options = {"loss": loss, "penalty": "containment+pull", "reduction": "none"}
+    check(icr.icr_loss, reference.icr_loss, plates(backend), BOXES, backend, **options)
+
+
+@every_quick_backend
+@pytest.mark.parametrize("argument", BOXES)
+def test_each_input_alone(argument, backend):
+    options = {"loss": "siou", "penalty": "containment+pull", "reduction": "none"}
     check(icr.icr_loss, reference.icr_loss, plates(backend), (argument,), backend, **options)
 
 
 @every_quick_backend
-@every_input
 @every_penalty
-def test_penalties(penalty, argument, backend):
+def test_penalties(penalty, backend):
     options = {"loss": "iou", "penalty": penalty, "penalty_weight": 1.5, "reduction": "none"}
-    check(icr.icr_loss, reference.icr_loss, plates(backend, seed=4), (argument,), backend, **options)
+    check(icr.icr_loss, reference.icr_loss, plates(backend, seed=4), BOXES, backend, **options)
 
 
 @every_quick_backend
@@ -75,7 +79,7 @@ def test_all_inputs_together_with_a_relative_penalty(penalty, backend):
 
 @every_quick_backend
 @every_format
-@every_loss
+@some_losses
 def test_box_formats(loss, box_format, backend):
     options = {"loss": loss, "penalty": "containment+pull", "box_format": box_format}
     boxes = plates(backend, seed=6, box_format=box_format)
@@ -83,14 +87,14 @@ def test_box_formats(loss, box_format, backend):
 
 
 @every_quick_backend
-@every_loss
+@some_losses
 def test_loss_without_anchor_objects(loss, backend):
     boxes = {**plates(backend, seed=7), "anchor_objects": None}
     check(icr.icr_loss, reference.icr_loss, boxes, ("pred", "target"), backend, loss=loss, reduction="none")
 
 
 @every_quick_backend
-@every_loss
+@some_losses
 def test_terms(loss, backend):
     """All four terms: loss, IoU, containment and penalty."""
     options = {"loss": loss, "penalty": "containment+pull", "penalty_weight": 0.5}

@@ -19,7 +19,6 @@ from inputs import (
     every_backend,
     every_compiled_backend,
     every_dtype,
-    every_format,
     every_loss,
     every_penalty,
     every_quick_backend,
@@ -191,21 +190,30 @@ def test_dtypes_bins_and_layouts(backend, dtype, bins, is_channels_first):
     assert_as_reference(scene, backend, penalty="containment")
 
 
-@every_format
 @every_loss
 @every_compiled_backend
-def test_losses_and_formats(backend, loss, box_format):
-    assert_as_reference(
-        detection_scene(4, box_format=box_format), backend, loss=loss, penalty="pull", penalty_weight=0.3
-    )
+def test_losses(backend, loss):
+    assert_as_reference(detection_scene(4), backend, loss=loss, penalty="pull", penalty_weight=0.3)
+
+
+@pytest.mark.parametrize("box_format", ["cxcywh", "xywh"])
+@every_compiled_backend
+def test_formats(backend, box_format):
+    scene = detection_scene(4, box_format=box_format)
+    assert_as_reference(scene, backend, loss="siou", penalty="pull", penalty_weight=0.3)
+
+
+@every_penalty
+@every_compiled_backend
+def test_penalties(backend, penalty):
+    options = {"penalty": penalty, "weighting": "tal", "relative": True, "penalty_weight": 0.7}
+    assert_as_reference(detection_scene(5), backend, **options)
 
 
 @pytest.mark.parametrize("is_relative", [True, False])
-@pytest.mark.parametrize("weighting", ["uniform", "tal"])
-@every_penalty
 @every_compiled_backend
-def test_penalties(backend, penalty, weighting, is_relative):
-    options = {"penalty": penalty, "weighting": weighting, "relative": is_relative, "penalty_weight": 0.7}
+def test_uniform_penalties(backend, is_relative):
+    options = {"penalty": "log", "weighting": "uniform", "relative": is_relative, "penalty_weight": 0.7}
     assert_as_reference(detection_scene(5), backend, **options)
 
 

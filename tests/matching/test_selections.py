@@ -14,10 +14,10 @@ from inputs import (
     crowd,
     device_of,
     every_backend,
-    every_kind,
     every_quick_backend,
     full_precision,
     grid_boxes,
+    some_kinds,
 )
 from selections import SIZES, assert_is_max_of_matrix
 from tolerances import same_bits
@@ -28,7 +28,7 @@ both_dimensions = pytest.mark.parametrize("dim", [-1, -2])
 @every_backend
 @full_precision
 @both_dimensions
-@every_kind
+@some_kinds
 def test_max_is_that_of_the_matrix(kind, dim, dtype, backend):
     device = device_of(backend)
     assert_is_max_of_matrix(crowd(40, 0, dtype, device), crowd(71, 1, dtype, device), backend, dim, kind=kind)
@@ -54,7 +54,7 @@ def test_max_of_sizes(n, m, dim, backend):
 
 @every_backend
 @both_dimensions
-@every_kind
+@some_kinds
 def test_groups_that_hold_all_boxes_change_no_bit(kind, dim, backend):
     """The maximum alone may have a kernel of its own."""
     device = device_of(backend)

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad, functional
 
 import icr_kernels as icr
 from inputs import (
+    BACKENDS,
     COMPILED_BACKENDS,
     INTERPRETED,
     as_table,
@@ -126,6 +127,20 @@ every_function = pytest.mark.parametrize(
         for name in (OF_EACH_OPERATOR if backend in INTERPRETED else FUNCTIONS)
     ],
 )
+
+
+def every_function_in_each(ways: dict, some: tuple[str, ...]):
+    """One of each operator in every way, and all functions in some; in Triton's interpreter one function in every
+    way."""
+    found = []
+    for backend in COMPILED_BACKENDS:
+        interpreted = backend in INTERPRETED
+        fully = OF_EACH_OPERATOR[:1] if interpreted else OF_EACH_OPERATOR
+        for name in OF_EACH_OPERATOR if interpreted else FUNCTIONS:
+            found += [(name, way, backend) for way in (ways if name in fully else some)]
+    return pytest.mark.parametrize(("name", "way", "backend"), found)
+
+
 # Not differentiable as they are called; under a transform they are.
 VALUES_AND_GRADIENTS = {
     "icr_loss_and_grad: loss": _of_pairs("icr_loss_and_grad", "pred", lambda result: result[0], {"loss": "giou"}),
@@ -267,15 +282,13 @@ def truth(name: str, way: str) -> Tensor:
     return result
 
 
-@every_function
-@pytest.mark.parametrize("way", FIRST)
+@every_function_in_each(FIRST, ("torch.func.grad", "jvp", "vmap", "jacobian"))
 def test_first_derivative(name, way, backend):
     function, boxes = FUNCTIONS[name](device_of(backend), backend)
     torch.testing.assert_close(FIRST[way](function, boxes).cpu(), truth(name, way), rtol=1e-9, atol=1e-12)
 
 
-@every_function
-@pytest.mark.parametrize("way", SECOND)
+@every_function_in_each(SECOND, ("backward", "jvp of grad", "forward over reverse"))
 def test_second_derivative_is_an_error(name, way, backend):
     assert truth(name, way).isfinite().all()
     function, boxes = FUNCTIONS[name](device_of(backend), backend)
@@ -283,8 +296,14 @@ def test_second_derivative_is_an_error(name, way, backend):
         SECOND[way](function, boxes)
 
 
-@every_backend
-@pytest.mark.parametrize("way", UNDER_TRANSFORMS)
+@pytest.mark.parametrize(
+    ("way", "backend"),
+    [
+        (way, backend)
+        for backend in BACKENDS
+        for way in (("torch.func.grad", "jvp", "vmap") if backend in INTERPRETED else UNDER_TRANSFORMS)
+    ],
+)
 @pytest.mark.parametrize("name", VALUES_AND_GRADIENTS)
 def test_loss_and_gradient_in_one_pass_under_transforms(name, way, backend):
     """Its gradient is a first derivative itself: to differentiate it is an error. Forward mode differentiates both."""
@@ -354,9 +373,12 @@ class _Module(torch.nn.Module):
         return self.function(boxes)
 
 
-@every_backend
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", OF_EACH_OPERATOR)
+@pytest.mark.parametrize(
+    ("name", "strict", "backend"),
+    [(OF_EACH_OPERATOR[0], strict, backend) for backend in ("reference", "cpu") for strict in (False, True)]
+    + [(name, False, "cpu") for name in OF_EACH_OPERATOR[1:]]
+    + [(OF_EACH_OPERATOR[0], False, backend) for backend in BACKENDS if backend not in ("reference", "cpu")],
+)
 def test_export(name, strict, backend):
     """Whether or not the boxes of the example require grad."""
     function, boxes = FUNCTIONS[name](device_of(backend), backend)

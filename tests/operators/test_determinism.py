@@ -11,12 +11,12 @@ import icr_kernels as icr
 from inputs import (
     device_of,
     dtype_id,
-    every_loss,
     every_quick_backend,
     every_quick_compiled_backend,
     every_reduction,
     pairs,
     pairs_of_a_table,
+    some_losses,
 )
 from oracle import evaluate
 from poisoned import POISON
@@ -36,7 +36,7 @@ def same(one, other) -> bool:
 
 @every_quick_backend
 @every_reduction
-@every_loss
+@some_losses
 def test_repeated_calls(loss, reduction, backend):
     pred, target, table, index = pairs_of_a_table(5003, 29, device=device_of(backend))
     options = {"anchor_index": index, "loss": loss, "reduction": reduction, "backend": backend}

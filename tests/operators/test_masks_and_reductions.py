@@ -4,7 +4,7 @@ The loss of each pair is taken from reduction="none", which test_golden.py and t
 made of it.
 """
 
-import functools
+import itertools
 import math
 
 import pytest
@@ -20,10 +20,12 @@ from inputs import (
     every_loss,
     every_penalty,
     every_reduction,
+    full_precision,
     pairs,
     pairs_of_a_table,
+    some_losses,
 )
-from oracle import BOXES, Result, evaluate
+from oracle import BOXES, evaluate
 from tolerances import assert_close, same_bits
 
 NAN, INF = float("nan"), float("inf")
@@ -133,8 +135,8 @@ def test_mean_of_no_unmasked_pair_is_0_with_a_gradient_of_zeros(dtype, normalize
 
 @every_backend
 @every_reduction
-@every_dtype
-@pytest.mark.parametrize("shape", [(0, 4), (0, 3, 4), (3, 0, 4)], ids=str)
+@full_precision
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)], ids=str)
 def test_no_pair_at_all(shape, dtype, reduction, backend):
     device = device_of(backend)
     boxes = [torch.empty(shape, dtype=dtype, device=device) for _ in range(3)]
@@ -177,7 +179,7 @@ def mask_of(n, device):
 
 @every_backend
 @every_dtype
-@every_loss
+@some_losses
 def test_masked_rows_may_hold_anything(loss, dtype, backend):
     """NaN and infinities in every box, the weight, and an index far outside: the other rows do not notice, bit by bit,
     and the masked rows have a gradient of exactly 0."""
@@ -277,54 +279,53 @@ def test_masked_pairs_take_no_gradient_from_above(dtype, backend):
 # NaN in a pair that counts.
 
 
-@functools.cache
-def of_clean_pairs(loss: str, backend: str) -> Result:
-    boxes = pairs(37, device=device_of(backend))
-    options = {"loss": loss, "penalty": "containment+pull", "backend": backend}
-    return evaluate(icr.icr_loss, *boxes, reduction="none", **options)
-
-
 @every_backend
 @every_loss
-@pytest.mark.parametrize("argument", BOXES)
-@pytest.mark.parametrize("column", range(4), ids=["x1", "y1", "x2", "y2"])
-def test_nan_stays_nan(column, argument, loss, backend):
-    """It shows in that pair, and touches no other."""
+def test_nan_stays_nan(loss, backend):
+    """Any coordinate of any box: it shows in that pair, and touches no other."""
     device, n = device_of(backend), 37
-    clean = pairs(n, device=device)
-    truth = of_clean_pairs(loss, backend)
-    boxes = dict(zip(BOXES, (rows.clone() for rows in clean), strict=True))
-    boxes[argument][20, column] = NAN
     options = {"loss": loss, "penalty": "containment+pull", "backend": backend}
-    result = evaluate(icr.icr_loss, *boxes.values(), reduction="none", **options)
-    others = torch.arange(n, device=device) != 20
-    assert result.value[20].isnan()
+    clean = pairs(n, device=device)
+    truth = evaluate(icr.icr_loss, *clean, reduction="none", **options)
+    boxes = [rows.clone() for rows in clean]
+    spoiled = list(range(1, n, 3))
+    for row, (number, column) in zip(spoiled, itertools.product(range(3), range(4)), strict=True):
+        boxes[number][row, column] = NAN
+    result = evaluate(icr.icr_loss, *boxes, reduction="none", **options)
+    others = [row for row in range(n) if row not in spoiled]
+    assert result.value[spoiled].isnan().all()
     assert same_bits(result.value[others], truth.value[others])
     for name in BOXES:
         assert same_bits(getattr(result, name)[others], getattr(truth, name)[others]), name
+
+
+@every_backend
+@pytest.mark.parametrize("argument", BOXES)
+def test_sum_with_a_nan_is_nan(argument, backend):
+    boxes = dict(zip(BOXES, pairs(37, device=device_of(backend)), strict=True))
+    boxes[argument][20, 2] = NAN
     for reduction in ("sum", "mean"):
-        assert math.isnan(loss_of(boxes.values(), backend, reduction=reduction, loss=loss, penalty="containment+pull"))
+        assert math.isnan(loss_of(boxes.values(), backend, reduction=reduction, penalty="containment+pull"))
 
 
 @every_backend
 @every_penalty
-@pytest.mark.parametrize("column", range(4), ids=["x1", "y1", "x2", "y2"])
-def test_nan_anchor_object_gives_nan(column, penalty, backend):
-    plate, car = box(2, 1, 5, 3, device=device_of(backend)), box(0, 0, 3, 2, device=device_of(backend))
-    car[0, column] = NAN
+def test_nan_anchor_object_gives_nan(penalty, backend):
+    plates, cars = (box(*corners, device=device_of(backend)).repeat(4, 1) for corners in ((2, 1, 5, 3), (0, 0, 3, 2)))
+    cars.fill_diagonal_(NAN)
     for relative in (False, True):
-        options = {"penalty": penalty, "relative": relative, "backend": backend}
-        assert icr.icr_loss(plate, plate.clone(), car, **options).isnan()
+        options = {"penalty": penalty, "relative": relative, "reduction": "none", "backend": backend}
+        assert icr.icr_loss(plates, plates.clone(), cars, **options).isnan().all()
 
 
 @every_backend
 @every_loss
 def test_nan_in_every_format(loss, backend):
+    pred, target = (box(*sides, device=device_of(backend)).repeat(4, 1) for sides in ((5, 5, 3, 2), (5, 4, 2, 4)))
+    pred.fill_diagonal_(NAN)
     for box_format in ("cxcywh", "xywh"):
-        for column in range(4):
-            pred, target = box(5, 5, 3, 2, device=device_of(backend)), box(5, 4, 2, 4, device=device_of(backend))
-            pred[0, column] = NAN
-            assert icr.box_iou_loss(pred, target, loss=loss, box_format=box_format, backend=backend).isnan()
+        options = {"box_format": box_format, "reduction": "none", "backend": backend}
+        assert icr.box_iou_loss(pred, target, loss=loss, **options).isnan().all()
 
 
 # Tables of anchor objects.
@@ -351,9 +352,9 @@ def test_pair_without_an_anchor_object_has_no_penalty(penalty, backend):
 
 
 @every_backend
-@every_penalty
 @pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32], ids=["int64", "int32"])
-def test_index_chooses_a_row_and_its_gradient_adds_up_there(index_dtype, penalty, backend):
+@pytest.mark.parametrize("penalty", ["log", "containment+pull"])
+def test_index_chooses_a_row_and_its_gradient_adds_up_there(penalty, index_dtype, backend):
     device = device_of(backend)
     pred, target, table, index = pairs_of_a_table(203, 13, dtype=torch.float64, device=device)
     has_anchor = index >= 0

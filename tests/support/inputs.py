@@ -56,12 +56,21 @@ every_kind = pytest.mark.parametrize("kind", KIND_NAMES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 every_format = pytest.mark.parametrize("box_format", BOX_FORMATS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-# A loss with its penalty is a sum: where tests are slow, each loss with one penalty and each penalty with one loss.
-every_loss_and_penalty = pytest.mark.parametrize(
-    ("loss", "penalty"),
-    [(loss, "containment+pull") for loss in LOSS_NAMES]
-    + [("iou", penalty) for penalty in PENALTY_NAMES if penalty != "containment+pull"],
+# A loss with its penalty is a sum: each loss with one penalty and each penalty with one loss.
+LOSSES_AND_PENALTIES = [(loss, "containment+pull") for loss in LOSS_NAMES] + [
+    ("iou", penalty) for penalty in PENALTY_NAMES if penalty != "containment+pull"
+]
+every_loss_and_penalty = pytest.mark.parametrize(("loss", "penalty"), LOSSES_AND_PENALTIES)
+# Where a test is about what is around the formulas (formats, dtypes, masks, memory): of two boxes alone, of the box
+# around both with a value that is held constant, and of the most steps.
+SOME_LOSSES = ("iou", "ciou", "siou")
+some_losses = pytest.mark.parametrize("loss", SOME_LOSSES)
+some_losses_and_penalties = pytest.mark.parametrize(
+    ("loss", "penalty"), [(loss, "containment+pull") for loss in SOME_LOSSES] + [("iou", "log")]
 )
+# Both kinds of similarity, a share of the first box, and a penalty.
+SOME_KINDS = ("iou", "siou", "containment", "pull_penalty")
+some_kinds = pytest.mark.parametrize("kind", SOME_KINDS)
 full_precision = pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=dtype_id)
 half_precision = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_id)
 

@@ -1,7 +1,6 @@
 // The emulated device: fibers, barriers, shuffles, and what of the CUDA runtime the package calls.
 #include "cuda_runtime.h"
 
-#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -47,7 +46,7 @@ char* map_anew(char* at, size_t bytes) {
 
 struct Fiber {
   ucontext_t context;
-  jmp_buf jump;
+  void* jump[5];
   bool is_started = false;
   char* stack = nullptr;
   bool is_done = false;
@@ -65,17 +64,24 @@ unsigned threads, ended, waiting, passed;
 // What the lanes of each warp offer each other, by turns: one may still read while others already offer anew.
 uint64_t offered[kMostWarps][2][kWarp];
 const std::function<void()>* body;
-ucontext_t scheduler;
 #if defined(TELL_THREAD_SANITIZER)
 void* scheduler_sanitizer;
-// Of all blocks, as far as there may be so many: the next thread to be given the number of a destroyed one would seem
-// ordered after it.
-std::vector<void*> sanitizer_fibers;
+// One for each thread of a launch, as far as there may be so many: one that served another block would seem ordered after
+// it. The next launch, which is ordered after this one, takes the same again, each with its own stack.
+struct SanitizerFiber {
+  void* number;
+  char* stack;
+};
+std::vector<SanitizerFiber> sanitizer_fibers;
+size_t taken_fibers;
 constexpr size_t kMostSanitizerFibers = 7168;
 
-void forget_sanitizer_fibers() {
-  for (void* const fiber : sanitizer_fibers) __tsan_destroy_fiber(fiber);
-  sanitizer_fibers.clear();
+const SanitizerFiber& take_sanitizer_fiber() {
+  if (taken_fibers == kMostSanitizerFibers) taken_fibers = 0;
+  if (taken_fibers == sanitizer_fibers.size()) {
+    sanitizer_fibers.push_back({__tsan_create_fiber(0), map_anew(nullptr, kStack)});
+  }
+  return sanitizer_fibers[taken_fibers++];
 }
 #endif
 // What happens before what: the beginning of a launch before its threads, and they before its end; arrivals at a barrier of
@@ -97,40 +103,32 @@ void acquire(char* order) {
 #endif
 }
 
-// Sanitizers know of swapcontext; without one, jumps are ten times as fast, because they leave the signal mask alone.
-#if defined(TELL_THREAD_SANITIZER) || defined(__SANITIZE_ADDRESS__)
-void enter(unsigned thread) {
-  threadIdx = dim3(thread);
-#if defined(TELL_THREAD_SANITIZER)
-  __tsan_switch_to_fiber(fibers[thread].sanitizer, __tsan_switch_to_fiber_no_sync);
-#endif
-  swapcontext(&scheduler, &fibers[thread].context);
-}
+// Jumps of the compiler's own: they leave the signal mask alone, and no sanitizer looks at the stack at each of them. A
+// function that sets one may not jump itself, and from none of them may the compiler conclude what happens in between.
+#define ELSEWHERE __attribute__((noipa, no_sanitize("address")))
+void* back_to_scheduler[5];
 
-// Lets the other threads of the block run.
-void yield() {
-  const unsigned mine = threadIdx.x;
-#if defined(TELL_THREAD_SANITIZER)
-  __tsan_switch_to_fiber(scheduler_sanitizer, __tsan_switch_to_fiber_no_sync);
-#endif
-  swapcontext(&fibers[mine].context, &scheduler);
-}
-#else
-jmp_buf back_to_scheduler;
+[[noreturn]] ELSEWHERE void jump(void** to) { __builtin_longjmp(to, 1); }
 
-void enter(unsigned thread) {
+ELSEWHERE void enter(unsigned thread) {
   threadIdx = dim3(thread);
   Fiber& fiber = fibers[thread];
-  if (_setjmp(back_to_scheduler) != 0) return;
-  if (fiber.is_started) _longjmp(fiber.jump, 1);
+#if defined(TELL_THREAD_SANITIZER)
+  __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
+#endif
+  if (__builtin_setjmp(back_to_scheduler) != 0) return;
+  if (fiber.is_started) jump(fiber.jump);
   fiber.is_started = true;
   setcontext(&fiber.context);
 }
 
-void yield() {
-  if (_setjmp(fibers[threadIdx.x].jump) == 0) _longjmp(back_to_scheduler, 1);
-}
+// Lets the other threads of the block run.
+ELSEWHERE void yield() {
+#if defined(TELL_THREAD_SANITIZER)
+  __tsan_switch_to_fiber(scheduler_sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
+  if (__builtin_setjmp(fibers[threadIdx.x].jump) == 0) jump(back_to_scheduler);
+}
 
 void thread_main() {
   acquire(&launch_begin);
@@ -143,7 +141,9 @@ void thread_main() {
 
 void start(Fiber& fiber) {
 #if defined(TELL_THREAD_SANITIZER)
-  fiber.stack = map_anew(fiber.stack, kStack);
+  const SanitizerFiber& taken = take_sanitizer_fiber();
+  fiber.sanitizer = taken.number;
+  fiber.stack = taken.stack;
 #else
   if (fiber.stack == nullptr) fiber.stack = map_anew(nullptr, kStack);
 #endif
@@ -156,10 +156,6 @@ void start(Fiber& fiber) {
   fiber.exchanges = 0;
   fiber.has_fenced = false;
   fiber.accessed = nullptr;
-#if defined(TELL_THREAD_SANITIZER)
-  fiber.sanitizer = __tsan_create_fiber(0);
-  sanitizer_fibers.push_back(fiber.sanitizer);
-#endif
 }
 
 #if defined(TELL_THREAD_SANITIZER)
@@ -189,7 +185,6 @@ void poison_shared_memory() {
 
 void run_block() {
 #if defined(TELL_THREAD_SANITIZER)
-  if (sanitizer_fibers.size() + threads > kMostSanitizerFibers) forget_sanitizer_fibers();
   forget_shared_memory();
 #endif
   poison_shared_memory();
@@ -217,6 +212,7 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
   body = &thread;
 #if defined(TELL_THREAD_SANITIZER)
   scheduler_sanitizer = __tsan_get_current_fiber();
+  taken_fibers = 0;
 #endif
   std::vector<unsigned> order(grid.x);
   std::iota(order.begin(), order.end(), 0u);
@@ -227,9 +223,6 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
     run_block();
   }
   acquire(&launch_end);
-#if defined(TELL_THREAD_SANITIZER)
-  forget_sanitizer_fibers();
-#endif
 }
 
 void barrier() {

@@ -7,7 +7,20 @@ import triton.language as tl
 
 from icr_kernels.variants import COORDINATE_LIMIT
 
-from .number import add, area_of, greater, lesser, maximum, minimum, overlap_area, ratio, scale, subtract, variable
+from .number import (
+    add,
+    area_of,
+    chain,
+    greater,
+    lesser,
+    maximum,
+    minimum,
+    overlap_area,
+    ratio,
+    scale,
+    subtract,
+    variable,
+)
 
 
 class Box(NamedTuple):
@@ -99,6 +112,11 @@ def variables(box, first: tl.constexpr, count: tl.constexpr):
 
 
 @triton.jit
+def values_of(box):
+    return Box(box.x1.value, box.y1.value, box.x2.value, box.y2.value)
+
+
+@triton.jit
 def width(box):
     return subtract(box.x2, box.x1)
 
@@ -158,6 +176,20 @@ def centre_dy(p, q):
 def similarity(p, q, eps):
     """IoU."""
     return ratio(intersection(p, q), union(p, q), eps)
+
+
+@triton.jit
+def similarity_of_moved(p, q, eps):
+    """IoU of boxes that are functions of other boxes. It is differentiated with respect to their corners first: that
+    derivative of two equal boxes is exactly 0, and so is what it is multiplied by."""
+    y = similarity(variables(values_of(p), 0, 8), variables(values_of(q), 4, 8), eps)
+    of_p = add(
+        chain(y.value, y.partials[0], p.x1, y.partials[1], p.y1), chain(0.0, y.partials[2], p.x2, y.partials[3], p.y2)
+    )
+    of_q = add(
+        chain(0.0, y.partials[4], q.x1, y.partials[5], q.y1), chain(0.0, y.partials[6], q.x2, y.partials[7], q.y2)
+    )
+    return add(of_p, of_q)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from icr_kernels.dense_reference import LAST_BIN_MARGIN
 from .box import Box, corners, limit_of, pull_back, variables, within_limit
 from .kernels import Column, columns_of_tile, load_rows, load_value, rounded, rows_of_table, store_rows, tile_of
 from .number import add, greater, lesser, scale
-from .pair import Boxes, Numbers, gradient, penalty_of
+from .pair import Boxes, box_loss, gradient, numbers_of, penalty_of
 from .pairwise import block_of, load_set
 
 
@@ -261,17 +261,30 @@ def boxes_kernel(
     truth,
     rows: tl.int64,
     assigned,
+    wise_mean,
     sums,
     upstream,
     divisors,
     out,
     penalty_weight: tl.float64,
     eps: tl.float64,
+    clamp: tl.float64,
+    p0: tl.float64,
+    p1: tl.float64,
+    p2: tl.float64,
+    p3: tl.float64,
+    inner: tl.float64,
+    focaler_low: tl.float64,
+    focaler_high: tl.float64,
+    wise_a: tl.float64,
+    wise_b: tl.float64,
     box_gain: tl.float64,
     distribution_gain: tl.float64,
     height: tl.float64,
     width: tl.float64,
     LOSS: tl.constexpr,
+    PARAMETERS: tl.constexpr,
+    MODIFIERS: tl.constexpr,
     PENALTY: tl.constexpr,
     RELATIVE: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -284,7 +297,8 @@ def boxes_kernel(
     """The sums of boxes, distributions and penalties, of the scores, and how many points have an anchor object; or,
     where they are None, the gradient of the logits."""
     COUNT: tl.constexpr = 4 if sums is None else 0
-    numbers = Numbers(tl.full((), penalty_weight, DTYPE), tl.full((), eps, DTYPE))
+    parameters, modifiers = (p0, p1, p2, p3), (inner, focaler_low, focaler_high, wise_a, wise_b)
+    numbers = numbers_of(penalty_weight, eps, clamp, parameters, modifiers, wise_mean, PARAMETERS, DTYPE)
     image, point = block_of(tl.program_id(0), points, POINTS)
     inside = point < points
     row, has_target, score = load_target(assigned, rows, image, point, inside, DTYPE)
@@ -299,7 +313,7 @@ def boxes_kernel(
         g = corners(load_rows(truth.boxes, row, has_target, DTYPE), FORMAT)
         wanted = tile_of(distances(x, y, g))
         p, g = variables(corners(c, "xyxy"), 0, COUNT), variables(g, COUNT, COUNT)
-        loss = LOSS(p, g, numbers.eps)
+        loss = box_loss(p, g, numbers, LOSS, MODIFIERS)
         if PENALTY is not None:
             row, has_anchor = rows_of_table(truth.anchor_index, rows, row, has_target)
             a = variables(corners(load_rows(truth.boxes, row, has_anchor, DTYPE), FORMAT), COUNT, COUNT)

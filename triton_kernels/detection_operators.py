@@ -103,7 +103,8 @@ def detection_loss(*arguments):
     of_boxes, of_classes = side_blocks(call.box_logits, dtype)[0], class_blocks(call.class_logits, dtype)[0]
     programs = 4 * programs_for(max(of_boxes, of_classes), 4)  # what each leaves is aligned, whatever their number
     sums = Sums(*torch.empty((len(Sums._fields), programs), dtype=dtype, device=device).unbind())
-    *_, eps, box_gain, class_gain, distribution_gain, number, is_uniform, _, _ = call.numbers
+    box_gain, class_gain, distribution_gain, number, is_uniform, _, _, *formula = call.numbers
+    _, (_, eps, *_) = formula_of(formula, call.anchor_index)
     with torch.cuda.device_of(call.box_logits):
         _launch(call, sums, DetectionTerms(None, None, None, None), None, None)
         launch(
@@ -146,8 +147,8 @@ def _launch(
     points, rows, divisors = call.box_logits.shape[1], len(call.truth), None if sums is not None else call.normalizer
     truth = Truth(rows_of(call.truth), column_of(call.labels), column_of(call.anchor_index))
     assigned = Assigned(Columns(call.index, *call.index.stride()), Columns(call.score, *call.score.stride()))
-    formula, numbers = formula_of(call.numbers, call.anchor_index)
-    penalty_weight, eps, box_gain, class_gain, distribution_gain, _, is_uniform, height, width = numbers
+    box_gain, class_gain, distribution_gain, _, is_uniform, height, width, *packed = call.numbers
+    formula, numbers = formula_of(packed, call.anchor_index)
     if sums is not None or boxes is not None:
         blocks, constants = side_blocks(call.box_logits, dtype)
         launch(
@@ -159,12 +160,12 @@ def _launch(
             truth,
             rows,
             assigned,
+            call.wise_mean,
             sums,
             upstream,
             divisors,
             head_of(boxes),
-            penalty_weight,
-            eps,
+            *numbers,
             box_gain,
             distribution_gain,
             height,

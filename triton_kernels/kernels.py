@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .box import Box, corners, pull_back, variables
 from .number import add, greater, scale
-from .pair import Boxes, Numbers, gradient, pair_loss, pair_terms
+from .pair import Boxes, gradient, in_boxes_unit, numbers_of, pair_loss, pair_terms
 
 
 class Rows(NamedTuple):
@@ -71,6 +71,12 @@ def load_rows(boxes, rows, keep, DTYPE: tl.constexpr):
 @triton.jit
 def load_value(column, rows, keep):
     return tl.load(column.data + rows * column.stride, keep, 0)
+
+
+@triton.jit
+def load_pixels(pixels, rows, inside):
+    """What can be divided by."""
+    return tl.load(pixels.data + rows * pixels.stride, inside, 1.0)
 
 
 @triton.jit
@@ -202,6 +208,8 @@ def loss_kernel(
     anchor_rows,
     weight,
     mask,
+    pixels,
+    wise_mean,
     normalizer,
     value,
     pending,
@@ -211,7 +219,20 @@ def loss_kernel(
     scale: tl.float64,
     penalty_weight: tl.float64,
     eps: tl.float64,
+    clamp: tl.float64,
+    p0: tl.float64,
+    p1: tl.float64,
+    p2: tl.float64,
+    p3: tl.float64,
+    inner: tl.float64,
+    focaler_low: tl.float64,
+    focaler_high: tl.float64,
+    wise_a: tl.float64,
+    wise_b: tl.float64,
     LOSS: tl.constexpr,
+    PARAMETERS: tl.constexpr,
+    POWERS: tl.constexpr,
+    MODIFIERS: tl.constexpr,
     PENALTY: tl.constexpr,
     RELATIVE: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -223,7 +244,8 @@ def loss_kernel(
     factor = tl.full((), scale, tl.float64)
     if normalizer is not None:
         factor = factor / greater(tl.load(normalizer).to(tl.float64), tl.full((), eps, tl.float64))
-    numbers = Numbers(tl.full((), penalty_weight, DTYPE), tl.full((), eps, DTYPE))
+    parameters, modifiers = (p0, p1, p2, p3), (inner, focaler_low, focaler_high, wise_a, wise_b)
+    numbers = numbers_of(penalty_weight, eps, clamp, parameters, modifiers, wise_mean, PARAMETERS, DTYPE)
     sums = tl.zeros((BLOCK,), tl.float64)
     counts = tl.zeros((BLOCK,), tl.int64)
     # Each program takes every programs-th block: the order of a sum depends on nothing but their number.
@@ -247,7 +269,11 @@ def loss_kernel(
         )
         keep = kept(mask, rows, has_target)
         variable = variables_of(boxes, gradients, COUNT, FORMAT)
-        y = pair_loss(variable, has_anchor, numbers, LOSS, PENALTY, RELATIVE)
+        if pixels is None:
+            y = pair_loss(variable, has_anchor, numbers, LOSS, MODIFIERS, PENALTY, RELATIVE)
+        else:
+            of_pairs = in_boxes_unit(numbers, load_pixels(pixels, rows, inside).to(DTYPE), POWERS)
+            y = pair_loss(variable, has_anchor, of_pairs, LOSS, MODIFIERS, PENALTY, RELATIVE)
         loss, slope = y.value, factor.to(DTYPE)
         if weight.data is not None:
             pair_weight = load_value(weight, rows, inside).to(DTYPE)
@@ -281,13 +307,28 @@ def terms_kernel(
     anchor_index,
     anchor_rows,
     mask,
+    pixels,
+    wise_mean,
     terms,
     upstream,
     gradients,
     pairs: tl.int64,
     penalty_weight: tl.float64,
     eps: tl.float64,
+    clamp: tl.float64,
+    p0: tl.float64,
+    p1: tl.float64,
+    p2: tl.float64,
+    p3: tl.float64,
+    inner: tl.float64,
+    focaler_low: tl.float64,
+    focaler_high: tl.float64,
+    wise_a: tl.float64,
+    wise_b: tl.float64,
     LOSS: tl.constexpr,
+    PARAMETERS: tl.constexpr,
+    POWERS: tl.constexpr,
+    MODIFIERS: tl.constexpr,
     PENALTY: tl.constexpr,
     RELATIVE: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -296,7 +337,8 @@ def terms_kernel(
     BLOCK: tl.constexpr,
 ):
     """The terms; or, where they are None, the gradients of their sum, each times the gradient from above."""
-    numbers = Numbers(tl.full((), penalty_weight, DTYPE), tl.full((), eps, DTYPE))
+    parameters, modifiers = (p0, p1, p2, p3), (inner, focaler_low, focaler_high, wise_a, wise_b)
+    numbers = numbers_of(penalty_weight, eps, clamp, parameters, modifiers, wise_mean, PARAMETERS, DTYPE)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < pairs
     boxes, has_target, has_anchor = load_pairs(
@@ -314,7 +356,9 @@ def terms_kernel(
     )
     keep = kept(mask, rows, has_target)
     variable = variables_of(boxes, gradients, COUNT, FORMAT)
-    found = pair_terms(variable, has_anchor, numbers, LOSS, PENALTY, RELATIVE)
+    if pixels is not None:
+        numbers = in_boxes_unit(numbers, load_pixels(pixels, rows, inside).to(DTYPE), POWERS)
+    found = pair_terms(variable, has_anchor, numbers, LOSS, MODIFIERS, PENALTY, RELATIVE)
     if terms.loss is not None:
         tl.store(terms.loss + rows, tl.where(keep, found.loss.value, 0.0), inside)
         tl.store(terms.iou + rows, tl.where(keep, found.iou.value, 0.0), inside)

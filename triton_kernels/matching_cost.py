@@ -85,7 +85,7 @@ def matching_kernel(
         log_sum = load_of_batch(log_normalizer, count, batch, query, keep).to(DTYPE)
         class_cost = -tl.exp(logit - log_sum)
     p, g = variables(corners(b, FORMAT), 0, 0), variables(corners(t, FORMAT), 0, 0)
-    overlap = of_pair(p, g, tl.full((), eps, DTYPE), giou, True).value
+    overlap = of_pair(p, g, tl.full((), eps, DTYPE), (), giou, True).value
     cost = tl.full((), class_weight, DTYPE) * class_cost + tl.full((), l1_weight, DTYPE) * distance(b, t)
     cost -= tl.full((), giou_weight, DTYPE) * overlap
     at = target[:, None] * count + query

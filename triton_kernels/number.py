@@ -171,6 +171,13 @@ def guard(x, least):
 
 
 @triton.jit
+def within(x, most):
+    """x from -most to most. The derivative is 0 beyond; NaN stays NaN."""
+    slope = tl.where(tl.abs(x.value) > most, 0.0, 1.0)
+    return chain_one(lesser(greater(x.value, -most), most), slope, x)
+
+
+@triton.jit
 def magnitude(x):
     """|x| with the derivative 0 at 0."""
     sign = tl.where(x.value > 0.0, 1.0, tl.where(x.value < 0.0, -1.0, 0.0))
@@ -186,6 +193,35 @@ def exponential(x):
 @triton.jit
 def logarithm(x):
     return chain_one(tl.log(x.value), 1.0 / x.value, x)
+
+
+@triton.jit
+def sigmoid(x):
+    s = 1.0 / (1.0 + tl.exp(-x.value))
+    return chain_one(s, s * (1.0 - s), x)
+
+
+@triton.jit
+def is_zero(x):
+    """Or so small that a GPU takes the logarithm and the root of 0 instead. NaN is not."""
+    return x <= tl.full((), 2.3e-308 if x.dtype == tl.float64 else 1.2e-38, x.dtype)
+
+
+@triton.jit
+def power(x, exponent):
+    """x^exponent of a number from 0 on, with the derivative 0 at 0."""
+    zero = is_zero(x.value)
+    base = tl.where(zero, 1.0, x.value)
+    y = tl.where(zero, 0.0, tl.exp(exponent * tl.log(base)))
+    return chain_one(y, exponent * y / base, x)
+
+
+@triton.jit
+def root(x):
+    """The square root, with the derivative 0 at 0."""
+    zero = is_zero(x.value)
+    y = tl.sqrt(tl.where(zero, 1.0, x.value))
+    return chain_one(tl.where(zero, 0.0, y), tl.where(zero, 0.0, 0.5 / y), x)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from icr_kernels.calls import ANCHOR_OBJECTS, PRED, TARGET, LossCall, ScalingCall, TermsCall, compute_dtype
-from icr_kernels.variants import BOX_FORMATS, REDUCTION_IDS
+from icr_kernels.variants import BOX_FORMATS, MOST_PARAMETERS, REDUCTION_IDS
+from icr_kernels.variants import LOSSES as VARIANTS
 
 from .iou_losses import LOSSES
 from .kernels import Column, Rows, loss_kernel, scaled_kernel, table_kernel, terms_kernel
@@ -30,6 +31,11 @@ INTERPRETED_BLOCK, INTERPRETED_PROGRAMS, INTERPRETED_TABLE_BLOCK = 2048, 8, 64
 ALIGNMENT = 16
 
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+# Of each loss the powers of the boxes' unit in its parameters, the digits of a number to the base 4.
+POWERS = [sum(each.power << 2 * place for place, each in enumerate(variant.parameters)) for variant in VARIANTS]
+# In the place of the numbers of losses that have neither parameters nor modifiers; no kernel looks at them.
+NO_NUMBERS = [0.0] * (MOST_PARAMETERS + 5)
 
 
 def flat(tensor: Tensor, trailing: int) -> tuple[Tensor, int]:
@@ -67,16 +73,29 @@ def index_of(table: Tensor | None, index: Tensor | None) -> tuple[Column, int | 
 
 
 def formula_of(numbers: list[float], anchors: Tensor | None) -> tuple[dict[str, Any], list[float]]:
-    """What is computed of each pair, as kernels take it: what is compiled in, and numbers."""
-    loss, penalty, box_format, relative, *numbers = numbers
-    has_penalty = anchors is not None and penalty >= 0
-    constants = {
+    """What is computed of each pair, as kernels take it: what is compiled in, and numbers, which are always as many."""
+    constants = compiled_in(*numbers[:5], anchors is not None)
+    return constants, numbers[5:] if len(numbers) > 8 else numbers[5:] + NO_NUMBERS
+
+
+@functools.cache
+def compiled_in(
+    loss: float, penalty: float, box_format: float, relative: float, modifiers: float, has_anchors: bool
+) -> dict[str, Any]:
+    return {
         "LOSS": LOSSES[int(loss)],
-        "PENALTY": PENALTIES[int(penalty)] if has_penalty else None,
+        "PARAMETERS": len(VARIANTS[int(loss)].parameters),
+        "MODIFIERS": int(modifiers),
+        "PENALTY": PENALTIES[int(penalty)] if has_anchors and penalty >= 0 else None,
         "RELATIVE": bool(relative),
         "FORMAT": BOX_FORMATS[int(box_format)],
     }
-    return constants, numbers
+
+
+def pixels_of(call: LossCall | TermsCall) -> tuple[Column | None, int]:
+    """Those of each pair, if they matter to the loss, and how."""
+    powers = POWERS[int(call.numbers[0])]
+    return None if call.pixels is None or not powers else column_of(call.pixels), powers
 
 
 def variable_count(wanted: int) -> int:
@@ -149,7 +168,7 @@ def loss(*arguments):
     pred, (constants, numbers) = call.pred, formula_of(call.numbers, call.anchor_objects)
     dtype = compute_dtype(pred, call.target, call.anchor_objects)
     empty = functools.partial(torch.empty, dtype=dtype, device=pred.device)
-    pairs, block = pred.numel() // 4, block_for(pred)
+    pairs, block, (pixels, powers) = pred.numel() // 4, block_for(pred), pixels_of(call)
     scale, normalizer, pending = call.scale, call.normalizer, None
     if call.reduction != REDUCTION_IDS["mean"]:
         normalizer = None
@@ -181,6 +200,8 @@ def loss(*arguments):
             *index_of(call.anchor_objects, call.anchor_index),
             column_of(call.weight),
             column_of(call.mask),
+            pixels,
+            call.wise_mean,
             normalizer,
             value,
             pending,
@@ -190,6 +211,7 @@ def loss(*arguments):
             float(scale),
             *numbers,
             **constants,
+            POWERS=powers,
             COUNT=variable_count(call.wanted),
             REDUCED=call.reduction != REDUCTION_IDS["none"],
             DTYPE=DTYPES[dtype],
@@ -259,7 +281,7 @@ def terms_backward(grad_loss, grad_iou, grad_containment, grad_penalty, *argumen
 
 def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms, gradients: Boxes) -> None:
     pred, (constants, numbers) = call.pred, formula_of(call.numbers, call.anchor_objects)
-    pairs, block = pred.numel() // 4, block_for(pred)
+    pairs, block, (pixels, powers) = pred.numel() // 4, block_for(pred), pixels_of(call)
     with torch.cuda.device_of(pred):
         launch(
             terms_kernel,
@@ -270,12 +292,15 @@ def _launch_terms(call: TermsCall, wanted: int, results: Terms, upstream: Terms,
             *index_of(call.target, call.target_index),
             *index_of(call.anchor_objects, call.anchor_index),
             column_of(call.mask),
+            pixels,
+            call.wise_mean,
             results,
             upstream,
             gradients,
             pairs,
             *numbers,
             **constants,
+            POWERS=powers,
             COUNT=variable_count(wanted),
             DTYPE=DTYPES[compute_dtype(pred, call.target, call.anchor_objects)],
             BLOCK=block,

@@ -12,7 +12,7 @@ import triton.language as tl
 from .box import Box, area, corners, pull_back, spread, variables
 from .kernels import Rows, load_rows, store_rows
 from .number import rounded_product
-from .pair import gradient
+from .pair import gradient, parameters_of
 from .pair_functions import of_pair
 
 # Of 32 bits.
@@ -71,6 +71,11 @@ def pairwise_kernel(
     count2: tl.int64,
     out,
     eps: tl.float64,
+    p0: tl.float64,
+    p1: tl.float64,
+    p2: tl.float64,
+    p3: tl.float64,
+    PARAMETERS: tl.constexpr,
     FUNCTION: tl.constexpr,
     COMPLEMENT: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -78,7 +83,7 @@ def pairwise_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    eps = tl.full((), eps, DTYPE)
+    eps, parameters = tl.full((), eps, DTYPE), parameters_of((p0, p1, p2, p3), PARAMETERS, DTYPE)
     # Neighbours in a row of tiles follow each other: what they write lies together.
     across = tl.cdiv(count2, COLUMNS).to(tl.int32)
     batch, row = block_of(tl.program_id(0) // across, count1, ROWS)
@@ -87,7 +92,7 @@ def pairwise_kernel(
     c2 = load_set(boxes2, count2, batch, column, column < count2, DTYPE)
     p = variables(spread(corners(c1, FORMAT), 1), 0, 0)
     q = variables(spread(corners(c2, FORMAT), 0), 0, 0)
-    value = of_pair(p, q, eps, FUNCTION, COMPLEMENT).value
+    value = of_pair(p, q, eps, parameters, FUNCTION, COMPLEMENT).value
     at = (batch * count1 + row[:, None]) * count2 + column[None, :]
     tl.store(out + at, value, (row < count1)[:, None] & (column < count2)[None, :])
 
@@ -104,6 +109,11 @@ def pairwise_backward_kernel(
     upstream_other,
     out,
     eps: tl.float64,
+    p0: tl.float64,
+    p1: tl.float64,
+    p2: tl.float64,
+    p3: tl.float64,
+    PARAMETERS: tl.constexpr,
     FUNCTION: tl.constexpr,
     COMPLEMENT: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -115,7 +125,7 @@ def pairwise_backward_kernel(
     """The gradient of boxes1. Every program adds up the pairs of its boxes with all of boxes2, in an order that is
     always the same. Those lie along ``AXIS`` of a tile: 1 if boxes1 are the first argument of the function, 0 if they
     are the second; so a tile lies as the matrix does."""
-    eps = tl.full((), eps, DTYPE)
+    eps, parameters = tl.full((), eps, DTYPE), parameters_of((p0, p1, p2, p3), PARAMETERS, DTYPE)
     batch, mine = block_of(tl.program_id(0), count1, MINE)
     inside = mine < count1
     coordinates = load_set(boxes1, count1, batch, mine, inside, DTYPE)
@@ -128,7 +138,11 @@ def pairwise_backward_kernel(
         there = other < count2
         c = load_set(boxes2, count2, batch, other, there, DTYPE)
         q = variables(spread(corners(c, FORMAT), 1 - AXIS), 4, 4)
-        y = of_pair(p, q, eps, FUNCTION, COMPLEMENT) if AXIS == 1 else of_pair(q, p, eps, FUNCTION, COMPLEMENT)
+        y = (
+            of_pair(p, q, eps, parameters, FUNCTION, COMPLEMENT)
+            if AXIS == 1
+            else of_pair(q, p, eps, parameters, FUNCTION, COMPLEMENT)
+        )
         g = gradient(y, 0)
         keep = tl.expand_dims(inside, AXIS) & tl.expand_dims(there, 1 - AXIS)
         at = tl.expand_dims(mine * upstream_mine, AXIS) + tl.expand_dims(other * upstream_other, 1 - AXIS)
@@ -240,6 +254,11 @@ def selected_kernel(
     indices,
     k,
     eps: tl.float64,
+    p0: tl.float64,
+    p1: tl.float64,
+    p2: tl.float64,
+    p3: tl.float64,
+    PARAMETERS: tl.constexpr,
     FUNCTION: tl.constexpr,
     COMPLEMENT: tl.constexpr,
     CANDIDATE_FIRST: tl.constexpr,
@@ -255,7 +274,7 @@ def selected_kernel(
     """The best of boxes2, the candidates, for each of boxes1, the queries. Candidates lie along ``AXIS`` of a tile,
     threads along axis 1. ``KEPT`` candidates of a query, a power of two; 1: each place of a tile keeps its own best one
     until the end."""
-    eps = tl.full((), eps, DTYPE)
+    eps, parameters = tl.full((), eps, DTYPE), parameters_of((p0, p1, p2, p3), PARAMETERS, DTYPE)
     batch, query = block_of(tl.program_id(0), count1, QUERIES)
     inside = query < count1
     c1 = load_set(boxes1, count1, batch, query, inside, DTYPE)
@@ -286,9 +305,9 @@ def selected_kernel(
             c2 = load_set(boxes2, count2, batch, row, there, DTYPE)
             g = variables(spread(corners(c2, FORMAT), 1 - AXIS), 0, 0)
             y = (
-                of_pair(g, q, eps, FUNCTION, COMPLEMENT)
+                of_pair(g, q, eps, parameters, FUNCTION, COMPLEMENT)
                 if CANDIDATE_FIRST
-                else of_pair(q, g, eps, FUNCTION, COMPLEMENT)
+                else of_pair(q, g, eps, parameters, FUNCTION, COMPLEMENT)
             )
             score = y.value
             if offset.data is not None:

@@ -1,6 +1,6 @@
 """The operators over all pairs of two sets of boxes: views, allocations, launches, as in `operators`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,12 +76,13 @@ def tile_for(blocks: Blocks, queries: int) -> Tile:
     return blocks.many if queries >= MANY_QUERIES else blocks.some if queries >= SOME_QUERIES else blocks.few
 
 
-def function_of(numbers: list[float], dtype: torch.dtype) -> tuple[float, dict]:
-    """Which function of two boxes, as kernels take it: their last argument, and what is compiled in."""
-    kind, box_format, eps = numbers
-    function, complement = PAIR_FUNCTIONS[int(kind)]
-    constants = {"FUNCTION": function, "COMPLEMENT": complement, "FORMAT": BOX_FORMATS[int(box_format)]}
-    return float(eps), {**constants, "DTYPE": DTYPES[dtype]}
+def function_of(numbers: list[float], dtype: torch.dtype) -> tuple[list[float], dict[str, Any]]:
+    """Which function of two boxes, as kernels take it: eps and parameters, their last arguments, and what is compiled
+    in."""
+    kind, box_format, *numbers = numbers
+    function, complement, parameters = PAIR_FUNCTIONS[int(kind)]
+    constants = {"FUNCTION": function, "COMPLEMENT": complement, "PARAMETERS": parameters}
+    return numbers, {**constants, "FORMAT": BOX_FORMATS[int(box_format)], "DTYPE": DTYPES[dtype]}
 
 
 def pairwise(*arguments):
@@ -91,11 +92,11 @@ def pairwise(*arguments):
     blocks = blocks_for(boxes1, dtype)
     rows, columns = blocks.wide if count2 >= WIDE else blocks.narrow
     out = torch.empty((*boxes1.shape[:-1], count2), dtype=dtype, device=boxes1.device)
-    eps, constants = function_of(numbers, dtype)
+    numbers, constants = function_of(numbers, dtype)
     programs = batches * programs_for(count1, rows) * programs_for(count2, columns)
     sets = set_of(boxes1), count1, set_of(boxes2), count2
     with torch.cuda.device_of(boxes1):
-        launch(pairwise_kernel, programs, *sets, out, eps, **constants, ROWS=rows, COLUMNS=columns)
+        launch(pairwise_kernel, programs, *sets, out, *numbers, **constants, ROWS=rows, COLUMNS=columns)
     return out
 
 
@@ -103,7 +104,7 @@ def pairwise_backward(gradient, *arguments):
     *arguments, wanted = arguments
     boxes1, boxes2, numbers = PairwiseCall(*arguments)
     dtype = compute_dtype(boxes1, boxes2)
-    blocks, (eps, constants) = blocks_for(boxes1, dtype), function_of(numbers, dtype)
+    blocks, (numbers, constants) = blocks_for(boxes1, dtype), function_of(numbers, dtype)
     gradient, of_batch = flat(gradient, 2)
     of_row, of_column = gradient.stride()[-2:]
 
@@ -124,7 +125,7 @@ def pairwise_backward(gradient, *arguments):
             of_batch,
             *strides,
             out,
-            eps,
+            *numbers,
             **constants,
             MINE=block,
             OTHERS=blocks.pairs // block,
@@ -149,7 +150,7 @@ def selected(*arguments):
     shape = queries.shape[:-1] if k == 0 else (*queries.shape[:-1], k)
     values = torch.empty(shape, dtype=dtype, device=queries.device)
     indices = torch.empty(shape, dtype=torch.int64, device=queries.device)
-    eps, constants = function_of(call.numbers, dtype)
+    numbers, constants = function_of(call.numbers, dtype)
     blocks = blocks_for(queries, dtype)
     tile = tile_for(blocks, batches * count1)
     ranges = (None, None)
@@ -177,7 +178,7 @@ def selected(*arguments):
             values,
             indices,
             k,
-            eps,
+            *numbers,
             **constants,
             CANDIDATE_FIRST=call.candidate_first,
             LARGER=call.larger,

@@ -1,5 +1,6 @@
 """The inter-class relational penalties, over a prediction p and its anchor object a: 0 when p lies in a. The idea is
-that of Ning and Han 2025 (arXiv 2508.14343), who describe it in words; each form is named after what it computes."""
+that of Ning and Han 2025 (arXiv 2508.14343), who describe it in words; each form is named after what it computes. All
+are given the clamp, the least containment that counts in two of them."""
 
 import triton
 import triton.language as tl  # noqa: F401  Triton's interpreter looks for it in every module
@@ -26,24 +27,24 @@ from .number import (
 
 
 @triton.jit
-def containment(p, a, eps):
+def containment(p, a, eps, clamp):
     """1 - |P intersected with A| / |P|"""
     return one_minus(box.containment(p, a, eps))
 
 
 @triton.jit
-def inverse(p, a, eps):
+def inverse(p, a, eps, clamp):
     inside = box.containment(p, a, eps)
-    return shift(ratio(literal(1.0, inside), inside, 0.1), -1.0)
+    return shift(ratio(literal(1.0, inside), inside, clamp), -1.0)
 
 
 @triton.jit
-def log(p, a, eps):
-    return scale(logarithm(guard(box.containment(p, a, eps), 0.01)), -1.0)
+def log(p, a, eps, clamp):
+    return scale(logarithm(guard(box.containment(p, a, eps), clamp)), -1.0)
 
 
 @triton.jit
-def pull(p, a, eps):
+def pull(p, a, eps, clamp):
     """T / (1 + T), T how far p reaches out of a in its own sides. It moves the box and does not resize it."""
     t = add(overhang(p.x1, p.x2, a.x1, a.x2, eps), overhang(p.y1, p.y2, a.y1, a.y2, eps))
     r = 1.0 / (1.0 + t.value)
@@ -70,8 +71,8 @@ def moved_by(centre, edge):
 
 
 @triton.jit
-def containment_pull(p, a, eps):
-    return add(containment(p, a, eps), pull(p, a, eps))
+def containment_pull(p, a, eps, clamp):
+    return add(containment(p, a, eps, clamp), pull(p, a, eps, clamp))
 
 
 PENALTIES = [containment, inverse, log, pull, containment_pull]

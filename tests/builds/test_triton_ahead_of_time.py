@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 # Registers per thread. With up to 64, 32 warps of a GPU's multiprocessor are resident at once.
-MOST_REGISTERS = {"all gradients": 96, "masked": 80, "gradient, double": 200}
+MOST_REGISTERS = {"all gradients": 96, "masked": 80, "modified": 80, "gradient, double": 200}
 # Where a thread has several pairs or candidates at a time, or works in double precision.
 MOST_REGISTERS |= {
     "matrix of": 160,

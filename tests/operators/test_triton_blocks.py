@@ -21,7 +21,7 @@ from icr_kernels.calls import (
     MatchingCost,
     PairFunction,
 )
-from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTION_IDS, REDUCTIONS
+from icr_kernels.variants import DEFAULTS_OF_KINDS, KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTION_IDS, REDUCTIONS
 
 if "triton" not in inputs.BACKENDS:
     pytest.skip("Triton is not there", allow_module_level=True)
@@ -67,7 +67,7 @@ def call(
     penalty: str = "containment",
 ) -> tuple[Tensor, ...]:
     formula = Formula("ciou", penalty)
-    tensors = (*boxes, None, index, weight, mask, None)
+    tensors = (*boxes, None, index, weight, mask, None, None, None)
     return triton_kernels.loss(*tensors, 1.0, REDUCTION_IDS[reduction], formula.packed(), 7, False)
 
 
@@ -148,13 +148,13 @@ def test_terms_and_their_gradients(with_anchor_objects, dtype, several_programs)
     mask = torch.arange(60, device=DEVICE) % 4 != 1
     formula = Formula("giou", "log", penalty_weight=0.5).packed()
     upstream = [torch.linspace(1, 2 + i, 120, dtype=dtype, device=DEVICE)[::2] for i in range(4)]
-    terms = triton_kernels.terms(*boxes, None, None, mask, formula)
+    terms = triton_kernels.terms(*boxes, None, None, mask, None, None, formula)
     leaves = [rows if rows is None else rows.double().requires_grad_() for rows in boxes]
     truth = reference.icr_terms(*leaves, mask=mask, loss="giou", penalty="log", penalty_weight=0.5)
     for actual, true in zip(terms, truth, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, true.detach(), TOLERANCE[dtype])
-    gradients = triton_kernels.terms_backward(*upstream, *boxes, None, None, mask, formula, 7)
+    gradients = triton_kernels.terms_backward(*upstream, *boxes, None, None, mask, None, None, formula, 7)
     leaves = [leaf for leaf in leaves if leaf is not None]
     wide = [rows.double() for rows, term in zip(upstream, truth, strict=True) if term.requires_grad]
     truth = torch.autograd.grad([term for term in truth if term.requires_grad], leaves, wide)
@@ -183,7 +183,7 @@ def small_tiles(request, monkeypatch):
 
 
 def function_of(kind: str) -> PairFunction:
-    return PairFunction(kind, "xyxy", 0.5)
+    return PairFunction(kind, "xyxy", 0.5, DEFAULTS_OF_KINDS[kind])
 
 
 def matrix(first: Tensor, second: Tensor, kind: str = "iou") -> Tensor:
@@ -405,6 +405,7 @@ def test_detection_in_small_blocks(images, points, classes, bins, rows, points_s
         (place % 10 / 10).float(),
         row.int() * 5 % 7 - 2,
         torch.linspace(0.5, 2, classes, device=DEVICE, dtype=torch.float16),
+        None,
         None,
         formula.packed(),
     )

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from icr_kernels import dense_reference, reference, triton_kernels
+from icr_kernels import BoxLoss, Penalty, dense_reference, reference, triton_kernels
 from icr_kernels.calls import (
     AssignmentCall,
     AssignmentRule,
@@ -32,7 +32,7 @@ from icr_kernels.calls import (
     PairFunction,
     SelectionCall,
 )
-from icr_kernels.variants import KIND_NAMES, LOSS_NAMES, PENALTY_NAMES
+from icr_kernels.variants import COMMON_LOSS_NAMES, DEFAULTS_OF_KINDS, FURTHER_LOSS_NAMES, KIND_NAMES, PENALTY_NAMES
 from triton_intermediate import Program, in_memory
 
 operators, pairwise_operators = triton_kernels.operators, triton_kernels.pairwise_operators
@@ -202,7 +202,7 @@ def gradients(value, asked: list[torch.Tensor], upstream=None) -> list[torch.Ten
 def loss(case: Case):
     of = given(case)
     launches, results = recorded(
-        operators.loss, *of.boxes, *(None,) * 5, 1.0, 1, of.formula.packed(), case.wanted, False
+        operators.loss, *of.boxes, *(None,) * 7, 1.0, 1, of.formula.packed(), case.wanted, False
     )
     value = reference.icr_loss(*of.leaves, reduction="sum", **of.options)
     return launches, results, [value, None, *gradients(value, of.asked)]
@@ -214,7 +214,18 @@ def masked(case: Case):
     count = len(of.boxes[0])
     mask, weight = torch.arange(count) % 5 != 2, torch.linspace(0.5, 1.5, count)
     launches, results = recorded(
-        operators.loss, *of.boxes, None, None, weight, mask, None, 1.0, 2, of.formula.packed(), case.wanted, False
+        operators.loss,
+        *of.boxes,
+        None,
+        None,
+        weight,
+        mask,
+        *(None,) * 3,
+        1.0,
+        2,
+        of.formula.packed(),
+        case.wanted,
+        False,
     )
     value = reference.icr_loss(*of.leaves, weight=weight, mask=mask, reduction="mean", **of.options)
     lacking = 1 / mask.sum().double()
@@ -236,8 +247,7 @@ def table(case: Case):
         cars,
         target_index,
         index,
-        None,
-        None,
+        *(None,) * 4,
         torch.tensor(3.0),
         2.0,
         0,
@@ -252,7 +262,7 @@ def table(case: Case):
 
 def terms(case: Case):
     of = given(case)
-    launches, results = recorded(operators.terms, *of.boxes, None, None, None, of.formula.packed())
+    launches, results = recorded(operators.terms, *of.boxes, *(None,) * 5, of.formula.packed())
     return launches, results, list(reference.icr_terms(*of.leaves, **of.options))
 
 
@@ -260,10 +270,22 @@ def terms_backward(case: Case):
     of = given(case)
     upstream = [torch.linspace(0.5, 1 + number, len(of.boxes[0])) for number in range(4)]
     launches, results = recorded(
-        operators.terms_backward, *upstream, *of.boxes, None, None, None, of.formula.packed(), case.wanted
+        operators.terms_backward, *upstream, *of.boxes, *(None,) * 5, of.formula.packed(), case.wanted
     )
     value = reference.icr_terms(*of.leaves, **of.options)
     return launches, results, gradients(value, of.asked, [rows.double() for rows in upstream])
+
+
+def modified(case: Case):
+    """With every modifier, and the pixels of each pair."""
+    of, pixels, mean = given(case), torch.linspace(1, 2, 2 * PAIRS), torch.tensor(0.4)
+    box_loss = BoxLoss(case.loss, inner=0.8, focaler=(0.0, 0.95), wise="v3" if case.k else "v2")
+    formula = of.formula._replace(loss=box_loss, penalty=Penalty("log", clamp=0.2))
+    tensors = *of.boxes, *(None,) * 4, pixels, mean, None
+    launches, results = recorded(operators.loss, *tensors, 1.0, 1, formula.packed(), case.wanted, False)
+    options = {"scale": pixels.double(), "wise_mean": mean, **formula._asdict()}
+    value = reference.icr_loss(*of.leaves, reduction="sum", **options)
+    return launches, results, [value, None, *gradients(value, of.asked)]
 
 
 def scaled(case: Case):
@@ -284,7 +306,7 @@ def scaled_table(case: Case):
 
 def pairwise(case: Case):
     first, second = (boxes_of(seed).to(case.dtype) for seed in range(2))
-    function = PairFunction(case.kind, "xyxy", 0.5)
+    function = PairFunction(case.kind, "xyxy", 0.5, DEFAULTS_OF_KINDS[case.kind])
     first, second = (first[7::29], second) if case.tile != "narrow" else (first[::4], second[7::29])
     launches, result = recorded(triton_kernels.pairwise, first, second, function.packed())
     return launches, [result], [reference.pairwise_iou(first.double(), second.double(), function)]
@@ -296,7 +318,7 @@ def pairwise_backward(case: Case):
     mine = boxes_of(0)[5::41].to(torch.float16 if case.tile == "few" else case.dtype)
     sides = [mine, boxes_of(1).to(case.dtype)][:: 1 if case.wanted == 1 else -1]
     upstream = torch.linspace(-1, 2, len(sides[0]) * len(sides[1]) * 2).view(len(sides[1]), -1)[:, ::2].t()
-    function = PairFunction(case.kind, "cxcywh", 0.5)
+    function = PairFunction(case.kind, "cxcywh", 0.5, DEFAULTS_OF_KINDS[case.kind])
     arguments = upstream, *sides, function.packed(), case.wanted
     launches, results = recorded(triton_kernels.pairwise_backward, *arguments)
     leaves = [rows.double().requires_grad_() for rows in sides]
@@ -312,7 +334,7 @@ def of_selection(case: Case, group=None, offset=None, at_least=None, candidate_f
     every = {"many": 4, "some": 30, "few": 100}[case.tile]
     groups = (None, None) if group is None else (group[::every], group)
     least = None if at_least is None else at_least[::every]
-    function = PairFunction(case.kind, "xyxy", 0.5)
+    function = PairFunction(case.kind, "xyxy", 0.5, DEFAULTS_OF_KINDS[case.kind])
     call = (*groups, offset, least, candidate_first, case.k, larger, function.packed())
     queries = queries[::every].clone()
     launches, results = recorded(triton_kernels.selected, queries, candidates, *call)
@@ -414,7 +436,9 @@ def detection_of(case: Case) -> tuple[DetectionCall, DetectionFormula]:
     logits, index = head_of(case, 20, 1), torch.where(place // 64 % 2 == 0, place % 60 - 4, -1)
     of_truth = row * 7 % 23 - 1, index, (place % 10 / 10).float(), row.int() * 5 % 60 - 4
     weight = torch.linspace(0.5, 2, 20, dtype=torch.float16)
-    return DetectionCall(boxes, logits, points, strides, truth, *of_truth, weight, None, options.packed()), options
+    return DetectionCall(
+        boxes, logits, points, strides, truth, *of_truth, weight, None, None, options.packed()
+    ), options
 
 
 def in_double(call: DetectionCall, options: DetectionFormula):
@@ -465,12 +489,14 @@ def checked(case: Case) -> dict[str, Any]:
 
 
 def cases() -> list[Case]:
-    variants = [(loss, "containment+pull") for loss in LOSS_NAMES]
+    variants = [(loss, "containment+pull") for loss in COMMON_LOSS_NAMES]
     variants += [("iou", penalty) for penalty in PENALTY_NAMES if penalty != "containment+pull"]
     found = []
     for loss, penalty in variants:
         found.append(Case(f"value of {loss} {penalty}", loss=loss, penalty=penalty, wanted=0))
         found.append(Case(f"gradient of {loss} {penalty}", loss=loss, penalty=penalty))
+    found += [Case(f"gradient of {loss}", loss=loss) for loss in FURTHER_LOSS_NAMES]
+    found += [Case(f"modified {loss} {k}", what="modified", loss=loss, k=k) for loss, k in (("ciou", 0), ("sd", 1))]
     for loss in ("ciou", "siou"):
         found += [Case(f"gradient of {loss}", capability, loss=loss) for capability in (80, 100)]
         found.append(Case(f"all gradients of {loss}", loss=loss, penalty="containment+pull", wanted=7))
@@ -486,7 +512,8 @@ def cases() -> list[Case]:
 
 
 def pairwise_cases() -> list[Case]:
-    found = [Case(f"matrix of {kind}", what="pairwise", kind=kind) for kind in KIND_NAMES]
+    kinds = [kind for kind in KIND_NAMES if kind not in FURTHER_LOSS_NAMES] + ["alpha_ciou", "reverse_kld"]
+    found = [Case(f"matrix of {kind}", what="pairwise", kind=kind) for kind in kinds]
     found += [Case("matrix of ciou, narrow", what="pairwise", kind="ciou", tile="narrow")]
     found += [Case("matrix of siou, double", what="pairwise", kind="siou", dtype=torch.float64)]
     for kind, wanted in (("ciou", 1), ("siou", 2), ("iou", 1), ("containment+pull_penalty", 2)):

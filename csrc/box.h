@@ -165,10 +165,37 @@ ICR_INLINE Overlay<P, Q, S> overlay(const P& p, const Q& q, S eps) {
   return {p, q, eps};
 }
 
-// How far p and q reach from a corner: the same boxes, in numbers that are as small as they are.
+// Corners as seen from a point: of two boxes beside each other, in numbers that are as small as they are.
 template <class B, class S>
 ICR_INLINE auto seen_from(const B& box, S x, S y) {
   return box_with(box.x1 - x, box.y1 - y, box.x2 - x, box.y2 - y);
+}
+
+// The derivative of y with respect to the box at variable First, by what that box depends on; its value is 0.
+template <int First, class Y, class B>
+ICR_INLINE auto pulled_through(const Y& y, const B& box) {
+  using S = decltype(value_of(box.x1));
+  if constexpr ((vars_of<decltype(box.x1)> | vars_of<decltype(box.y1)>) == 0) {
+    return S(0);
+  } else {
+    return chain(S(0), partial<First>(y), box.x1, partial<First + 1>(y), box.y1) +
+           chain(S(0), partial<First + 2>(y), box.x2, partial<First + 3>(y), box.y2);
+  }
+}
+
+// The IoU of boxes that are functions of other boxes, differentiated with respect to their corners first: of equal boxes
+// that is exactly 0, and so is what it is multiplied by.
+template <class P, class Q, class S>
+ICR_INLINE auto iou_of_moved(const P& p, const Q& q, S eps) {
+  const Box<S> p_there{value_of(p.x1), value_of(p.y1), value_of(p.x2), value_of(p.y2)};
+  const Box<S> q_there{value_of(q.x1), value_of(q.y1), value_of(q.x2), value_of(q.y2)};
+  constexpr unsigned vars = vars_of<decltype(p.x1)> | vars_of<decltype(q.x1)>;
+  if constexpr (vars == 0) {
+    return overlay(p_there, q_there, eps).iou();
+  } else {
+    const auto y = overlay(variables<0>(p_there), variables<4>(q_there), eps).iou();
+    return value_of(y) + (pulled_through<0>(y, p) + pulled_through<4>(y, q));
+  }
 }
 
 // A list of losses or penalties; a variant's number is its place.

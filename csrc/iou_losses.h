@@ -239,7 +239,7 @@ struct InterpIoU {
     const auto to = seen_from(g, x, y);
     const auto between = box_with(to.x1 + (p.x1 - g.x1) * rest, to.y1 + (p.y1 - g.y1) * rest,
                                   to.x2 + (p.x2 - g.x2) * rest, to.y2 + (p.y2 - g.y2) * rest);
-    return S(1) - overlay(from, to, eps).iou() + (S(1) - overlay(between, to, eps).iou());
+    return S(1) - overlay(from, to, eps).iou() + (S(1) - iou_of_moved(between, to, eps));
   }
 };
 

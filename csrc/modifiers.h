@@ -28,8 +28,7 @@ ICR_INLINE auto inner_iou(const P& p, const G& g, S eps, S ratio_of_sides) {
   const auto dx = apart.center_dx() * (per_side - S(1));
   const auto dy = apart.center_dy() * (per_side - S(1));
   const auto moved = box_with(from.x1 + dx, from.y1 + dy, from.x2 + dx, from.y2 + dy);
-  const auto shared = overlay(moved, to, eps).intersection();
-  return ratio(shared, area(p) + area(g) - shared, eps * (per_side * per_side));
+  return iou_of_moved(moved, to, eps * (per_side * per_side));
 }
 
 // Zhang and Zhang 2024, Focaler-IoU (arXiv 2401.10525): min(max((IoU - d)/(u - d), 0), 1)

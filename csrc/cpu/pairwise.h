@@ -132,6 +132,8 @@ ICR_INLINE void with_kind(int place, F f) {
   }
 }
 
+// Loops of common kinds are compiled as if there were no further ones.
+
 // The part of a matrix that a thread takes at a time.
 struct Part {
   int64_t batch, row, column;
@@ -145,7 +147,7 @@ ICR_INLINE Part part_of(const PairwiseTask& task, int64_t number) {
 }
 
 template <class T, int N, class Kinds>
-void pairwise(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
+ICR_APART void pairwise(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
   const auto numbers = numbers_in<P, T>(task.function);
   Corners<P, kRows> first;
@@ -191,7 +193,7 @@ void store_gradient(const RowsOut& out, const Rows& boxes, const PairFunction<do
 // The gradient of the first boxes [begin, end) of all batches: each sums up its row. Few enough additions in float,
 // then double.
 template <class T, int N, class Kinds>
-void first_gradient(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
+ICR_APART void first_gradient(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
   const auto numbers = numbers_in<P, T>(task.function);
   const P zero(T(0));
@@ -231,7 +233,7 @@ void first_gradient(Kinds, int place, const PairwiseTask& task, int64_t begin, i
 
 // The gradient of the second boxes: each sums up its column, in its own lane.
 template <class T, int N, class Kinds>
-void second_gradient(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
+ICR_APART void second_gradient(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {
   using P = Pack<T, N>;
   const auto numbers = numbers_in<P, T>(task.function);
   const P zero(T(0));
@@ -438,7 +440,8 @@ inline PartOfTile part_of_tile(const SelectionTask& task, int64_t batch, int64_t
 
 // The blocks of queries [begin, end) of all batches.
 template <class P, class Kinds>
-void select(Kinds, int place, const SelectionTask& task, const GroupRange* ranges, int64_t begin, int64_t end) {
+ICR_APART void select(Kinds, int place, const SelectionTask& task, const GroupRange* ranges, int64_t begin,
+                      int64_t end) {
   constexpr int lanes = lanes_of<P>;
   const auto numbers = numbers_in<P, NumberOf<P>>(task.function);
   const int64_t blocks = divided(task.queries.count, kQueries), tiles = divided(task.candidates.count, kTile);

@@ -84,6 +84,20 @@ def _terms_with_a_table(backend: str) -> None:
     icr.icr_terms(*boxes, **indices, backend=backend).loss.sum().backward()
 
 
+def _a_specification(backend: str) -> None:
+    device = device_of(backend)
+    boxes = [rows.requires_grad_() for rows in pairs(13, device=device)]
+    options = {
+        "loss": icr.BoxLoss("mpdiou", width=64, height=48, inner=0.7, wise="v3"),
+        "penalty": icr.Penalty("log", clamp=0.1),
+        "scale": torch.linspace(1, 8, 13, device=device),
+        "wise_mean": torch.tensor(0.5, device=device),
+        "backend": backend,
+    }
+    icr.icr_loss(*boxes, **options).backward()
+    icr.icr_terms(*boxes, **options).loss.sum().backward()
+
+
 SAMPLES = {
     "pairs_alone": _pairs_alone,
     "pairs_alone_none": lambda backend: _pairs_alone(backend, reduction="none"),
@@ -98,6 +112,7 @@ SAMPLES = {
     "leading_shape": lambda backend: _rows_of_their_own(backend, (torch.float64,) * 3, (2, 3, 2)),
     "no_pairs": lambda backend: _rows_of_their_own(backend, (torch.float32,) * 3, (0,)),
     "terms_with_a_table": _terms_with_a_table,
+    "a_specification": _a_specification,
 }
 
 
@@ -229,6 +244,18 @@ def test_terms_compile_into_one_graph(backend):
         boxes = pairs(n, dtype=torch.float64, device=device_of(backend))
         for one, other in zip(icr.icr_terms(*boxes, backend=backend), compiled(*boxes, backend=backend), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@every_backend
+def test_a_module_with_a_running_mean_compiles_into_one_graph(backend):
+    """What the mean is after each step is part of it."""
+    boxes = pairs(37, dtype=torch.float64, device=device_of(backend))
+    loss = icr.BoxLoss("sd", area=20, focaler=(0.1, 0.9), wise="v3")
+    eager, compiled = (icr.ICRLoss(loss, wise_momentum=0.5, backend=backend).to(boxes[0].device) for _ in range(2))
+    graph = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        assert graph(*boxes).item() == pytest.approx(eager(*boxes).item(), rel=1e-6)
+        assert compiled.wise_mean.item() == pytest.approx(eager.wise_mean.item(), rel=1e-6) and eager.wise_mean < 1
 
 
 @every_backend

@@ -46,6 +46,14 @@ def process() -> None:
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-7)
     torch.distributed.all_reduce(loss)
     torch.testing.assert_close(loss / torch.distributed.get_world_size(), loss_alone, rtol=1e-5, atol=1e-7)
+    # Of losses that are wise the mean is that of one process with all pairs too.
+    wise = icr.BoxLoss("wiou", wise="v3")
+    module = icr.BoxIoULoss(wise, average_over_ranks=True)
+    module(*(boxes[rows] for boxes in pairs(N)[:2]))
+    of_all = icr.BoxIoULoss(wise)
+    of_all(*pairs(N)[:2])
+    assert of_all.wise_mean < 1
+    torch.testing.assert_close(module.wise_mean, of_all.wise_mean, rtol=1e-6, atol=0)
     sys.stdout.write(f"rank {rank} agrees\n")
     sys.stdout.flush()
     torch.distributed.barrier()

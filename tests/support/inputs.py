@@ -15,7 +15,7 @@ import emulated
 import icr_kernels as icr
 from icr_kernels import builds
 from icr_kernels.backends import BY_NAME
-from icr_kernels.variants import BOX_FORMATS, KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
+from icr_kernels.variants import BOX_FORMATS, DISTANCES, KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
 
 # Without the compiled extension its tests fail, unless this says that only the reference is meant to be tested.
 REFERENCE_ONLY = os.environ.get("ICR_KERNELS_TEST_REFERENCE_ONLY") == "1"
@@ -51,6 +51,7 @@ every_quick_compiled_backend = pytest.mark.parametrize(
     "backend", [b for b in COMPILED_BACKENDS if b not in INTERPRETED]
 )
 every_loss = pytest.mark.parametrize("loss", LOSS_NAMES)
+every_iou_loss = pytest.mark.parametrize("loss", [loss for loss in LOSS_NAMES if loss not in DISTANCES])
 every_penalty = pytest.mark.parametrize("penalty", PENALTY_NAMES)
 every_kind = pytest.mark.parametrize("kind", KIND_NAMES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -62,8 +63,8 @@ LOSSES_AND_PENALTIES = [(loss, "containment+pull") for loss in LOSS_NAMES] + [
 ]
 every_loss_and_penalty = pytest.mark.parametrize(("loss", "penalty"), LOSSES_AND_PENALTIES)
 # Where a test is about what is around the formulas (formats, dtypes, masks, memory): of two boxes alone, of the box
-# around both with a value that is held constant, and of the most steps.
-SOME_LOSSES = ("iou", "ciou", "siou")
+# around both with a value that is held constant, of the most steps; and one that is called, with numbers of its own.
+SOME_LOSSES = ("iou", "ciou", "siou", "sd")
 some_losses = pytest.mark.parametrize("loss", SOME_LOSSES)
 some_losses_and_penalties = pytest.mark.parametrize(
     ("loss", "penalty"), [(loss, "containment+pull") for loss in SOME_LOSSES] + [("iou", "log")]

@@ -1,7 +1,7 @@
 """`python -m studies.regression`: what losses and penalties do to boxes, without a network.
 
-Regresses the cases of the DIoU paper with every loss, then plates of cars with every penalty, and leaves tables (CSV),
-figures (PNG) and a summary.
+Regresses the cases of the DIoU paper with the common losses, a share of them with every loss and modifier, then plates
+of cars with every penalty, and leaves tables (CSV, Markdown), figures (PNG) and a summary.
 """
 
 import csv
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from icr_kernels.backends import choose
 from icr_kernels.terminal import progress, table
-from icr_kernels.variants import LOSS_NAMES, NO_PENALTY
+from icr_kernels.variants import COMMON_LOSS_NAMES, NO_PENALTY
 
-from . import plates, protocol, published
+from . import grid, plates, protocol, published
+from .grid import UNSOLVED
 from .plates import Outcome, Scenario
 from .protocol import CASES_PER_POINT, ITERATIONS, POINTS, Regression
 
@@ -25,22 +26,24 @@ CASES = POINTS * CASES_PER_POINT
 QUICK_CASES = CASES // 50
 # The published gradients have no kernel, so they get this many of the anchor points.
 PUBLISHED_POINTS = 100
-# An error from which on a case counts as unsolved, in sides of the square target.
-UNSOLVED = 0.1
 # Eager PyTorch is timed on this share of the iterations of one slab, and scaled up.
 EAGER_ITERATIONS = 0.1
+# What a run is made of.
+PARTS = ("paper", "grid", "plates")
 
 
 def run(
     output: Path,
     *,
+    parts: Sequence[str] = PARTS,
     cases: int = CASES,
     iterations: int = ITERATIONS,
     backend: str | None = None,
     figures: bool = True,
     seed: int = 0,
 ) -> None:
-    """The whole study, written to the directory ``output``. ``cases`` is rounded up to whole anchor points of 343 each.
+    """The study, or some `PARTS` of it, written to the directory ``output``. ``cases`` is rounded up to whole anchor
+    points of 343 each.
 
     Raises ValueError or RuntimeError if ``backend`` is unknown or cannot run here.
     """
@@ -48,12 +51,27 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     points = protocol.anchor_points(-(-cases // CASES_PER_POINT), seed)
     print(f"backend {backend}, {torch.get_num_threads()} threads, seed {seed}, {iterations} iterations\n")
+    if figures and importlib.util.find_spec("matplotlib") is None:
+        print("The figures need matplotlib: pip install --group studies.")
+        figures = False
+    if "paper" in parts:
+        run_paper(output, points, iterations, backend, figures)
+    if "grid" in parts:
+        run_grid(output, points[: grid.POINTS], iterations, backend, figures)
+    if "plates" in parts:
+        run_plates(output, min(plates.CASES, 10 * len(points)), iterations, backend, figures, seed)
+    print(f"written to {output}/")
 
+
+def run_paper(output: Path, points: Tensor, iterations: int, backend: str, figures: bool) -> None:
+    """The common losses on the paper's cases, and the gradients of its program on some."""
     formula = {
         loss: protocol.regress(points, protocol.fused(loss=loss, backend=backend), iterations, backend, loss)
-        for loss in LOSS_NAMES
+        for loss in COMMON_LOSS_NAMES
     }
-    eager = {} if backend == "reference" else {loss: eager_seconds(points, loss, iterations) for loss in LOSS_NAMES}
+    eager = {}
+    if backend != "reference":
+        eager = {loss: eager_seconds(points, loss, iterations) for loss in COMMON_LOSS_NAMES}
     few_points = points[:PUBLISHED_POINTS]
     as_published = {
         loss: protocol.regress(few_points, published.gradient(loss), iterations, backend, f"{loss} as published")
@@ -61,23 +79,40 @@ def run(
     }
     print(paper_summary(formula, as_published, eager))
     write_regressions(output, points, {"formula": formula, "published": as_published}, eager)
-
-    scenarios = plates.scenarios(min(plates.CASES, 10 * len(points)), seed)
-    jobs = [(scenario, *choice) for scenario in scenarios for choice in plates.choices()]
-    outcomes = [plates.regress(*job, iterations, backend) for job in progress(jobs, "plates")]
-    print(plates_summary(scenarios, outcomes))
-    write(output / "plates.csv", Outcome._fields, outcomes)
-
-    if figures and importlib.util.find_spec("matplotlib") is None:
-        print("The figures need matplotlib: pip install --group studies.")
-    elif figures:
+    if figures:
         from . import figures as draw
 
         draw.error_curves(output / "error_curves.png", formula, as_published)
         draw.error_plane(output / "error_plane.png", points, formula)
+
+
+def run_grid(output: Path, points: Tensor, iterations: int, backend: str, figures: bool) -> None:
+    """Every loss with every modifier that it takes."""
+    results = grid.regress(points, iterations, backend)
+    outcomes = [result.outcome for result in results]
+    text = grid.markdown(outcomes)
+    print(f"Unsolved of {outcomes[0].cases:,} cases, and their mean final error\n\n{text}")
+    write(output / "grid.csv", grid.Outcome._fields, outcomes)
+    (output / "grid.md").write_text(text)
+    if figures:
+        from . import figures as draw
+
+        draw.grid_curves(output / "grid_curves.png", results)
+        draw.grid_table(output / "grid.png", outcomes)
+
+
+def run_plates(output: Path, count: int, iterations: int, backend: str, figures: bool, seed: int) -> None:
+    """The common losses with every penalty."""
+    scenarios = plates.scenarios(count, seed)
+    jobs = [(scenario, *choice) for scenario in scenarios for choice in plates.choices()]
+    outcomes = [plates.regress(*job, iterations, backend) for job in progress(jobs, "plates")]
+    print(plates_summary(scenarios, outcomes))
+    write(output / "plates.csv", Outcome._fields, outcomes)
+    if figures:
+        from . import figures as draw
+
         draw.penalty_fields(output / "penalty_fields.png")
         draw.scenarios(output / "plates.png", outcomes)
-    print(f"written to {output}/")
 
 
 def eager_seconds(points: Tensor, loss: str, iterations: int) -> float:

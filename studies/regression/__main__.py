@@ -6,14 +6,14 @@ from pathlib import Path
 
 from icr_kernels.__main__ import available_backend
 
-from . import CASES, QUICK_CASES, run
+from . import CASES, PARTS, QUICK_CASES, run
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m studies.regression",
-        description="Regress the cases of the DIoU paper's simulation with every loss, and plates of cars with every "
-        "penalty; write CSV files and figures and print a summary.",
+        description="Regress the cases of the DIoU paper's simulation with the common losses, a share of them with "
+        "every loss and modifier, and plates of cars with every penalty; write tables and figures and print a summary.",
     )
     parser.add_argument(
         "--output",
@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path("build") / "study",
         help="where to write (default: %(default)s)",
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is run (default: all of it)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--cases",
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run(
         options.output,
+        parts=options.parts,
         cases=QUICK_CASES if options.quick else options.cases or CASES,
         iterations=options.iterations,
         backend=options.backend,

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
+from icr_kernels.variants import COMMON_LOSS_NAMES, DISTANCES, NO_PENALTY, PENALTY_NAMES
 
+from . import grid as study
 from .plates import WEIGHTS, Outcome, motion
 from .protocol import ASPECT_RATIOS, CENTER, RADIUS, Regression
 
@@ -38,10 +39,21 @@ PENALTY_STYLES: dict[str, dict[str, Any]] = {
 }
 # For those that have none above, in turn.
 SPARE_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#882255", "marker": "*"},
-    {"color": "#44aa99", "marker": "<"},
-    {"color": "#aa7744", "marker": ">"},
-    {"color": "#332288", "marker": "p"},
+    {"color": "#882255", "marker": "*", "linestyle": "-"},
+    {"color": "#44aa99", "marker": "<", "linestyle": "--"},
+    {"color": "#aa7744", "marker": ">", "linestyle": "-."},
+    {"color": "#332288", "marker": "p", "linestyle": ":"},
+    {"color": "#d55e00", "marker": "h", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+    {"color": "#0072b2", "marker": "X", "linestyle": (0, (8, 2))},
+    {"color": "#999933", "marker": "d", "linestyle": (0, (3, 1, 1, 1))},
+)
+MODIFIER_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "0.1", "marker": "o", "markersize": 8, "markerfacecolor": "none"},
+    {"color": "#0072b2", "marker": "<"},
+    {"color": "#d55e00", "marker": ">"},
+    {"color": "#009e73", "marker": "x"},
+    {"color": "#cc79a7", "marker": "2", "markersize": 9},
+    {"color": "#882255", "marker": "3", "markersize": 9},
 )
 COLUMNS = 3
 # The plate and car of the penalties' field, in sides of a square plate.
@@ -85,6 +97,62 @@ def error_plane(path: Path, points: Tensor, formula: dict[str, Regression]) -> N
     figure.colorbar(
         scale, ax=figure.axes, label="mean final error of the 343 cases of a point", extend="both", aspect=35
     )
+    figure.savefig(path)
+
+
+# The two losses that each panel of the curves of all shows, for comparison.
+COMPARED = ("iou", "ciou")
+
+
+def grid_curves(path: Path, results: Sequence[study.Result]) -> None:
+    """Mean error of a case after each iteration, of every loss alone: a panel for each family."""
+    curves = {each.outcome.loss: each.errors for each in results if each.outcome.modifier == study.ALONE}
+    families: dict[str, list[str]] = {"common": [], "powers": [], "other terms": [], "distances": []}
+    for loss in curves:
+        family = "common" if loss in COMMON_LOSS_NAMES else "powers" if loss.startswith("alpha_") else "other terms"
+        families["distances" if loss in DISTANCES else family].append(loss)
+    figure = Figure(figsize=(12.5, 4.4), dpi=DPI, layout="constrained")
+    for axes, (family, losses) in zip(figure.subplots(1, len(families), sharey=True), families.items(), strict=True):
+        drawn = losses if family == "common" else [*COMPARED, *losses]
+        styles = styled(drawn, LOSS_STYLES)
+        for loss in drawn:
+            style = {**styles[loss], "linewidth": 1.8}
+            if loss not in losses:
+                style = {
+                    "color": "0.72",
+                    "linestyle": styles[loss]["linestyle"],
+                    "linewidth": 1.2,
+                    "marker": "",
+                    "zorder": 1,
+                }
+                style["linestyle"] = ":" if loss == "iou" else "-"
+            steps = range(1, len(curves[loss]) + 1)
+            axes.plot(steps, curves[loss], label=loss, markevery=max(1, len(steps) // 6), markersize=4, **style)
+        axes.set(title=family, xlabel="iteration", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small", loc="lower left")
+        axes.tick_params(labelleft=family == "common")
+    figure.axes[0].set_ylabel("mean error of a case, |dx|+|dy|+|dw|+|dh|\n(sides of the square target)")
+    figure.savefig(path)
+
+
+def grid_table(path: Path, outcomes: Sequence[study.Outcome]) -> None:
+    """Unsolved cases of every loss and modifier: a mark for each modifier in the row of a loss."""
+    losses = list(dict.fromkeys(each.loss for each in outcomes))
+    figure = Figure(figsize=(9.8, 1.4 + 0.28 * len(losses)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for modifier, style in zip(study.MODIFIERS, MODIFIER_STYLES, strict=True):
+        found = [(100 * each.unsolved, losses.index(each.loss)) for each in outcomes if each.modifier == modifier]
+        axes.plot(*zip(*found, strict=True), linestyle="", label=modifier, **style)
+    axes.set_yticks(range(len(losses)), losses)
+    axes.set_xscale("symlog", linthresh=0.01)
+    marks = [0, 0.01, 0.1, 1, 10, 100]
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    axes.set(ylim=(len(losses) - 0.5, -0.5), xlim=(-0.004, 130))
+    axes.set_xlabel(f"cases with a final error above {study.UNSOLVED:g}, in % (linear below 0.01)")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(study.MODIFIERS), frameon=False)
     figure.savefig(path)
 
 
@@ -135,7 +203,7 @@ def penalty_fields(path: Path) -> None:
 def scenarios(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Mean final IoU of plates: a panel per scenario and weight, a row per base loss, a dot per penalty."""
     names = list(dict.fromkeys(outcome.scenario for outcome in outcomes))
-    figure = Figure(figsize=(13, 1.6 + 0.8 * len(LOSS_NAMES)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(13, 1.6 + 0.8 * len(COMMON_LOSS_NAMES)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(WEIGHTS), len(names), sharex=True, sharey=True)
     styles = styled((NO_PENALTY, *PENALTY_NAMES), PENALTY_STYLES)
     for row, weight in zip(panels, WEIGHTS, strict=True):
@@ -147,10 +215,10 @@ def scenarios(path: Path, outcomes: Sequence[Outcome]) -> None:
                     if (outcome.scenario, outcome.penalty) == (name, penalty) and outcome.weight in (0, weight)
                 ]
                 label = "base loss alone" if penalty == NO_PENALTY else penalty
-                axes.plot(ious, range(len(LOSS_NAMES)), linestyle="", label=label, alpha=0.9, **style)
-            axes.set_yticks(range(len(LOSS_NAMES)), LOSS_NAMES)
+                axes.plot(ious, range(len(COMMON_LOSS_NAMES)), label=label, alpha=0.9, **{**style, "linestyle": ""})
+            axes.set_yticks(range(len(COMMON_LOSS_NAMES)), COMMON_LOSS_NAMES)
             axes.grid(axis="both", alpha=0.3)
-            axes.set(xlim=(-0.04, 1.04), ylim=(len(LOSS_NAMES) - 0.5, -0.5))
+            axes.set(xlim=(-0.04, 1.04), ylim=(len(COMMON_LOSS_NAMES) - 0.5, -0.5))
         row[0].set_ylabel(f"penalty weight {weight:g}")
     for axes, name in zip(panels[0], names, strict=True):
         axes.set_title(name.replace(", ", ",\n"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import icr_kernels as icr
-from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
+from icr_kernels.variants import COMMON_LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
 
 from .protocol import AREAS, BOX_FORMAT, CENTER, descend, error, fused, iou_loss
 
@@ -103,9 +103,9 @@ def _draw(count: int, generator: torch.Generator, label_sticks_out: bool) -> tup
 
 
 def choices() -> list[tuple[str, str, float]]:
-    """Every (loss, penalty, weight) that is descended: each loss alone, and with each penalty at each weight."""
+    """Every (loss, penalty, weight) that is descended: each common loss alone, and with each penalty at each weight."""
     penalties = [(NO_PENALTY, 0.0), *((penalty, weight) for penalty in PENALTY_NAMES for weight in WEIGHTS)]
-    return [(loss, penalty, weight) for loss in LOSS_NAMES for penalty, weight in penalties]
+    return [(loss, penalty, weight) for loss in COMMON_LOSS_NAMES for penalty, weight in penalties]
 
 
 def regress(

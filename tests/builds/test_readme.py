@@ -1,5 +1,5 @@
-"""Tables of losses and penalties are those of the registry, and numbers those of the measurements; two recipes do what
-they say, and what docs/coming-from.md says to write runs. (Other snippets: test_snippets.py.)"""
+"""Numbers are those of the measurements; two recipes do what they say, and what docs/coming-from.md says to write runs.
+(Other snippets: test_snippets.py. Lists and tables of losses: test_losses_page.py.)"""
 
 import itertools
 import math
@@ -14,29 +14,17 @@ from benchmarks import plots, readme, results, tables
 from benchmarks.torchvision_without_extension import make_importable
 from frameworks import need
 from icr_kernels.integrations.distributed import mean_over_ranks
-from icr_kernels.variants import LOSS_NAMES, LOSSES, PENALTIES, PENALTY_NAMES
+from icr_kernels.variants import LOSS_NAMES, PENALTY_NAMES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-MATCHING, FRAMEWORKS, VARIANTS = (
-    (ROOT / "docs" / f"{name}.md").read_text() for name in ("matching", "frameworks", "losses-and-penalties")
-)
+MATCHING, FRAMEWORKS = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("matching", "frameworks"))
 INTRODUCTION, *SECTIONS = (ROOT / "docs" / "coming-from.md").read_text().split("\n## ")
 
 
 def blocks(text: str) -> list[str]:
     """Its Python."""
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-def test_tables_are_the_registry():
-    rows = [
-        line for line in VARIANTS.splitlines() if line.startswith("| `") and line.count("|") == 5 and "=`" not in line
-    ]
-    expected = [
-        f"| `{each.name}` | {each.formula} | {each.value_range} | {each.source} |" for each in (*LOSSES, *PENALTIES)
-    ]
-    assert rows == expected
 
 
 def test_readme_is_short_and_names_all_of_them():

@@ -166,7 +166,7 @@ struct ShapeIoU {
   template <class P, class G, class S>
   ICR_INLINE static auto value(const P& p, const G& g, S eps, const S* n) {
     const auto o = overlay(p, g, eps);
-    const auto lean = bounded((logarithm(guard(width(g), eps)) - logarithm(guard(height(g), eps))) * n[0], S(40));
+    const auto lean = bounded(logarithm(ratio(guard(width(g), eps), height(g), eps)) * n[0], S(40));
     const auto along_x = weight(lean);
     const auto along_y = weight(-lean);
     const auto rho2 = along_x * square(o.center_dx()) + along_y * square(o.center_dy());
@@ -307,13 +307,12 @@ struct KLD {
   template <class P, class Q, class S>
   ICR_INLINE static auto divergence(const P& p, const Q& q, S eps) {
     const auto o = overlay(p, q, eps);
-    const auto along = [&](const auto& distance, const auto& any_side, const auto& any_other) ICR_INLINE_LAMBDA {
+    const auto along = [&](const auto& distance, const auto& any_side, const auto& other) ICR_INLINE_LAMBDA {
       const S most(1e9);  // whose square is finite
       const auto side = guard(any_side, eps);
-      const auto other = guard(any_other, eps);
       const auto offset = bounded(ratio(distance * S(2), other, eps), most);
-      const auto longer = bounded(ratio(side, other, eps), most);
-      return square(offset) * S(0.5) + (square(longer) - S(1)) * S(0.5) - (logarithm(side) - logarithm(other));
+      const auto sides = ratio(side, other, eps);
+      return square(offset) * S(0.5) + ((square(bounded(sides, most)) - S(1)) * S(0.5) - logarithm(sides));
     };
     return along(o.center_dx(), width(p), width(q)) + along(o.center_dy(), height(p), height(q));
   }

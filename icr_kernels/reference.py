@@ -230,7 +230,7 @@ def mpdiou(p: Box, g: Box, eps: float, width: float, height: float) -> Tensor:
 
 def shape(p: Box, g: Box, eps: float, exponent: float) -> Tensor:
     # 2 wg^s/(wg^s + hg^s), without powers that overflow.
-    lean = bounded(exponent * (torch.log(guard(width(g), eps)) - torch.log(guard(height(g), eps))), 40)
+    lean = bounded(exponent * torch.log(guard(width(g), eps) / guard(height(g), eps)), 40)
     along_y, along_x = 2 * torch.sigmoid(lean), 2 * torch.sigmoid(-lean)
     (px, py), (gx, gy) = center(p), center(g)
     c = enclosing(p, g)
@@ -302,8 +302,8 @@ def divergence(p: Box, q: Box, eps: float) -> Tensor:
 
     def along(distance: Tensor, side: Tensor, other: Tensor) -> Tensor:
         other, side = guard(other, eps), guard(side, eps)
-        ratio, offset = bounded(side / other, _MOST_SIDES), bounded(2 * distance / other, _MOST_SIDES)
-        return offset**2 / 2 + (ratio**2 - 1) / 2 - (torch.log(side) - torch.log(other))
+        sides, offset = side / other, bounded(2 * distance / other, _MOST_SIDES)
+        return offset**2 / 2 + (bounded(sides, _MOST_SIDES) ** 2 - 1) / 2 - torch.log(sides)
 
     return along(px - qx, width(p), width(q)) + along(py - qy, height(p), height(q))
 

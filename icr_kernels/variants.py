@@ -83,8 +83,8 @@ FURTHER_LOSSES = (
         "[0, 3)",
         "Ma and Xu 2023, arXiv 2307.07662",
         (
-            Parameter("width", 640.0, 1e-6, LONGEST, "W, of the input image", power=1),
-            Parameter("height", 640.0, 1e-6, LONGEST, "H, of the input image", power=1),
+            Parameter("width", 640.0, 0.5, LONGEST, "W, of the input image", power=1),
+            Parameter("height", 640.0, 0.5, LONGEST, "H, of the input image", power=1),
         ),
         ports="W and H in pixels beside boxes in grid units; the size of the feature map; W2 + H2 = 2",
     ),

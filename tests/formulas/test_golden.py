@@ -18,8 +18,8 @@ from inputs import (
     box,
     device_of,
     every_backend,
+    every_common_loss,
     every_dtype,
-    every_loss,
     every_penalty,
     full_precision,
     to_format,
@@ -45,7 +45,7 @@ def assert_by_hand(
 
 @every_backend
 @every_dtype
-@every_loss
+@every_common_loss
 def test_losses_of_two_boxes(loss, dtype, backend):
     pred, target = (rows_of(SCENES, role, dtype, backend) for role in ("pred", "target"))
     values = icr.box_iou_loss(pred, target, loss=loss, reduction="none", backend=backend)
@@ -54,7 +54,7 @@ def test_losses_of_two_boxes(loss, dtype, backend):
 
 @every_backend
 @full_precision
-@every_loss
+@every_common_loss
 def test_gradients_of_two_boxes(loss, dtype, backend):
     scenes = [scene for scene in SCENES if loss in scene.gradients]
     pred, target = (rows_of(scenes, role, dtype, backend) for role in ("pred", "target"))
@@ -91,7 +91,7 @@ def test_gradients_of_plates_in_cars(penalty, dtype, backend):
 
 
 @every_scene
-@every_loss
+@every_common_loss
 def test_single_pair_of_the_extension(scene, loss, extension):
     value, gradient = extension.pair(Formula(loss).packed(), list(scene.pred), list(scene.target), None)
     assert value == pytest.approx(by_hand(scene.losses, loss, "loss"), abs=1e-12)

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import icr_kernels as icr
-from icr_kernels.variants import LOSS_NAMES, LOSSES, PENALTIES
-from inputs import device_of, every_loss, every_loss_and_penalty, every_penalty, every_quick_backend, value_range
+from icr_kernels.variants import DISTANCES, LOSS_NAMES, LOSSES, PENALTIES
+from inputs import (
+    INTERPRETED,
+    RESTING,
+    device_of,
+    every_loss,
+    every_loss_and_penalty,
+    every_penalty,
+    every_quick_backend,
+    value_range,
+)
 from oracle import BOXES, Result, evaluate
 
 # Losses in which prediction and target are interchangeable.
@@ -53,8 +62,7 @@ def penalty_of(backend: str, plate: list[float], car: list[float], **options) ->
     return icr.icr_terms(*tensors(backend, plate, plate, car), backend=backend, **options).penalty.item()
 
 
-@every_quick_backend
-@every_loss
+@pytest.mark.parametrize(("loss", "backend"), [each for each in RESTING if each[1] not in INTERPRETED])
 def test_identity(loss, backend):
     @given(boxes())
     def holds(b):
@@ -132,7 +140,8 @@ def test_scale(loss, penalty, backend):
     def holds(p, g, a, power):
         scale, options = 2.0**power, {"loss": loss, "penalty": penalty, "eps": 1e-20}
         result = result_of(backend, p, g, a, **options)
-        other = result_of(backend, *([scale * x for x in b] for b in (p, g, a)), **options)
+        # Parameters in pixels keep their meaning.
+        other = result_of(backend, *([scale * x for x in b] for b in (p, g, a)), scale=1 / scale, **options)
         assert other.value.item() == pytest.approx(result.value.item(), abs=1e-12)
         for name in BOXES:
             expected = (getattr(result, name)[0] / scale).tolist()
@@ -144,11 +153,12 @@ def test_scale(loss, penalty, backend):
 @every_quick_backend
 @pytest.mark.parametrize(
     ("loss", "penalty"),
-    [(loss, "containment") for loss in LOSS_NAMES] + [("iou", "inverse"), ("iou", "log")],
+    [(loss, "containment") for loss in LOSS_NAMES if loss not in ("mpdiou", "nwd", "wiou")]
+    + [("iou", "inverse"), ("iou", "log")],
 )
 def test_gradient_along_the_boxes_themselves_is_0(loss, penalty, backend):
-    """Euler: what does not change with a common scale has sum(x dF/dx) = 0. (Pull holds its sides constant, so its
-    gradient does not.)"""
+    """Euler: what does not change with a common scale has sum(x dF/dx) = 0. (Pull holds its sides constant and wiou the
+    diagonal, so their gradients do not; mpdiou and nwd have a unit.)"""
 
     @given(grid_boxes(), grid_boxes(), grid_boxes())
     def holds(p, g, a):
@@ -195,7 +205,9 @@ def test_range_is_reached(loss, backend):
         loss_of(backend, [0, 0.4999, 1e3, 0.5001], [999.999, 0, 1000.001, 1], loss=loss),
         loss_of(backend, [0, 0, 1e-6, 1e-6], [1, 1, 2, 2], loss=loss),
     ]
-    assert max(far, *others) > 0.6 * high
+    # piou2 pays most attention to boxes of middling quality.
+    near = loss_of(backend, [0, 0, 1, 1], [2, 0, 3, 1], loss=loss)
+    assert max(far, near, *others) > 0.6 * high
 
 
 @every_quick_backend
@@ -259,16 +271,16 @@ def test_loss_rises_while_equal_boxes_part(loss, backend):
     values = [loss_of(backend, [x, 0, x + 8, 6], [0, 0, 8, 6], loss=loss) for x in range(0, 40, 2)]
     overlapping, disjoint = values[:5], values[4:]
     assert all(b > a for a, b in itertools.pairwise(overlapping))
-    if loss == "iou":
+    if loss in ("iou", "alpha_iou"):
         assert set(disjoint) == {1.0}
-    else:
+    elif loss != "piou2":  # which turns away from boxes that are far off
         assert all(b > a for a, b in itertools.pairwise(disjoint))
 
 
 @every_quick_backend
-@every_loss
-def test_iou_similarity_bounds_every_loss(loss, backend):
-    """Every loss here is 1 - IoU plus terms that are not negative."""
+@pytest.mark.parametrize("loss", [loss for loss in LOSS_NAMES if loss not in ("piou2", "sd", *DISTANCES)])
+def test_iou_similarity_bounds_losses(loss, backend):
+    """But for those that weigh it, and those without, a loss is 1 - IoU or more plus terms that are not negative."""
 
     @given(boxes(), boxes())
     def holds(p, g):

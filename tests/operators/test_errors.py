@@ -212,7 +212,7 @@ def test_forward_mode_of_a_weight_is_refused_too(argument, backend):
 
 
 NAMES = [
-    ("loss", "wiou", LOSS_NAMES),
+    ("loss", "ioux", LOSS_NAMES),
     ("loss", "CIoU", LOSS_NAMES),
     ("loss", None, LOSS_NAMES),
     ("penalty", "iof", PENALTY_NAMES),

@@ -15,7 +15,15 @@ import emulated
 import icr_kernels as icr
 from icr_kernels import builds
 from icr_kernels.backends import BY_NAME
-from icr_kernels.variants import BOX_FORMATS, DISTANCES, KIND_NAMES, LOSS_NAMES, PENALTY_NAMES, REDUCTIONS
+from icr_kernels.variants import (
+    BOX_FORMATS,
+    COMMON_LOSS_NAMES,
+    DISTANCES,
+    KIND_NAMES,
+    LOSS_NAMES,
+    PENALTY_NAMES,
+    REDUCTIONS,
+)
 
 # Without the compiled extension its tests fail, unless this says that only the reference is meant to be tested.
 REFERENCE_ONLY = os.environ.get("ICR_KERNELS_TEST_REFERENCE_ONLY") == "1"
@@ -51,7 +59,15 @@ every_quick_compiled_backend = pytest.mark.parametrize(
     "backend", [b for b in COMPILED_BACKENDS if b not in INTERPRETED]
 )
 every_loss = pytest.mark.parametrize("loss", LOSS_NAMES)
+every_common_loss = pytest.mark.parametrize("loss", COMMON_LOSS_NAMES)
 every_iou_loss = pytest.mark.parametrize("loss", [loss for loss in LOSS_NAMES if loss not in DISTANCES])
+# In the reference autograd rounds what cancels piece by piece: there a loss rests if its IoU is not multiplied.
+RESTING = [
+    (loss, backend)
+    for backend in BACKENDS
+    for loss in LOSS_NAMES
+    if backend != "reference" or loss in (*COMMON_LOSS_NAMES, "mpdiou", "shape", "piou", "wiou", *DISTANCES)
+]
 every_penalty = pytest.mark.parametrize("penalty", PENALTY_NAMES)
 every_kind = pytest.mark.parametrize("kind", KIND_NAMES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -115,7 +115,7 @@ def section(variant: Variant) -> str:
         facts.append(f"Where ports differ: {variant.ports}")
     parts = [
         f"### `{variant.name}`",
-        f"```\n{wrapped(variant.formula, '    ')}\n```",
+        f"```\n{formula_of(variant)}\n```",
         "\n".join(wrapped(f"- {fact}", "  ") for fact in facts),
         *map(wrapped, NOTES.get(variant.name, ())),
     ]
@@ -123,6 +123,12 @@ def section(variant: Variant) -> str:
         parts.append(table_of(variant.parameters))
     parts.append(f"![Value and gradient of {variant.name}](figures/losses/{variant.name}.png)")
     return "\n\n".join(parts)
+
+
+def formula_of(variant: Variant) -> str:
+    """A line for the loss and one for each symbol that is its own."""
+    lines = re.split(r"(?<=,) (?=\w+ = )", variant.formula)
+    return "\n".join(wrapped(line, "    ") for line in lines)
 
 
 def table_of(parameters: Iterable[Parameter]) -> str:

@@ -90,7 +90,8 @@ NOTES: dict[str, tuple[str, ...]] = {
     "reverse_kld": (
         (
             "KL(G || P) is that of `kld` with the boxes exchanged: sides of the prediction are the measure, and a "
-            "prediction that is too small costs more than one that is too large."
+            "prediction that is too small costs more than one that is too large. The first author's code "
+            "for TensorFlow has this direction, MMRotate's `GDLoss` too; `GDLoss_v1` has that of `kld`."
         ),
     ),
 }

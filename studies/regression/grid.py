@@ -25,7 +25,7 @@ POINTS = 240
 UNSOLVED = 0.1
 # A side of the target is so many pixels.
 PIXELS = 8.0
-FITTING: dict[str, dict[str, float]] = {
+FITTING: dict[str, dict[str, Any]] = {
     # An image with the target in its middle: with 640 pixels there would be next to no second term.
     "mpdiou": {"width": 2 * CENTER, "height": 2 * CENTER},
     "sd": {"area": 81 / PIXELS**2},

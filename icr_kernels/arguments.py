@@ -120,10 +120,11 @@ def formula(
 
 def wise(formula: Formula, wise_mean: Tensor | None) -> None:
     """A mean goes with a loss that asks for one."""
-    is_wise = box_loss(formula.loss).wise is not None
-    if is_wise != (wise_mean is not None):
-        expected = "the running mean of 1 - IoU, a 0-dim tensor, with" if is_wise else "None, because there is no"
-        raise ValueError(f"wise_mean: expected {expected} wise={box_loss(formula.loss).wise!r}, got {wise_mean!r}")
+    loss = box_loss(formula.loss)
+    if loss.wise is not None and wise_mean is None:
+        raise ValueError(f"wise_mean: expected the running mean of 1 - IoU, a 0-dim tensor, with {loss!r}, got None")
+    if loss.wise is None and wise_mean is not None:
+        raise ValueError(f"wise_mean: expected None, because {loss!r} is not wise, got a tensor")
 
 
 def _eps(eps: float) -> float:

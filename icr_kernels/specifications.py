@@ -147,11 +147,11 @@ class Penalty:
 
 def _numbers_of(variant: Variant, given: dict[str, float]) -> tuple[float, ...]:
     """The parameters of a variant in their order."""
-    known = {parameter.name for parameter in variant.parameters}
+    known = [parameter.name for parameter in variant.parameters]
     for name in given:
         if name not in known:
-            have = f"those of {variant.name!r}, {', '.join(sorted(known))}" if known else f"none with {variant.name!r}"
-            raise TypeError(f"{name}: expected a parameter of {have}" if known else f"{name}: expected {have}")
+            expected = f"one of the parameters of {variant.name!r}, {', '.join(known)}" if known else "no parameter"
+            raise TypeError(f"{name}: expected {expected}" + ("" if known else f" with {variant.name!r}"))
     return tuple(
         checks.number(parameter.name, given.get(parameter.name, parameter.default), parameter.least, parameter.most)
         for parameter in variant.parameters

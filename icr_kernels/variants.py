@@ -55,7 +55,7 @@ COMMON_LOSSES = (
         "[0, 2.5)",
         "Zheng et al. 2020, arXiv 1911.08287",
         held_constant="alpha",
-        ports="mmdetection drops alpha below an IoU of 0.5",
+        ports="MMDetection drops alpha v up to an IoU of 0.5",
     ),
     Variant(
         "eiou", "diou + (w - wg)2/cw2 + (h - hg)2/ch2", "[0, 4)", "Zhang et al. 2021, arXiv 2101.08158 (Efficient IoU)"

@@ -22,7 +22,9 @@ from icr_kernels.variants import COMMON_LOSS_NAMES, LOSS_NAMES
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "cuda_registers.csv"
-ARCHITECTURES = ("8.0", "9.0")
+# Each takes minutes: tests compile for the newest, what is recorded is of both.
+RECORDED = ("8.0", "9.0")
+ARCHITECTURES = RECORDED[-1:]
 
 COMMON_KINDS = [f"Similarity<{name}> " for name in ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU")]
 COMMON_KINDS += ["Inside", "Containment", "Inverse", "Log", "Pull", "ContainmentPull"]
@@ -61,12 +63,12 @@ chosen.run_commands()
 """
 
 
-def build(folder: Path) -> str:
+def build(folder: Path, architectures: Sequence[str] = ARCHITECTURES) -> str:
     result = setup(
         *("build_ext", "--build-temp", str(folder / "temp"), "--build-lib", str(folder / "lib")),
         script=("-c", CUDA_ALONE),
         ICR_KERNELS_CUDA="1",
-        TORCH_CUDA_ARCH_LIST=" ".join(ARCHITECTURES),
+        TORCH_CUDA_ARCH_LIST=" ".join(architectures),
         NVCC_APPEND_FLAGS="-Xptxas=-v --threads=1",
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
@@ -84,7 +86,7 @@ def kernels(log: str) -> list[dict[str, str]]:
     names = subprocess.run(["c++filt", *(name for name, *_ in found)], capture_output=True, text=True, check=True)
     rows = []
     for name, (_, architecture, stack, stores, loads, registers) in zip(names.stdout.splitlines(), found, strict=True):
-        name = re.sub(r"\(anonymous namespace\)::|icr::|icr_cuda::", "", name)
+        name = re.sub(r"\(anonymous namespace\)::|icr::|icr_cuda::|icr_kernels::", "", name)
         kernel = re.search(r"(\w+_kernel(?:<(?:[^<>]|<[^<>]*>)*>)?)", name)[1]
         spilled = int(stores) + int(loads)
         row = {"kernel": kernel, "architecture": architecture, "registers": registers}
@@ -106,7 +108,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
 def test_kernels_spill_nothing(built):
     rows = kernels(built[1])
     # Each loss has two of its own, and the common ones two more.
-    assert len(rows) == (58 + 2 * len(LOSS_NAMES) + 2 * len(COMMON_LOSS_NAMES)) * len(ARCHITECTURES)
+    assert len(rows) == (69 + 2 * len(LOSS_NAMES) + 2 * len(COMMON_LOSS_NAMES)) * len(ARCHITECTURES)
     assert [row for row in rows if row["stack"] != "0" or row["spilled"] != "0"] == []
     for row in rows:
         most = MOST_REGISTERS.get(row["kernel"]) or MOST_REGISTERS.get(row["kernel"].partition("<")[0], 255)
@@ -120,7 +122,8 @@ def test_registers_are_those_recorded(built):
         recorded = list(csv.DictReader(file))
     if recorded[0]["nvcc"] != nvcc_version(built[1]):
         pytest.skip(f"recorded with nvcc {recorded[0]['nvcc']}, this is {nvcc_version(built[1])}")
-    assert table(built[1]) == recorded
+    names = {f"sm_{each.replace('.', '')}" for each in ARCHITECTURES}
+    assert table(built[1]) == [row for row in recorded if row["architecture"] in names]
 
 
 @needs_nvcc
@@ -222,7 +225,7 @@ def table(log: str) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, RECORD.open("w") as file:
-        rows = table(build(Path(folder)))
+        rows = table(build(Path(folder), RECORDED))
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -41,7 +41,9 @@ RECORD = Path(__file__).parent / "cuda_instructions.csv"
 TOLERANCE = 0.01
 
 ALIGNED, PAIRWISE, SELECTION = (f"csrc/cuda/{name}.cu" for name in ("kernels", "pairwise", "selection"))
-STRUCTS = Structs("csrc/task.h", "csrc/cuda/kernels.h", "csrc/cuda/pairwise.h", ALIGNED, PAIRWISE, SELECTION)
+STRUCTS = Structs(
+    "csrc/task.h", "csrc/box.h", "csrc/cuda/kernels.h", "csrc/cuda/pairwise.h", ALIGNED, PAIRWISE, SELECTION
+)
 THREADS = 256
 FEW, MANY = 2, 10
 EPS = 1e-7
@@ -85,7 +87,7 @@ def aligned_arguments(
     for name, each in zip(("pred", "target", "anchor_objects"), given, strict=False):
         if each is not None:
             task[name] = rows(memory, each)
-    formula = {"loss": LOSS_IDS[loss], "penalty": PENALTY_IDS[penalty], "numbers": (1.0, EPS)}
+    formula = {"loss": LOSS_IDS[loss], "penalty": PENALTY_IDS[penalty], "numbers": (1.0, EPS, 0.0)}
     return task, formula, {"value": value}
 
 
@@ -120,7 +122,8 @@ def scaling(memory: Memory, pieces: int) -> Work:
     return Work((task,), pairs, lambda: assert_close(written(memory, out, pairs, 4), gradient * factor, "rows"))
 
 
-FUNCTION = {"kind": KIND_IDS["iou"], "eps": EPS}
+FUNCTION = {"kind": KIND_IDS["iou"]}
+NUMBERS = {"eps": EPS}
 
 
 def box_set(memory: Memory, values: Tensor) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def matrix(columns: int, rows_of_thread: int = 16) -> Callable[[Memory, int], Wo
             truth = icr.pairwise_iou(first.double(), second.double(), backend="reference")
             assert_close(written(memory, out, count, columns), truth, "matrix")
 
-        return Work((task, tiles, EPS), count * columns, check)
+        return Work((task, tiles, FUNCTION["kind"], NUMBERS), count * columns, check)
 
     return prepare
 
@@ -167,7 +170,7 @@ def row_maximum(owners: int) -> Callable[[Memory, int], Work]:
             chosen = written(memory, indices, count, dtype=np.int64)
             assert_close(truth.gather(1, chosen[:, None])[:, 0].float(), truth.amax(1), "values at the indices")
 
-        return Work((task, owners, EPS), count * len(candidates), check)
+        return Work((task, owners, NUMBERS), count * len(candidates), check)
 
     return prepare
 
@@ -196,8 +199,8 @@ CASES = (
         aligned("ciou", "containment", gradient=False),
     ),
     Case("scaling", ALIGNED, "scale_kernel<float>", scaling),
-    Case("matrix iou, 1,000 columns", PAIRWISE, "matrix_kernel<float>", matrix(1000)),
-    Case("matrix iou, 100 columns", PAIRWISE, "matrix_kernel<float>", matrix(100)),
+    Case("matrix iou, 1,000 columns", PAIRWISE, "matrix_kernel<float, CommonKinds>", matrix(1000)),
+    Case("matrix iou, 100 columns", PAIRWISE, "matrix_kernel<float, CommonKinds>", matrix(100)),
     Case("row maximum of many", SELECTION, "maximum_kernel<Similarity<IoU> >", row_maximum(256)),
     Case("row maximum of 8,400", SELECTION, "maximum_kernel<Similarity<IoU> >", row_maximum(16)),
 )

@@ -61,8 +61,8 @@ def test_bounds(variant, parameter):
     ("options", "error", "message"),
     [
         ({"name": "wise"}, ValueError, "loss: expected one of iou, giou"),
-        ({"name": "iou", "width": 3}, TypeError, "width: expected none with 'iou'"),
-        ({"name": "mpdiou", "size": 3}, TypeError, "size: expected a parameter of those of 'mpdiou', height, width"),
+        ({"name": "iou", "width": 3}, TypeError, "width: expected no parameter with 'iou'"),
+        ({"name": "mpdiou", "size": 3}, TypeError, "size: expected one of the parameters of 'mpdiou', width, height"),
         ({"name": "nwd", "inner": 0.7}, ValueError, "inner: expected None with loss 'nwd', which has no IoU"),
         ({"name": "gcd", "focaler": (0, 1)}, ValueError, "focaler: expected None with loss 'gcd'"),
         ({"name": "kld", "wise": "v3"}, ValueError, "wise: expected None with loss 'kld'"),
@@ -91,7 +91,7 @@ def test_penalties_refuse():
         icr.Penalty("iof")
     with pytest.raises(ValueError, match=r"^penalty: expected one of containment, "):
         icr.icr_loss(*pairs(3), penalty=icr.Penalty("none"))
-    with pytest.raises(TypeError, match=r"^clamp: expected none with 'pull'"):
+    with pytest.raises(TypeError, match=r"^clamp: expected no parameter with 'pull'"):
         icr.Penalty("pull", clamp=0.1)
 
 

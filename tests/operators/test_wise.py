@@ -14,12 +14,8 @@ def test_a_mean_goes_with_a_wise_loss():
     pred, target, _ = pairs(4)
     wise, mean = icr.BoxLoss("wiou", wise="v3"), torch.tensor(0.5)
     for loss, given, message in (
-        (
-            wise,
-            None,
-            r"wise_mean: expected the running mean of 1 - IoU, a 0-dim tensor, with wise=\('v3', 1.9, 3.0\), got",
-        ),
-        ("iou", mean, "wise_mean: expected None, because there is no wise=None, got"),
+        (wise, None, r"wise_mean: expected the running mean of 1 - IoU, a 0-dim tensor, with BoxLoss\('wiou', wise="),
+        ("iou", mean, r"wise_mean: expected None, because BoxLoss\('iou'\) is not wise, got a tensor"),
         (wise, torch.ones(2), r"wise_mean: expected a 0-dim tensor, got shape \(2,\)"),
         (wise, torch.ones((), requires_grad=True), "wise_mean: expected a tensor that does not require grad"),
     ):

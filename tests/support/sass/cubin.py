@@ -72,11 +72,12 @@ def flags_of(source: str) -> list[str]:
 
 
 def readable(names: list[str]) -> list[str]:
-    """Of mangled names, without the namespaces and what returns nothing."""
+    """Of mangled names, without the namespaces, what returns nothing, and whose formula it is."""
     shown = output_of("c++filt", *names).splitlines()
-    return [
+    plain = [
         re.sub(r"^void |\bicr_kernels::|\bicr_cuda::|\bicr::|\(anonymous namespace\)::", "", name) for name in shown
     ]
+    return [re.sub(r"\w+(?:<[^<>]*>)?::Formula<", "Formula<", name) for name in plain]
 
 
 # Files of machine code

@@ -26,16 +26,13 @@ class Structs:
 
     def __init__(self, *sources: str):
         text = "\n".join((ROOT / source).read_text() for source in sources)
-        text = re.sub(r"//.*", "", text)
+        text = re.sub(r"//.*|\bicr_kernels::", "", text)
         found = re.finditer(
             r"(?:template <class (\w+)>\s*)?struct (?:alignas\(\d+\) )?(\w+)(?: : (\w+)<\w+>)? \{(.*?)\n\};",
             text,
             re.DOTALL,
         )
-        # A struct has the members of its base first.
-        self.bodies: dict[str, tuple[str, str]] = {}
-        for parameter, name, base, body in (match.groups() for match in found):
-            self.bodies[name] = parameter, (self.bodies[base][1] if base else "") + body
+        self.bodies = {name: (parameter, base, body) for parameter, name, base, body in (m.groups() for m in found)}
         self.numbers, self.kinds = {"nullptr": 0, "false": 0, "true": 1}, dict(PLAIN)
         self.numbers |= {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", text)}
         for scope, name, kind, body in re.findall(r"enum (class )?(\w+)(?: : (\w+))? \{(.*?)\};", text, re.DOTALL):
@@ -55,7 +52,8 @@ class Structs:
         if name in self.kinds:
             return self.kinds[name]
         base, _, argument = name.rstrip(">").partition("<")
-        parameter, body = self.bodies[base]
+        parameter, parent, body = self.bodies[base]
+        parents = (self.kind(f"{parent}<{argument}>") if parent else ctypes.Structure,)
         fields, defaults = [], {}
         for statement in filter(None, (part.strip() for part in body.split(";"))):
             kind, members = matched(r"((?:const )?[\w:]+(?:<\w+>)?(?: ?\*)?)\s*(.*)", statement)
@@ -65,7 +63,8 @@ class Structs:
                 fields.append((label, one * self.number(length) if length else one))
                 if value not in (None, "{}"):
                     defaults[label] = self.number(value)
-        return type(base, (ctypes.Structure,), {"_fields_": fields, "defaults": defaults})
+        all_fields = [*getattr(parents[0], "all_fields", []), *fields]
+        return type(base, parents, {"_fields_": fields, "all_fields": all_fields, "defaults": defaults})
 
     def number(self, text: str) -> Any:
         return self.numbers[text] if text in self.numbers else float(text) if "." in text else int(text)
@@ -80,9 +79,9 @@ class Structs:
         return value
 
     def fill(self, value: ctypes.Structure, given: Mapping[str, Any]) -> None:
-        unknown = set(given) - {name for name, _ in value._fields_}
+        unknown = set(given) - {name for name, _ in value.all_fields}
         assert not unknown, f"{type(value).__name__} has no {sorted(unknown)}"
-        for name, kind in value._fields_:
+        for name, kind in value.all_fields:
             if issubclass(kind, ctypes.Structure):
                 self.fill(getattr(value, name), given.get(name, {}))
             elif issubclass(kind, ctypes.Array):

@@ -68,7 +68,8 @@ _REST = """
     Boxes may be in any unit, the same for all boxes of the call. An inverted side (x2 < x1) counts as length 0, and
     coordinates beyond 1e18 as 1e18: every finite box has a finite loss and gradient, and NaN stays NaN. A side of
     exactly 0 can grow, but by "gcd", "kld" and "reverse_kld". The arithmetic is float32, or float64 if any box is
-    float64, under autocast too; tensors may differ in dtype. A gradient in half precision is the float32 one rounded, beyond its range infinite."""
+    float64, under autocast too; tensors may differ in dtype. A gradient in half precision is the float32 one rounded,
+    beyond its range infinite."""
 
 _GRADIENT = """
 

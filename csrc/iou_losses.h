@@ -155,7 +155,8 @@ struct MPDIoU {
   ICR_INLINE static auto value(const P& p, const G& g, S eps, const S* n) {
     const auto first = square(p.x1 - g.x1) + square(p.y1 - g.y1);
     const auto second = square(p.x2 - g.x2) + square(p.y2 - g.y2);
-    return S(1) - overlay(p, g, eps).iou() + (first + second) * reciprocal(n[0] * n[0] + n[1] * n[1]);
+    const auto distance = bounded((first + second) * reciprocal(n[0] * n[0] + n[1] * n[1]), S(1e30));
+    return S(1) - overlay(p, g, eps).iou() + distance;
   }
 };
 
@@ -169,11 +170,13 @@ struct ShapeIoU {
     const auto lean = bounded(logarithm(ratio(guard(width(g), eps), height(g), eps)) * n[0], S(40));
     const auto along_x = weight(lean);
     const auto along_y = weight(-lean);
-    const auto rho2 = along_x * square(o.center_dx()) + along_y * square(o.center_dy());
+    const auto c2 = o.enclosing_diagonal2();
+    // Each part by c2 first: the derivative of a weight times a squared distance would overflow.
+    const auto distance =
+        along_x * ratio(square(o.center_dx()), c2, eps) + along_y * ratio(square(o.center_dy()), c2, eps);
     const auto omega_w = along_x * SIoU::side_error(width(p), width(g), eps);
     const auto omega_h = along_y * SIoU::side_error(height(p), height(g), eps);
-    return S(1) - o.iou() + ratio(rho2, o.enclosing_diagonal2(), eps) +
-           (SIoU::shape_term(omega_w) + SIoU::shape_term(omega_h)) * S(0.5);
+    return S(1) - o.iou() + distance + (SIoU::shape_term(omega_w) + SIoU::shape_term(omega_h)) * S(0.5);
   }
 
  private:

@@ -88,7 +88,14 @@ def pairs(
         mean_of_wise(wise_mean, device)
     if CHECK_VALUES:
         _values(pred, target, anchor_objects, target_index, anchor_index, mask)
+        if pixels is not None and not ((pixels > 0) & pixels.isfinite()).logical_or(~_counting(mask, pixels)).all():
+            raise ValueError("scale: expected positive numbers, got others")
     return Pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask, pixels, wise_mean)
+
+
+def _counting(mask: Tensor | None, pixels: Tensor) -> Tensor:
+    """The pairs whose scale counts."""
+    return mask if mask is not None and pixels.dim() > 0 else torch.ones_like(pixels, dtype=torch.bool)
 
 
 def mean_of_wise(wise_mean: Tensor, device: torch.device) -> None:

@@ -44,6 +44,18 @@ class _WithMean(nn.Module):
         return self.wise_mean.clone()
 
 
+def _shown(module: Any) -> str:
+    """The options of a module, and how its mean moves where it has one."""
+    options = module.options
+    if module.wise_mean is not None:
+        of_mean = {
+            "wise_momentum": module.of_mean["momentum"],
+            "average_over_ranks": module.of_mean["average_over_ranks"],
+        }
+        options = {**options, **of_mean}
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
 class _Options(_WithMean):
     """Keeps keyword options, checks their names and numbers at once, and shows them."""
 
@@ -59,9 +71,22 @@ class _Options(_WithMean):
         self._keep_mean(formula["loss"], wise_momentum, average_over_ranks)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return _shown(self)
 
-    def _mean_of(self, pred: Tensor, target: Tensor, target_index: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    def _mean_of(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        target_index: Tensor | None,
+        weight: Tensor | None,
+        mask: Tensor | None,
+        scale: float | Tensor,
+    ) -> Tensor | None:
+        if self.wise_mean is None:
+            return None
+        # What is refused does not move it.
+        arguments.pairs(pred, target, None, target_index, None, weight, mask, scale)
+        arguments.formula("iou", "pull", "xyxy", False, 0.0, self.options["eps"], scale)
         same = {name: self.options[name] for name in ("eps", "box_format", "backend")}
         return self._updated_mean(pred, target, target_index=target_index, mask=mask, **same)
 
@@ -105,7 +130,7 @@ class BoxIoULoss(_Options):
             mask=mask,
             normalizer=normalizer,
             scale=scale,
-            wise_mean=self._mean_of(pred, target, target_index, mask),
+            wise_mean=self._mean_of(pred, target, target_index, weight, mask, scale),
             **self.options,
         )
 
@@ -166,7 +191,7 @@ class ICRLoss(_Options):
             mask=mask,
             normalizer=normalizer,
             scale=scale,
-            wise_mean=self._mean_of(pred, target, target_index, mask),
+            wise_mean=self._mean_of(pred, target, target_index, weight, mask, scale),
             **self.options,
         )
 
@@ -234,7 +259,7 @@ class DetectionLoss(_WithMean):
         }
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return _shown(self)
 
     def forward(
         self,

@@ -225,7 +225,7 @@ def alpha_ciou(p: Box, g: Box, eps: float, alpha: float) -> Tensor:
 def mpdiou(p: Box, g: Box, eps: float, width: float, height: float) -> Tensor:
     first = (p.x1 - g.x1) ** 2 + (p.y1 - g.y1) ** 2
     second = (p.x2 - g.x2) ** 2 + (p.y2 - g.y2) ** 2
-    return iou(p, g, eps) + (first + second) / (width**2 + height**2)
+    return iou(p, g, eps) + bounded((first + second) / (width**2 + height**2), 1e30)
 
 
 def shape(p: Box, g: Box, eps: float, exponent: float) -> Tensor:

@@ -33,8 +33,9 @@ class BoxLoss:
         name: of a loss, as ``loss=`` takes it.
         inner: a ratio r from 0.05 to 20. The IoU in the loss becomes that of both boxes with sides r times as long
             about their centres: L + IoU - IoU_inner (Zhang et al. 2023, Inner-IoU, arXiv 2311.02877).
-        focaler: two numbers 0 <= d < u <= 1. The IoU in the loss becomes min(max((IoU - d)/(u - d), 0), 1): L + IoU -
-            IoU_focaler (Zhang and Zhang 2024, Focaler-IoU, arXiv 2401.10525). With ``inner`` it is made of IoU_inner.
+        focaler: two numbers d and u from 0 to 1, u at least 0.01 above d. The IoU in the loss becomes
+            min(max((IoU - d)/(u - d), 0), 1): L + IoU - IoU_focaler (Zhang and Zhang 2024, Focaler-IoU, arXiv
+            2401.10525). With ``inner`` it is made of IoU_inner.
         wise: "v2", or ("v2", gamma) with another gamma than 0.5: the loss times beta^gamma; "v3", or ("v3", alpha,
             delta) with others than 1.9 and 3: times beta/(delta alpha^(beta - delta)). beta = (1 - IoU)/mean is
             constant under differentiation, ``mean`` the running mean of 1 - IoU, which the modules keep and functions
@@ -70,11 +71,9 @@ class BoxLoss:
         checks.name("loss", name, LOSS_NAMES)
         values = _numbers_of(LOSS_BY_NAME[name], parameters)
         modifiers = 0
-        if (inner, focaler, wise) != (None, None, None) and name in DISTANCES:
-            given = next(
-                key for key, each in (("inner", inner), ("focaler", focaler), ("wise", wise)) if each is not None
-            )
-            raise ValueError(f"{given}: expected None with loss {name!r}, which has no IoU to modify")
+        for argument, given in (("inner", inner), ("focaler", focaler), ("wise", wise)):
+            if given is not None and name in DISTANCES:
+                raise ValueError(f"{argument}: expected None with loss {name!r}, which has no IoU to modify")
         if inner is not None:
             inner = checks.number("inner", inner, 0.05, 20)
             modifiers |= INNER
@@ -130,11 +129,9 @@ class Penalty:
     parameters: tuple[float, ...]
 
     def __init__(self, name: str, **parameters: float) -> None:
-        if name != NO_PENALTY:
-            checks.name("penalty", name, PENALTY_NAMES)
-        values = _numbers_of(PENALTY_BY_NAME[name], parameters) if name in PENALTY_BY_NAME else ()
+        checks.name("penalty", name, PENALTY_NAMES)
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "parameters", values)
+        object.__setattr__(self, "parameters", _numbers_of(PENALTY_BY_NAME[name], parameters))
 
     @property
     def number(self) -> int:
@@ -159,28 +156,32 @@ def _numbers_of(variant: Variant, given: dict[str, float]) -> tuple[float, ...]:
 
 
 def _focaler(given: Sequence[float]) -> tuple[float, float]:
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise TypeError(f"focaler: expected two numbers (d, u), got {given!r}")
     low, high = (checks.number("focaler", each, 0, 1) for each in given)
-    if low >= high:
-        raise ValueError(f"focaler: expected d below u, got {low!r} and {high!r}")
+    if high - low < 0.01:
+        raise ValueError(f"focaler: expected u at least 0.01 above d, got {low!r} and {high!r}")
     return low, high
 
 
 def _wise(given: str | Sequence[Any]) -> tuple[Any, ...]:
-    version, *numbers = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else (None,)
+    parts = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, (tuple, list)) else ()
+    version = parts[0] if parts else None
     if version == "v1":
         raise ValueError("wise: expected 'v2' or 'v3', got 'v1', which is the loss 'wiou'")
-    if version not in _WISE or len(numbers) not in (0, len(_WISE[version])):
+    if not isinstance(version, str) or version not in _WISE or len(parts) not in (1, 1 + len(_WISE[version])):
         raise ValueError(f"wise: expected 'v2', 'v3', ('v2', gamma) or ('v3', alpha, delta), got {given!r}")
-    first, *rest = numbers or _WISE[version]
+    first, *rest = parts[1:] or _WISE[version]
     if version == "v2":
-        return version, checks.number("wise gamma", first, 0, 10)
-    return version, checks.number("wise alpha", first, 1.01, 10), checks.number("wise delta", rest[0], 0.01, 100)
+        return version, checks.number("wise gamma", first, 0, 3)
+    return version, checks.number("wise alpha", first, 1.01, 3), checks.number("wise delta", rest[0], 0.01, 10)
 
 
 _LOSSES = {name: BoxLoss(name) for name in LOSS_NAMES}
-_PENALTIES = {name: Penalty(name) for name in (NO_PENALTY, *PENALTY_NAMES)}
+_PENALTIES = {name: Penalty(name) for name in PENALTY_NAMES}
+_PENALTIES[NO_PENALTY] = none = object.__new__(Penalty)
+object.__setattr__(none, "name", NO_PENALTY)
+object.__setattr__(none, "parameters", ())
 
 
 def box_loss(loss: str | BoxLoss) -> BoxLoss:

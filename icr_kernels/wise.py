@@ -29,7 +29,8 @@ def update(
     box_format: str = "xyxy",
     backend: str | None = None,
 ) -> None:
-    """Changes the mean in place by the pairs that count, as `box_iou_loss` takes them; without any it stays."""
+    """Changes the mean in place by the pairs that count, as `box_iou_loss` takes them; without any, or with NaN among
+    them, it stays."""
     total = box_iou_loss(
         pred.detach(),
         target.detach(),
@@ -47,5 +48,6 @@ def update(
     sums = torch.stack((total, counts.sum().to(total.dtype)))
     if average_over_ranks and dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
-    total, count = sums.to(mean.dtype).unbind()
-    mean.lerp_(torch.where(count > 0, total / count.clamp(min=1), mean), momentum)
+    total, count = sums.unbind()
+    batch = total / count.clamp(min=1)
+    mean.lerp_(torch.where((count > 0) & batch.isfinite(), batch, mean).to(mean.dtype), momentum)

@@ -179,7 +179,7 @@ def mpdiou(p, g, eps, image_width, image_height):
     first = add(square(subtract(p.x1, g.x1)), square(subtract(p.y1, g.y1)))
     second = add(square(subtract(p.x2, g.x2)), square(subtract(p.y2, g.y2)))
     of_image = image_width * image_width + image_height * image_height
-    return add(iou(p, g, eps), scale(add(first, second), 1.0 / of_image))
+    return add(iou(p, g, eps), within(scale(add(first, second), 1.0 / of_image), 1e30))
 
 
 @triton.jit

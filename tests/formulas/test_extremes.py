@@ -23,6 +23,7 @@ from inputs import (
     every_format,
     every_loss,
     every_loss_and_penalty,
+    every_modified_loss,
     every_quick_compiled_backend,
     full_precision,
     grid_boxes,
@@ -159,6 +160,26 @@ def test_every_finite_box_has_a_finite_loss_and_gradient(loss, penalty, box_form
         rows[:600] = few[:600].expand(600, 4, 2).gather(2, choice.unsqueeze(-1)).squeeze(-1)
     boxes = [rows.to(device_of(backend)) for rows in boxes]
     assert_finite_and_in_range(boxes, loss, penalty, backend, box_format=box_format)
+
+
+@every_backend
+@full_precision
+@every_modified_loss
+def test_every_finite_box_has_a_finite_modified_loss_and_gradient(modified, dtype, backend):
+    """In whatever unit the boxes are."""
+    device = device_of(backend)
+    numbers = torch.tensor(extreme_numbers(dtype), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(12)
+    boxes = [numbers[torch.randint(len(numbers), (600, 4), generator=generator)].to(device) for _ in range(2)]
+    options = {"loss": modified, "reduction": "none", "backend": backend}
+    if modified.wise:
+        options["wise_mean"] = torch.tensor(0.4, dtype=dtype, device=device)
+    for scale in (1e-3, torch.logspace(-4, 4, 600, dtype=dtype, device=device)):
+        result = evaluate(icr.box_iou_loss, *boxes, scale=scale, **options)
+        for name in ("value", "pred", "target"):
+            found = getattr(result, name)
+            bad = ~found.isfinite() if name == "value" else ~found.isfinite().all(1)
+            assert not bad.any(), f"{name}: {[rows[bad][0].tolist() for rows in boxes]}"
 
 
 @every_quick_compiled_backend

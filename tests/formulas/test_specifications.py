@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,14 +71,21 @@ def test_bounds(variant, parameter):
         ({"name": "iou", "inner": "0.7"}, TypeError, "inner: expected a number, got str"),
         ({"name": "iou", "focaler": 0.5}, TypeError, r"focaler: expected two numbers \(d, u\), got 0.5"),
         ({"name": "iou", "focaler": "ab"}, TypeError, r"focaler: expected two numbers \(d, u\), got 'ab'"),
-        ({"name": "iou", "focaler": (0.5, 0.5)}, ValueError, "focaler: expected d below u, got 0.5 and 0.5"),
+        (
+            {"name": "iou", "focaler": (0.5, 0.5)},
+            ValueError,
+            "focaler: expected u at least 0.01 above d, got 0.5 and 0.5",
+        ),
         ({"name": "iou", "focaler": (-0.1, 0.5)}, ValueError, "focaler: expected a number from 0 to 1, got -0.1"),
         ({"name": "iou", "wise": "v1"}, ValueError, "wise: expected 'v2' or 'v3', got 'v1', which is the loss 'wiou'"),
+        ({"name": "iou", "wise": ()}, ValueError, "wise: expected 'v2', 'v3', "),
+        ({"name": "iou", "wise": [["v2"], 0.5]}, ValueError, "wise: expected 'v2', 'v3', "),
+        ({"name": "iou", "focaler": np.array([0, 0.95])}, TypeError, "focaler: expected two numbers"),
         ({"name": "iou", "wise": 3}, ValueError, "wise: expected 'v2', 'v3', "),
         ({"name": "iou", "wise": ("v3", 1.9)}, ValueError, "wise: expected 'v2', 'v3', "),
-        ({"name": "iou", "wise": ("v2", -1)}, ValueError, "wise gamma: expected a number from 0 to 10, got -1"),
-        ({"name": "iou", "wise": ("v3", 1, 3)}, ValueError, "wise alpha: expected a number from 1.01 to 10, got 1"),
-        ({"name": "iou", "wise": ("v3", 2, 0)}, ValueError, "wise delta: expected a number from 0.01 to 100, got 0"),
+        ({"name": "iou", "wise": ("v2", -1)}, ValueError, "wise gamma: expected a number from 0 to 3, got -1"),
+        ({"name": "iou", "wise": ("v3", 1, 3)}, ValueError, "wise alpha: expected a number from 1.01 to 3, got 1"),
+        ({"name": "iou", "wise": ("v3", 2, 0)}, ValueError, "wise delta: expected a number from 0.01 to 10, got 0"),
     ],
     ids=lambda each: str(each) if isinstance(each, dict) else "",
 )
@@ -90,7 +98,7 @@ def test_penalties_refuse():
     with pytest.raises(ValueError, match=r"^penalty: expected one of containment, "):
         icr.Penalty("iof")
     with pytest.raises(ValueError, match=r"^penalty: expected one of containment, "):
-        icr.icr_loss(*pairs(3), penalty=icr.Penalty("none"))
+        icr.Penalty("none")
     with pytest.raises(TypeError, match=r"^clamp: expected no parameter with 'pull'"):
         icr.Penalty("pull", clamp=0.1)
 
@@ -142,6 +150,7 @@ def test_scales_that_are_refused():
     for scale, error, message in (
         (0, ValueError, "scale: expected a number from 1e-09 to 1e.09, got 0"),
         ("8", TypeError, "scale: expected a number or a tensor, got str"),
+        (np.array([8.0, 8.0]), TypeError, "scale: expected a number or a tensor, got ndarray"),
         (torch.ones(5), ValueError, r"scale: expected one value per pair, \(6,\), got \(5,\)"),
         (torch.ones(6, dtype=torch.int64), TypeError, "scale: expected dtype float32"),
         (torch.ones(6, requires_grad=True), ValueError, "scale: expected a tensor that does not require grad"),

@@ -51,6 +51,25 @@ def test_modules_keep_it(backend):
     assert "wise_mean" not in icr.BoxIoULoss("wiou").state_dict()
 
 
+def test_what_is_refused_or_not_a_number_leaves_the_mean():
+    pred, target, _ = pairs(6)
+    module = icr.BoxIoULoss(icr.BoxLoss("iou", wise="v2"), wise_momentum=0.5)
+    with pytest.raises(ValueError, match=r"^weight: "):
+        module(pred, target, weight=torch.ones(3))
+    with pytest.raises(ValueError, match=r"^scale: "):
+        module(pred, target, scale=-1)
+    assert module(pred * float("nan"), target).isnan() and module.wise_mean == 1
+    assert "wise_momentum=0.5, average_over_ranks=False" in repr(module)
+
+
+def test_a_module_in_half_precision_has_the_mean_of_many_pairs():
+    """More than half precision counts to."""
+    pred = torch.tensor([0.0, 0, 1, 1]).repeat(100_000, 1)
+    module = icr.BoxIoULoss(icr.BoxLoss("iou", wise="v2"), wise_momentum=1.0).half()
+    module(pred, pred + torch.tensor([0.0, 0, 1, 0]))
+    assert module.wise_mean.item() == pytest.approx(0.5, abs=1e-3)
+
+
 def test_a_backward_pass_has_the_mean_of_its_forward_pass():
     """Two forward passes, then both backward passes: each gradient is by the mean that its loss was."""
     pred, target, cars = pairs(12, dtype=torch.float64)

@@ -68,6 +68,19 @@ RESTING = [
     for loss in LOSS_NAMES
     if backend != "reference" or loss in (*COMMON_LOSS_NAMES, "mpdiou", "shape", "piou", "wiou", *DISTANCES)
 ]
+# Each modifier on some losses, and all together.
+MODIFIED = (
+    icr.BoxLoss("iou", inner=0.7),
+    icr.BoxLoss("ciou", inner=20.0),
+    icr.BoxLoss("giou", focaler=(0.3, 0.31)),
+    icr.BoxLoss("diou", inner=0.05, focaler=(0.1, 0.8)),
+    icr.BoxLoss("wiou", wise="v3"),
+    icr.BoxLoss("shape", exponent=2, inner=1.25, focaler=(0, 0.95), wise=("v3", 1.7, 2.7)),
+    icr.BoxLoss("mpdiou", width=64, height=48, focaler=(0.2, 0.9), wise="v2"),
+    icr.BoxLoss("alpha_ciou", alpha=0.5, inner=0.7, wise=("v2", 1.5)),
+    icr.BoxLoss("sd", area=400, delta=0.3, inner=0.8),
+)
+every_modified_loss = pytest.mark.parametrize("modified", MODIFIED, ids=repr)
 every_penalty = pytest.mark.parametrize("penalty", PENALTY_NAMES)
 every_kind = pytest.mark.parametrize("kind", KIND_NAMES)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)

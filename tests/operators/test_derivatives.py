@@ -38,6 +38,8 @@ NOT_DIFFERENTIABLE = {
     "DetectionTerms": "holds results",
     "ICRTerms": "holds results",
     "Selection": "holds results",
+    "BoxLoss": "holds options",
+    "Penalty": "holds options",
 }
 # Under transforms the reference is called: tests/matching/test_detection_loss.py.
 OF_HEADS = {"decode_boxes", "dense_detection_loss", "DetectionLoss"}

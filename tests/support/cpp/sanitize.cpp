@@ -124,6 +124,8 @@ void run(const Processor& processor, int64_t pairs, size_t skip, Type type, int6
     packed.formula = {{0, weighted ? 0 : -1, false, {1, 1e-7}, 0}};
     packed.grad_pred = task.grad_pred;
     processor.run(packed);
+    packed.formula.loss = 1;  // of the further ones
+    processor.run(packed);
   }
 
   Block scaled(4 * pairs, 0, type), of_table(4 * 3, 0, type), rows_of_gradient(4 * pairs, 0, compute);

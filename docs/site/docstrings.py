@@ -17,7 +17,7 @@ class AtImport(griffe.Extension):
             return
         text = obj.docstring.value
         # A decorator may have added to it.
-        if obj.is_function and obj.decorators and obj.parent is obj.module:
-            function = getattr(importlib.import_module(obj.module.path), obj.name)
-            text = inspect.getdoc(function) or text
+        if (obj.is_function or obj.is_class) and obj.decorators and obj.parent is obj.module:
+            described = getattr(importlib.import_module(obj.module.path), obj.name)
+            text = inspect.getdoc(described) or text
         obj.docstring.value = COLONS.sub("", text)

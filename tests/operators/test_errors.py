@@ -357,14 +357,14 @@ def test_every_public_function_checks(backend):
     )
     options = {"anchor_index": index, "backend": backend}
     for function in (icr.icr_loss, icr.icr_terms, icr.icr_loss_and_grad):
-        for bad in ({"loss": "wiou"}, {"penalty": "iof"}, {"box_format": "yxyx"}, {"eps": 0.0}):
+        for bad in ({"loss": "ioux"}, {"penalty": "iof"}, {"box_format": "yxyx"}, {"eps": 0.0}):
             with pytest.raises(ValueError, match=f"^{next(iter(bad))}: "):
                 function(pred, target, anchor_objects, **options, **bad)
         with pytest.raises(ValueError, match=r"^target: "):
             function(pred, target[1:], anchor_objects, **options)
         with pytest.raises(TypeError, match=r"^mask: "):
             function(pred, target, anchor_objects, mask=torch.ones(N, device=pred.device), **options)
-    for bad in ({"loss": "wiou"}, {"box_format": "yxyx"}, {"reduction": "average"}, {"eps": 0.0}):
+    for bad in ({"loss": "ioux"}, {"box_format": "yxyx"}, {"reduction": "average"}, {"eps": 0.0}):
         with pytest.raises(ValueError, match=f"^{next(iter(bad))}: "):
             icr.box_iou_loss(pred, target, backend=backend, **bad)
     for function in (icr.icr_loss, icr.icr_loss_and_grad):

@@ -203,7 +203,7 @@ def test_nothing_small_for_long_is_worth_a_warning(yolo, monkeypatch):
         ({"names": [1]}, TypeError, "names: expected names of classes, got 1"),
         ({"names": 5}, TypeError, "names: expected a sequence of names of classes, got 5"),
         ({"names": b"plate"}, TypeError, "names: expected a sequence of names of classes, got b'plate'"),
-        ({"loss": "nwd"}, ValueError, "loss: expected one of iou, giou"),
+        ({"loss": "ioux"}, ValueError, "loss: expected one of iou, giou"),
     ],
 )
 def test_errors_of_the_small_object_term(yolo, options, error, message):

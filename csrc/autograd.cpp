@@ -349,7 +349,8 @@ LossResult run(const Arguments& a, int64_t wanted, bool in_box_dtype) {
   pybind11::gil_scoped_release no_gil;
   return a.direct->loss({stable(a.boxes[0]), stable(a.boxes[1]), stable_or_none(a.boxes[2]), std::nullopt,
                          stable_or_none(a.index), stable_or_none(a.weight), stable_or_none(a.mask),
-                         std::nullopt, std::nullopt, stable_or_none(a.normalizer), a.scale, a.reduction, a.formula, wanted, in_box_dtype});
+                         std::nullopt, std::nullopt, stable_or_none(a.normalizer), a.scale, a.reduction, a.formula,
+                         wanted, in_box_dtype});
 }
 
 // icr_loss(pred, target, anchor_objects, anchor_index, weight, mask, normalizer, reduction, loss, penalty, box_format,

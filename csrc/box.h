@@ -183,8 +183,8 @@ ICR_INLINE auto pulled_through(const Y& y, const B& box) {
   }
 }
 
-// The IoU of boxes that are functions of other boxes, differentiated with respect to their corners first: of equal boxes
-// that is exactly 0, and so is what it is multiplied by.
+// The IoU of boxes that are functions of other boxes, differentiated with respect to their corners first: of equal
+// boxes that is exactly 0, and so is what it is multiplied by.
 template <class P, class Q, class S>
 ICR_INLINE auto iou_of_moved(const P& p, const Q& q, S eps) {
   const Box<S> p_there{value_of(p.x1), value_of(p.y1), value_of(p.x2), value_of(p.y2)};

@@ -1,4 +1,5 @@
-// What modifies a loss L that has an IoU in it: L + IoU - f(IoU), times a factor that is constant under differentiation.
+// What modifies a loss L that has an IoU in it: L + IoU - f(IoU), times a factor that is constant under
+// differentiation.
 #pragma once
 
 #include "box.h"

@@ -24,6 +24,8 @@
 #endif
 #endif
 
+// ICR_APART: a function of its own on a CPU, whose code depends on nothing around it. A GPU calls none.
+
 // Every translation unit gets its own copy: one compiler's, or one instruction set's, must not stand in for another's.
 namespace {
 namespace icr {

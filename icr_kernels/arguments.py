@@ -87,15 +87,8 @@ def pairs(
     if wise_mean is not None:
         mean_of_wise(wise_mean, device)
     if CHECK_VALUES:
-        _values(pred, target, anchor_objects, target_index, anchor_index, mask)
-        if pixels is not None and not ((pixels > 0) & pixels.isfinite()).logical_or(~_counting(mask, pixels)).all():
-            raise ValueError("scale: expected positive numbers, got others")
+        _values(pred, target, anchor_objects, target_index, anchor_index, mask, pixels)
     return Pairs(pred, target, anchor_objects, target_index, anchor_index, weight, mask, pixels, wise_mean)
-
-
-def _counting(mask: Tensor | None, pixels: Tensor) -> Tensor:
-    """The pairs whose scale counts."""
-    return mask if mask is not None and pixels.dim() > 0 else torch.ones_like(pixels, dtype=torch.bool)
 
 
 def mean_of_wise(wise_mean: Tensor, device: torch.device) -> None:
@@ -556,12 +549,19 @@ def _values(
     target_index: Tensor | None,
     anchor_index: Tensor | None,
     mask: Tensor | None,
+    pixels: Tensor | None,
 ) -> None:
-    """Opt-in: finite boxes in pairs that count, and an index of -1 or in the table."""
+    """Opt-in: finite boxes and a positive scale in pairs that count, and an index of -1 or in the table."""
     _in_table("target_index", target_index, target, "targets")
     _in_table("anchor_index", anchor_index, anchor_objects, "anchor objects")
     if target_index is not None:
         mask = target_index >= 0 if mask is None else mask & (target_index >= 0)
+    if pixels is not None:
+        is_wrong = ~((pixels > 0) & pixels.isfinite()).expand(pred.shape[:-1])
+        is_wrong = is_wrong if mask is None else is_wrong & mask
+        if is_wrong.any():
+            found = pixels.expand(pred.shape[:-1])[is_wrong][0].item()
+            raise ValueError(f"scale: expected positive finite numbers, got {found}")
     _finite("pred", pred, mask)
     _finite("target", target, mask, target_index)
     if anchor_objects is not None:

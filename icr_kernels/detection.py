@@ -46,19 +46,9 @@ def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor, *, backend
     return chosen.operators.decoded(box_logits, points, strides)
 
 
-def assign(
-    box_logits: Tensor,
-    class_logits: Tensor,
-    points: Tensor,
-    strides: Tensor,
-    truth: Tensor,
-    labels: Tensor,
-    image: Tensor,
-    *,
-    box_format: str,
-    **options: Any,
-) -> Assignment:
-    """`task_aligned_assign` of what a dense head leaves."""
+def assign(*head: Tensor, box_format: str, **options: Any) -> Assignment:
+    """`task_aligned_assign` of what a dense head leaves, given as `dense_detection_loss` takes it."""
+    box_logits, class_logits, points, strides, truth, labels, image = head
     with torch.no_grad():
         boxes = decode_boxes(box_logits, points, strides, backend=options["backend"])
     return task_aligned_assign(

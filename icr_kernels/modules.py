@@ -22,8 +22,9 @@ _WISE = """
 
 
 class _WithMean(nn.Module):
-    """Keeps the running mean of a loss that is wise."""
+    """Keeps the running mean of a loss that is wise, and shows the options."""
 
+    options: dict[str, Any]
     wise_mean: Tensor | None
 
     def _keep_mean(self, loss: str | BoxLoss, momentum: float, average_over_ranks: bool) -> None:
@@ -43,21 +44,14 @@ class _WithMean(nn.Module):
             wise.update(self.wise_mean, pred, target, **pairs, **self.of_mean)
         return self.wise_mean.clone()
 
-
-def _shown(module: Any) -> str:
-    """The options of a module, and how its mean moves where it has one."""
-    options = module.options
-    if module.wise_mean is not None:
-        of_mean = {
-            "wise_momentum": module.of_mean["momentum"],
-            "average_over_ranks": module.of_mean["average_over_ranks"],
-        }
-        options = {**options, **of_mean}
-    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+    def extra_repr(self) -> str:
+        momentum, over_ranks = self.of_mean.values()
+        of_mean = {"wise_momentum": momentum, "average_over_ranks": over_ranks} if self.wise_mean is not None else {}
+        return ", ".join(f"{name}={value!r}" for name, value in {**self.options, **of_mean}.items())
 
 
 class _Options(_WithMean):
-    """Keeps keyword options, checks their names and numbers at once, and shows them."""
+    """Keeps keyword options and checks their names and numbers at once."""
 
     def __init__(
         self, reduction: str, backend: str | None, wise_momentum: float, average_over_ranks: bool, **formula: Any
@@ -69,9 +63,6 @@ class _Options(_WithMean):
             named(backend)
         self.options = {**formula, "reduction": reduction, "backend": backend}
         self._keep_mean(formula["loss"], wise_momentum, average_over_ranks)
-
-    def extra_repr(self) -> str:
-        return _shown(self)
 
     def _mean_of(
         self,
@@ -239,7 +230,7 @@ class DetectionLoss(_WithMean):
         if class_weight is not None:
             arguments.weights_of_classes(class_weight)
         self.register_buffer("class_weight", class_weight, persistent=False)
-        self.options: dict[str, Any] = {
+        self.options = {
             "loss": loss,
             "penalty": penalty,
             "penalty_weight": penalty_weight,
@@ -257,9 +248,6 @@ class DetectionLoss(_WithMean):
             "box_format": box_format,
             "backend": backend,
         }
-
-    def extra_repr(self) -> str:
-        return _shown(self)
 
     def forward(
         self,

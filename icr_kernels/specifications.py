@@ -179,9 +179,16 @@ def _wise(given: str | Sequence[Any]) -> tuple[Any, ...]:
 
 _LOSSES = {name: BoxLoss(name) for name in LOSS_NAMES}
 _PENALTIES = {name: Penalty(name) for name in PENALTY_NAMES}
-_PENALTIES[NO_PENALTY] = none = object.__new__(Penalty)
-object.__setattr__(none, "name", NO_PENALTY)
-object.__setattr__(none, "parameters", ())
+
+
+def _no_penalty() -> Penalty:
+    """Nobody can ask for it by its name; it stands where there are no anchor objects."""
+    penalty = object.__new__(Penalty)
+    penalty.__dict__.update(name=NO_PENALTY, parameters=())
+    return penalty
+
+
+_PENALTIES[NO_PENALTY] = _no_penalty()
 
 
 def box_loss(loss: str | BoxLoss) -> BoxLoss:

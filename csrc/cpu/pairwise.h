@@ -132,8 +132,6 @@ ICR_INLINE void with_kind(int place, F f) {
   }
 }
 
-// Loops of common kinds are compiled as if there were no further ones.
-
 // The part of a matrix that a thread takes at a time.
 struct Part {
   int64_t batch, row, column;
@@ -145,6 +143,8 @@ ICR_INLINE Part part_of(const PairwiseTask& task, int64_t number) {
   return {number / across / down, row, column, at_most(task.first.count - row, kRows),
           at_most(task.second.count - column, kColumns)};
 }
+
+// These loops stand apart, so that those of common kinds are compiled as if there were no further ones.
 
 template <class T, int N, class Kinds>
 ICR_APART void pairwise(Kinds, int place, const PairwiseTask& task, int64_t begin, int64_t end) {

@@ -289,7 +289,8 @@ PairsKernel<float> packed_kernel(int loss, int penalty, std::integer_sequence<in
   return is_there ? kernels[penalty + 1][loss] : nullptr;
 }
 
-// That of any tasks with that loss and its parameters and modifiers. The last one stands for all beyond, as in icr::visit.
+// That of any tasks with that loss and its parameters and modifiers. The last one stands for all beyond, as in
+// icr::visit.
 template <int... Losses>
 PairsKernel<float, icr::FullFormula<float>> kernel_of_loss(int loss, std::integer_sequence<int, Losses...>) {
   static constexpr PairsKernel<float, icr::FullFormula<float>> kernels[] = {

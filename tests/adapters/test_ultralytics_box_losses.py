@@ -12,7 +12,7 @@ import icr_kernels as icr
 from frameworks import need
 from icr_kernels.integrations.ultralytics import accelerate, enable_icr, enable_small_object_term
 from icr_kernels.integrations.ultralytics.in_place import heads
-from ultralytics_steps import PAIRS, batch, begin, every_family, network, step
+from ultralytics_steps import FAMILIES, PAIRS, batch, begin, every_family, network, step
 from ultralytics_training import NAMES, SIZE
 
 need("ultralytics")
@@ -64,15 +64,15 @@ def in_the_box_loss(other):
     return chosen
 
 
-@every_family
-@pytest.mark.parametrize("is_fused", [False, True])
+# RT-DETR has no fused criterion.
+@pytest.mark.parametrize(
+    ("family", "is_fused"), [(each, False) for each in FAMILIES] + [(each, True) for each in FAMILIES[:-1]]
+)
 def test_another_loss_of_the_boxes(yolo, monkeypatch, family, is_fused):
     """DIoU by its name, beside a stock criterion whose box loss is DIoU."""
     import ultralytics.models.utils.loss as of_detr
     import ultralytics.utils.loss as of_yolo
 
-    if is_fused and "rtdetr" in family:
-        pytest.skip("it has no fused criterion")
     model, given = network(family), batch()
     begin(yolo, model, weight=0.0, iou_loss="diou")
     if is_fused:

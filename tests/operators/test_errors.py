@@ -438,6 +438,18 @@ def test_values_that_are_not_finite(argument, value, backend, checked_values):
     assert call({**arguments, "mask": masked}, backend=backend).isfinite()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -8.0])
+def test_values_of_a_scale(value, checked_values):
+    """Where a pair does not count it may be anything."""
+    arguments = per_row("reference")
+    scale = torch.ones(N)
+    scale[2] = value
+    for given in (scale, torch.tensor(value)):
+        with pytest.raises(ValueError, match=rf"^scale: expected positive finite numbers, got {value}$"):
+            call(arguments, loss="nwd", scale=given, backend="reference")
+    assert call({**arguments, "mask": torch.arange(N) != 2}, loss="nwd", scale=scale, backend="reference").isfinite()
+
+
 @every_backend
 @pytest.mark.parametrize("value", [6, -2, 2**62])
 @pytest.mark.parametrize(("argument", "rows"), [("anchor_index", "4 anchor objects"), ("target_index", "6 targets")])

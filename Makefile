@@ -37,7 +37,7 @@ demo: build
 	$(PYTHON) -m icr_kernels info
 	$(PYTHON) -m icr_kernels check
 	$(PYTHON) -m benchmarks run --without compile --no-memory --output build/demo $(DEMO)
-	$(PYTHON) -m studies.regression --output build/study
+	$(PYTHON) -m studies.regression --parts paper plates --output build/study
 
 test: build lint
 	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -1,6 +1,6 @@
 """The reference of what dense heads need: who is trained towards what, and how far it is from that.
 
-As in `reference`, whose formulas are used here, plain differentiable tensor operations without a synchronisation.
+As in `reference`, plain differentiable tensor operations without a synchronisation.
 """
 
 import math
@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .calls import AssignmentCall, AssignmentRule, DetectionCall, DetectionFormula, compute_dtype
-from .reference import (
+from .formulas import (
     Box,
     center,
     corners,
     enclosing,
-    gathered,
     height,
     intersection,
     limited,
@@ -25,6 +24,7 @@ from .reference import (
     plain_corners,
     width,
 )
+from .reference import gathered
 from .specifications import box_loss
 from .specifications import penalty as as_penalty
 from .variants import NO_PENALTY

@@ -10,8 +10,8 @@ from .backends import named
 from .calls import Formula
 from .dense_reference import Assignment, DetectionTerms
 from .detection import assign, decode_boxes, dense_detection_loss
+from .formulas import plain_corners
 from .functional import box_iou_loss, documented, icr_loss
-from .reference import plain_corners
 from .specifications import BoxLoss, Penalty, box_loss
 
 _WISE = """

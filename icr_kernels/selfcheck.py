@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import formulas
 from .assignment import task_aligned_assign
 from .backends import BACKENDS, Backend
 from .dense_reference import Assignment, DetectionTerms
@@ -345,10 +345,10 @@ def frozen(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             recorded.append(x.detach().clone())
             return recorded[-1]
 
-        original, reference.constant = reference.constant, constant
+        original, formulas.constant = formulas.constant, constant
         try:
             return function(*boxes)
         finally:
-            reference.constant = original
+            formulas.constant = original
 
     return call

@@ -17,8 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from icr_kernels import reference
-from icr_kernels.reference import Box
+from icr_kernels import formulas
+from icr_kernels.formulas import Box
 
 from .protocol import BOX_FORMAT, Gradient
 
@@ -32,7 +32,7 @@ def gradient(loss: str) -> Gradient:
 
     def weighted(boxes: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         leaf = boxes.detach().requires_grad_()
-        total = (weight * value(leaf, reference.corners(target, BOX_FORMAT))).sum()
+        total = (weight * value(leaf, formulas.corners(target, BOX_FORMAT))).sum()
         return torch.autograd.grad(total, leaf)[0]
 
     return weighted
@@ -41,26 +41,26 @@ def gradient(loss: str) -> Gradient:
 def _with_speeds(boxes: Tensor, center: float, sides: float) -> Box:
     """The boxes, whose derivative in the centre and in the sides is multiplied by these."""
     speed = boxes.new_tensor((center, center, sides, sides))
-    return reference.corners(boxes.detach() + speed * (boxes - boxes.detach()), BOX_FORMAT)
+    return formulas.corners(boxes.detach() + speed * (boxes - boxes.detach()), BOX_FORMAT)
 
 
 def _iou(boxes: Tensor, g: Box) -> Tensor:
-    return reference.iou(_with_speeds(boxes, 1, 2), g, EPS)
+    return formulas.iou(_with_speeds(boxes, 1, 2), g, EPS)
 
 
 def _giou(boxes: Tensor, g: Box) -> Tensor:
     p = _with_speeds(boxes, 1, 2)
     overlap_x = torch.minimum(p.x2, g.x2) - torch.maximum(p.x1, g.x1)
     overlap_y = torch.minimum(p.y2, g.y2) - torch.maximum(p.y1, g.y1)
-    union = reference.area(p) + reference.area(g) - overlap_x * overlap_y
-    return reference.iou(p, g, EPS) + 1 - union / reference.area(reference.enclosing(p, g))
+    union = formulas.area(p) + formulas.area(g) - overlap_x * overlap_y
+    return formulas.iou(p, g, EPS) + 1 - union / formulas.area(formulas.enclosing(p, g))
 
 
 def _diou(boxes: Tensor, g: Box) -> Tensor:
-    p = reference.corners(boxes, BOX_FORMAT)
-    (px, py), (gx, gy) = reference.center(p), reference.center(g)
-    c = reference.enclosing(_with_speeds(boxes, -1, 1), g)
-    cw, ch = reference.width(c), reference.height(c)
+    p = formulas.corners(boxes, BOX_FORMAT)
+    (px, py), (gx, gy) = formulas.center(p), formulas.center(g)
+    c = formulas.enclosing(_with_speeds(boxes, -1, 1), g)
+    cw, ch = formulas.width(c), formulas.height(c)
     covers_x, covers_y = (p.x1 < g.x1) & (p.x2 > g.x2), (p.y1 < g.y1) & (p.y2 > g.y2)
     moving = (cw + ch) ** 2 - 2 * torch.where(covers_x, cw, 0) ** 2 - 2 * torch.where(covers_y, ch, 0) ** 2
     # The squared diagonal, with the derivative of `moving`.
@@ -69,8 +69,8 @@ def _diou(boxes: Tensor, g: Box) -> Tensor:
 
 
 def _ciou(boxes: Tensor, g: Box) -> Tensor:
-    p = reference.corners(boxes, BOX_FORMAT)
-    v = (2 / math.pi * (reference.angle(g, EPS) - reference.angle(p, EPS))) ** 2
-    alpha = v / (reference.iou(p, g, EPS) + v + EPS)
-    removed = reference.width(p) ** 2 + reference.height(p) ** 2
+    p = formulas.corners(boxes, BOX_FORMAT)
+    v = (2 / math.pi * (formulas.angle(g, EPS) - formulas.angle(p, EPS))) ** 2
+    alpha = v / (formulas.iou(p, g, EPS) + v + EPS)
+    removed = formulas.width(p) ** 2 + formulas.height(p) ** 2
     return _diou(boxes, g) + (alpha * removed).detach() * v

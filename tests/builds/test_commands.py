@@ -7,7 +7,7 @@ import pytest
 
 import extended_copy
 from extended_copy import LOSS, PENALTY
-from icr_kernels import __main__, reference, selfcheck
+from icr_kernels import __main__, formulas, selfcheck
 from icr_kernels.variants import PENALTY_NAMES
 
 
@@ -27,7 +27,7 @@ def test_check(quick_check, capsys):
 
 def test_check_finds_what_is_wrong(quick_check, extension, monkeypatch, capsys):
     """A reference that is a percent off stands for a kernel that is."""
-    monkeypatch.setitem(reference.LOSSES, "iou", lambda p, g, eps: 1.01 * reference.iou(p, g, eps))
+    monkeypatch.setitem(formulas.LOSSES, "iou", lambda p, g, eps: 1.01 * formulas.iou(p, g, eps))
     assert __main__.main(["check", "--backend", "cpu"]) == 1
     out = capsys.readouterr().out
     failed = [line for line in out.splitlines() if line.endswith("FAILED")]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import icr_kernels as icr
-from icr_kernels import reference
+from icr_kernels import formulas, reference
 from icr_kernels.calls import Formula
 from icr_kernels.specifications import box_loss
 from icr_kernels.variants import LOSS_NAMES, NO_PENALTY, PENALTY_NAMES
@@ -180,9 +180,9 @@ def test_half_precision_is_no_worse_than_the_formula_in_half(loss, dtype, backen
     """The yardstick: the same formulas with every step rounded to half precision, as an eager loss does."""
     pred, target, anchor_objects = boxes = pairs(509, dtype=dtype)
     p, g, a = (rows.detach().requires_grad_() for rows in boxes)
-    corners = [reference.corners(rows, "xyxy") for rows in (p, g, a)]
-    naive = reference.modified_loss(box_loss(loss), corners[0], corners[1], 1e-7, 1.0, None)
-    naive = naive + reference.containment_penalty(corners[0], corners[2], 1e-7)
+    corners = [formulas.corners(rows, "xyxy") for rows in (p, g, a)]
+    naive = formulas.modified_loss(box_loss(loss), corners[0], corners[1], 1e-7, 1.0, None)
+    naive = naive + formulas.containment_penalty(corners[0], corners[2], 1e-7)
     naive_gradient = torch.autograd.grad(naive, p, upstream(naive))[0]
     truth = expected(pred, target, anchor_objects, loss=loss, reduction="none", wanted=("pred",))
 

@@ -3,7 +3,7 @@
 import re
 
 import icr_kernels as icr
-from icr_kernels import reference
+from icr_kernels import formulas
 from icr_kernels.variants import LOSS_NAMES, LOSSES, MOST_PARAMETERS, PENALTIES, PENALTY_NAMES
 
 
@@ -30,14 +30,14 @@ def test_parameters_have_their_defaults_within_bounds_and_are_few():
 
 
 def test_reference_losses_are_those_of_the_registry():
-    names = [function.__name__ for function in reference.LOSSES.values()]
-    _assert_same_rows(names, LOSS_NAMES, "icr_kernels/reference.py")
+    names = [function.__name__ for function in formulas.LOSSES.values()]
+    _assert_same_rows(names, LOSS_NAMES, "icr_kernels/formulas.py")
 
 
 def test_reference_penalties_are_those_of_the_registry():
-    names = [function.__name__ for function in reference.PENALTIES.values()]
+    names = [function.__name__ for function in formulas.PENALTIES.values()]
     registered = tuple(f"{name.replace('+', '_')}_penalty" for name in PENALTY_NAMES)
-    _assert_same_rows(names, registered, "icr_kernels/reference.py")
+    _assert_same_rows(names, registered, "icr_kernels/formulas.py")
 
 
 def _assert_same_rows(names, registered: tuple[str, ...], place: str) -> None:

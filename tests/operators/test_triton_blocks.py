@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import inputs
-from icr_kernels import dense_reference, reference
+from icr_kernels import dense_reference, formulas, reference
 from icr_kernels.calls import (
     AssignmentCall,
     AssignmentRule,
@@ -217,7 +217,7 @@ def assert_selected(
     counts = ~score.isnan()
     if query_group is not None:
         counts &= (query_group.unsqueeze(-1) == candidate_group.unsqueeze(-2)) & (query_group >= 0).unsqueeze(-1)
-    areas = [reference.area(reference.corners(boxes, "xyxy")) for boxes in (queries, candidates)]
+    areas = [formulas.area(formulas.corners(boxes, "xyxy")) for boxes in (queries, candidates)]
     if larger:
         counts &= areas[1].unsqueeze(-2) > areas[0].unsqueeze(-1)
     if at_least is not None:

@@ -25,12 +25,12 @@ def copied(folder: Path) -> Path:
         source = Path(package.__file__).parent
         left_out = shutil.ignore_patterns("*.so", "__pycache__", "triton_kernels")
         shutil.copytree(source, folder / source.name, ignore=left_out)
-    variants, reference = folder / "icr_kernels/variants.py", folder / "icr_kernels/reference.py"
+    variants, formulas = folder / "icr_kernels/variants.py", folder / "icr_kernels/formulas.py"
     edited(variants, "\n)\nLOSSES =", f'\n    Variant("{LOSS}", "1", "[0, 2)", "test"),\n)\nLOSSES =')
     edited(variants, "\n)\n\n# Without", f'\n    Variant("{PENALTY}", "1", "[0, 1)", "test"),\n)\n\n# Without')
-    edited(reference, "kld, reverse_kld)", "kld, reverse_kld, giou)")
+    edited(formulas, "kld, reverse_kld)", "kld, reverse_kld, giou)")
     edited(
-        reference,
+        formulas,
         "pull_penalty, containment_pull_penalty)",
         "pull_penalty, containment_pull_penalty, pull_penalty)",
     )

@@ -17,6 +17,7 @@ from .case import BOTH, Case, Function, Inputs, LeftOut, step, torchvision, with
 
 # The loss of each pair, of (pred, target, anchor_objects); anchor_objects None: the box loss alone.
 Rowwise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Loss = str | icr.BoxLoss
 
 MAIN = "ciou + containment"
 SIZES = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -114,6 +115,8 @@ def fast_box_ops_form(name: str) -> Rowwise:
 def mmdet_form(name: str) -> Rowwise:
     if name == "eiou":
         raise LeftOut("mmdet's eiou is another loss of that name")
+    if name not in ("iou", "giou", "diou", "ciou", "siou"):
+        raise LeftOut(f"mmdet has no {name} loss")
     function = getattr(importlib.import_module("mmdet.models.losses.iou_loss"), f"{name}_loss")
     options = {"linear": True} if name == "iou" else {}
     return with_containment(functools.partial(function, reduction="none", **options))
@@ -260,12 +263,14 @@ LOADERS: dict[str, Callable[[str], Rowwise]] = {
 
 
 @functools.cache
-def peers(usage: Any, loss: str, penalty: str) -> dict[str, Callable[[], Function]]:
+def peers(usage: Any, loss: Loss, penalty: str) -> dict[str, Callable[[], Function]]:
     """The code that users run today; the forms of others know of penalties only the containment."""
 
     def load(form: Callable[[str], Rowwise]) -> Function:
         if penalty not in ("containment", "none"):
             raise LeftOut(f"it would need the {penalty} penalty written out")
+        if not isinstance(loss, str):
+            raise LeftOut(f"it has no {loss}")
         return usage.by_hand(form(loss))
 
     def of_reference() -> Function:
@@ -279,7 +284,7 @@ def peers(usage: Any, loss: str, penalty: str) -> dict[str, Callable[[], Functio
     return with_compiled(found, "eager, clamp form", "eager, reference")
 
 
-def options_of(loss: str, penalty: str) -> dict[str, Any]:
+def options_of(loss: Loss, penalty: str) -> dict[str, Any]:
     return {"loss": loss} if penalty == "none" else {"loss": loss, "penalty": penalty}
 
 
@@ -321,7 +326,7 @@ def case(
     pairs: int,
     usage: Any,
     inputs: Callable[[], Inputs],
-    loss: str = "ciou",
+    loss: Loss = "ciou",
     penalty: str = "containment",
     bytes_per_pair: float | None = None,
     **rest: Any,
@@ -387,6 +392,18 @@ def cases() -> Iterator[Case]:
         yield case(
             loss, f"{pairs:,}", pairs, Mean, lambda: boxes(pairs)[:2], loss, "none", bytes_per_pair=floor, full=True
         )
+    modified = icr.BoxLoss("ciou", inner=0.7, focaler=(0, 0.95))
+    yield case(
+        "ciou, inner and focaler",
+        f"{pairs:,}",
+        pairs,
+        Mean,
+        lambda: boxes(pairs)[:2],
+        modified,
+        "none",
+        bytes_per_pair=floor,
+        full=True,
+    )
     for penalty in PENALTY_NAMES:
         name, floor = f"ciou + {penalty}", bytes_of(3, torch.float32)
         if name != MAIN:

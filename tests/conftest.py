@@ -10,6 +10,7 @@ import icr_kernels as icr
 from icr_kernels import builds
 from inputs import REFERENCE_ONLY
 from poisoned import poison_memory
+from thinning import thinned
 
 poison_memory()
 
@@ -78,6 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = [each is not None and each.params.get("backend") == backend for each in parameters]
         config.hook.pytest_deselected(items=[item for item, kept in zip(items, chosen, strict=True) if not kept])
         items[:] = [item for item, kept in zip(items, chosen, strict=True) if kept]
+    config.hook.pytest_deselected(items=thinned(items))
     order = {f"{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

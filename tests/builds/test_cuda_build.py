@@ -7,11 +7,9 @@ Written anew by `python tests/builds/test_cuda_build.py`.
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,11 +18,15 @@ from torch.utils import cpp_extension
 
 from icr_kernels.variants import COMMON_LOSS_NAMES, LOSS_NAMES
 
-ROOT = Path(__file__).parents[2]
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1] / "support")]
+
+from cuda_build import LOG, ROOT, build, setup
+from sass import cubin
+
 RECORD = Path(__file__).parent / "cuda_registers.csv"
-# Each takes minutes: tests compile for the newest, what is recorded is of both.
-RECORDED = ("8.0", "9.0")
-ARCHITECTURES = RECORDED[-1:]
+# Each takes minutes: tests compile for the newest.
+RECORDED = ("8.0", cubin.CAPABILITY)
 
 COMMON_KINDS = [f"Similarity<{name}> " for name in ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU")]
 COMMON_KINDS += ["Inside", "Containment", "Inverse", "Log", "Pull", "ContainmentPull"]
@@ -41,38 +43,7 @@ MOST_REGISTERS = {
     "boxes_kernel<float, true, CommonKinds>": 80,
 }
 
-needs_nvcc = pytest.mark.skipif(
-    shutil.which("nvcc") is None and not Path("/usr/local/cuda/bin/nvcc").exists(), reason="no nvcc to compile with"
-)
-
-
-def setup(*command: str, script: Sequence[str] = ("setup.py",), **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **environment}
-    return subprocess.run(
-        [sys.executable, *script, *command], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
-
-# Without the extension for CPUs, which takes minutes and is tested elsewhere.
-CUDA_ALONE = """
-import setuptools, sys
-from distutils.core import run_setup
-chosen = run_setup("setup.py", sys.argv[1:], stop_after="commandline")
-chosen.ext_modules = [module for module in chosen.ext_modules if module.name == "icr_kernels._C_cuda"]
-chosen.run_commands()
-"""
-
-
-def build(folder: Path, architectures: Sequence[str] = ARCHITECTURES) -> str:
-    result = setup(
-        *("build_ext", "--build-temp", str(folder / "temp"), "--build-lib", str(folder / "lib")),
-        script=("-c", CUDA_ALONE),
-        ICR_KERNELS_CUDA="1",
-        TORCH_CUDA_ARCH_LIST=" ".join(architectures),
-        NVCC_APPEND_FLAGS="-Xptxas=-v --threads=1",
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return result.stdout + result.stderr
+needs_nvcc = pytest.mark.skipif(cubin.nvcc() is None, reason="no nvcc to compile with")
 
 
 def kernels(log: str) -> list[dict[str, str]]:
@@ -99,16 +70,14 @@ def nvcc_version(log: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("cuda")
-    return folder, build(folder)
+def log(cuda_extension) -> str:
+    return (cuda_extension / LOG).read_text()
 
 
-@needs_nvcc
-def test_kernels_spill_nothing(built):
-    rows = kernels(built[1])
+def test_kernels_spill_nothing(log):
+    rows = kernels(log)
     # Each loss has two of its own, and the common ones two more.
-    assert len(rows) == (69 + 2 * len(LOSS_NAMES) + 2 * len(COMMON_LOSS_NAMES)) * len(ARCHITECTURES)
+    assert len(rows) == 69 + 2 * len(LOSS_NAMES) + 2 * len(COMMON_LOSS_NAMES)
     assert [row for row in rows if row["stack"] != "0" or row["spilled"] != "0"] == []
     for row in rows:
         most = MOST_REGISTERS.get(row["kernel"]) or MOST_REGISTERS.get(row["kernel"].partition("<")[0], 255)
@@ -116,23 +85,20 @@ def test_kernels_spill_nothing(built):
         assert int(row["registers"]) <= most, row
 
 
-@needs_nvcc
-def test_registers_are_those_recorded(built):
+def test_registers_are_those_recorded(log):
     with RECORD.open() as file:
         recorded = list(csv.DictReader(file))
-    if recorded[0]["nvcc"] != nvcc_version(built[1]):
-        pytest.skip(f"recorded with nvcc {recorded[0]['nvcc']}, this is {nvcc_version(built[1])}")
-    names = {f"sm_{each.replace('.', '')}" for each in ARCHITECTURES}
-    assert table(built[1]) == [row for row in recorded if row["architecture"] in names]
+    if recorded[0]["nvcc"] != nvcc_version(log):
+        pytest.skip(f"recorded with nvcc {recorded[0]['nvcc']}, this is {nvcc_version(log)}")
+    assert table(log) == [row for row in recorded if row["architecture"] == cubin.ARCHITECTURE]
 
 
-@needs_nvcc
-def test_extension_serves_every_torch_and_every_cuda_version(built):
+def test_extension_serves_every_torch_and_every_cuda_version(cuda_extension):
     """It uses what torch 2.10 promises to keep, holds CUDA's runtime, and finds a CUDA torch through libtorch, which it
     may not have been built beside."""
     from audit import audited, output_of  # where pytest alone looks; as a program this file does without
 
-    library = str(next((built[0] / "lib" / "icr_kernels").glob("_C_cuda*.so")))
+    library = str(next((cuda_extension / "lib" / "icr_kernels").glob("_C_cuda*.so")))
     (found,) = audited(library)
     assert found["stable"] and found["min_torch_version"] == "2.10.0" and not found["unknown_shim_symbols"]
     assert found["stable_shim_count"] > 20, "it sees what is used of torch"
@@ -225,7 +191,8 @@ def table(log: str) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, RECORD.open("w") as file:
-        rows = table(build(Path(folder), RECORDED))
+        build(Path(folder), RECORDED)
+        rows = table((Path(folder) / LOG).read_text())
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

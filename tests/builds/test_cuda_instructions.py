@@ -209,12 +209,13 @@ CASES = (
 # Counting
 
 
-def compiled(cases: Sequence[Case], folder: Path) -> dict[str, cubin.Kernel]:
-    wanted: dict[str, list[str]] = {}
+def read(cases: Sequence[Case], code_of: Callable[[str], Path]) -> dict[str, cubin.Kernel]:
+    """Their kernels, from the machine code of each source."""
+    wanted: dict[str, set[str]] = {}
     for case in cases:
-        wanted.setdefault(case.source, []).append(case.kernel)
+        wanted.setdefault(case.source, set()).add(case.kernel)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda item: cubin.compiled(*item, folder, cubin.flags_of(item[0])), wanted.items())
+        found = pool.map(lambda item: cubin.read(code_of(item[0]), sorted(item[1])), wanted.items())
     return {name: kernel for kernels in found for name, kernel in kernels.items()}
 
 
@@ -244,10 +245,11 @@ def recorded() -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory) -> dict[str, cubin.Kernel]:
+def kernels(cuda_extension, tmp_path_factory) -> dict[str, cubin.Kernel]:
     if reason := cubin.obstacle():
         pytest.skip(reason)
-    return compiled(CASES, tmp_path_factory.mktemp("cubin"))
+    objects, folder = cuda_extension / "temp", tmp_path_factory.mktemp("cubin")
+    return read(CASES, lambda source: cubin.extracted((objects / source).with_suffix(".o"), folder))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -356,7 +358,7 @@ def main() -> None:
     before = recorded() if RECORD.exists() else {}
     cases, rows_found = [case for case in CASES if options.case in case.name], []
     with tempfile.TemporaryDirectory() as folder:
-        found = compiled(cases, Path(folder))
+        found = read(cases, lambda source: cubin.compiled(source, Path(folder), cubin.flags_of(source)))
     for case in cases:
         times = executed(case, found[case.kernel])
         row = row_of(case, counted(found[case.kernel].code, times))

@@ -351,7 +351,8 @@ def test_ordinary_arithmetic_is_that_of_the_host(tmp_path):
     ctypes.CDLL(str(library)).compute_all(
         given.ctypes.data_as(ctypes.c_void_p), truth.ctypes.data_as(ctypes.c_void_p), len(given)
     )
-    (kernel,) = cubin.compiled(SAMPLE, ["compute_all"], tmp_path, ["-std=c++17", "-O3", "-fmad=false"]).values()
+    code = cubin.compiled(SAMPLE, tmp_path, ["-std=c++17", "-O3", "-fmad=false"])
+    kernel = cubin.read(code, ["compute_all"])["compute_all"]
     memory = Memory(GLOBAL, 1 << 20)
     results = memory.reserve(truth.nbytes)
     run(Structs(), kernel, memory, (memory.put(given.view(np.uint8)), results, len(given)), blocks=4, threads=256)

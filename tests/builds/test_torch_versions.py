@@ -20,8 +20,8 @@ from frameworks import ALL
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icr_kernels"
-# The two oldest, of which the second is that of a common GPU image, and the newest that was tried.
-VERSIONS = ("2.10.0", "2.11.0", "2.14.1")
+# The oldest, and the newest that was tried.
+VERSIONS = ("2.10.0", "2.14.1")
 OLDEST_TORCH = re.search(r'OLDEST_TORCH = "(\w+)"', (ROOT / "setup.py").read_text())[1]
 TOOLKITS = [Path(home) / "include" for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
 TOOLKIT = next((path for path in TOOLKITS if (path / "cuda_runtime.h").exists()), None)

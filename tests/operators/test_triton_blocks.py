@@ -28,6 +28,7 @@ if "triton" not in inputs.BACKENDS:
 
 from icr_kernels import triton_kernels
 
+pytestmark = pytest.mark.in_triton
 operators = triton_kernels.operators
 DEVICE = inputs.device_of("triton")
 GPU = DEVICE == "cuda"

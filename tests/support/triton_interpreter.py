@@ -6,6 +6,9 @@ And it replaces the whole language anew for every call of a function by another 
 all the rest; of what is left, a third is for types that nobody asks for.
 """
 
+import functools
+import sys
+
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
@@ -60,8 +63,12 @@ def _patch_once_a_launch() -> None:
     patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     patched: set[int] = set()
 
+    @functools.cache
+    def languages_of(module: str) -> set[int]:
+        return {id(value) for value in vars(sys.modules[module]).values() if value is tl or value is tl.core}
+
     def patch_once(function):
-        languages = {id(value) for value in function.__globals__.values() if value is tl or value is tl.core}
+        languages = languages_of(function.__module__)
         if languages <= patched:
             return None
         patched.update(languages)

@@ -7,7 +7,6 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from . import listing
 from .listing import Instruction
 
 ROOT = Path(__file__).parents[3]
-ARCHITECTURE = "sm_90"
+CAPABILITY, ARCHITECTURE = "9.0", "sm_90"
 # Where parameters begin in constant bank 0.
 PARAMETERS = 0x210
 
@@ -48,8 +47,8 @@ def obstacle() -> str | None:
     return None if shutil.which("c++filt") else "no c++filt"
 
 
-def output_of(*command: str | Path) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+def output_of(*command: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd)
     assert done.returncode == 0, f"{' '.join(map(str, command))}:\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -119,24 +118,29 @@ class Kernel(NamedTuple):
     parameter_bytes: int
 
 
-def compiled(source: str, wanted: list[str], folder: Path, flags: list[str]) -> dict[str, Kernel]:
-    """The kernels of a source whose names, with template arguments, are wanted. Only these are made machine code of."""
-    ptx, cubin = folder / f"{Path(source).stem}.ptx", folder / f"{Path(source).stem}.cubin"
-    common = [str(nvcc()), *flags, f"-arch={ARCHITECTURE}"]
-    output_of(*common, "-ptx", ROOT / source, "-o", ptx)
-    entries = re.findall(r"^\s*(?:\.visible\s+|\.weak\s+)*\.entry\s+(\w+)", ptx.read_text(), re.MULTILINE)
+def compiled(source: str, folder: Path, flags: list[str]) -> Path:
+    """The machine code of a source."""
+    cubin = folder / f"{Path(source).stem}.cubin"
+    output_of(str(nvcc()), *flags, f"-arch={ARCHITECTURE}", "-cubin", ROOT / source, "-o", cubin)
+    return cubin
+
+
+def extracted(object_file: Path, folder: Path) -> Path:
+    """The machine code in an object file that was compiled for one architecture."""
+    output_of(str(cuobjdump()), "-xelf", "all", object_file, cwd=folder)
+    (cubin,) = folder.glob(f"{object_file.stem}.*cubin")
+    return cubin
+
+
+def read(cubin: Path, wanted: list[str]) -> dict[str, Kernel]:
+    """The kernels whose names, with template arguments, are wanted."""
+    parts = {section.name: section for section in sections(cubin.read_bytes())}
+    entries = [name.removeprefix(".text.") for name in parts if name.startswith(".text.")]
     named = {re.sub(r"\(.*", "", name): (entry, name) for entry, name in zip(entries, readable(entries), strict=True)}
     missing = set(wanted) - set(named)
-    assert not missing, f"no {sorted(missing)} in {source}; there are {sorted(named)}"
-    chosen = {name: named[name] for name in wanted}
-    entry_options = ",".join(f"--entry={entry}" for entry, _ in chosen.values())
-    output_of(*common, "-cubin", f"-Xptxas={entry_options}", ptx, "-o", cubin)
-    return read(cubin, {entry: signature for entry, signature in chosen.values()})
-
-
-def read(cubin: Path, signatures: Mapping[str, str]) -> dict[str, Kernel]:
-    code = listing.kernels(output_of(str(cuobjdump()), "-sass", cubin))
-    parts = {section.name: section for section in sections(cubin.read_bytes())}
+    assert not missing, f"no {sorted(missing)} in {cubin.name}; there are {sorted(named)}"
+    signatures = dict(named[name] for name in wanted)
+    code = listing.kernels(output_of(str(cuobjdump()), "-sass", "-fun", ",".join(signatures), cubin))
     nothing = Section("", b"", 0, 0, 0)
     symbols = parts[".symtab"].data
     addresses = []

@@ -1,22 +1,26 @@
 """The adapter for Ultralytics with the versions that forks are made of, and with two processes as of two GPUs.
 
-Each training is a program of its own, which imports the version from its place, as it would a checkout of a fork:
-another version is installed beside it.
+The trainings of a version are a program of their own, which imports it from its place, as it would a checkout of a
+fork: another version is installed beside it.
 """
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from frameworks import ALL, need
 from icr_kernels.integrations.ultralytics import ranks
 from icr_kernels.integrations.ultralytics.start import EVENT, TermsStart
-from ultralytics_training import data_set, environment, globals_of, logged
+from ultralytics_training import data_set, environment, globals_of
 
 need("ultralytics")
 ROOT = Path(__file__).parents[2]
@@ -25,95 +29,119 @@ SUPPORT = ROOT / "tests" / "support"
 PLACES = {version: Path(sys.prefix) / "ultralytics" / version for version in ("8.0.201", "8.3.63")}
 INSTALLED = "installed"
 PAIRS = {"plate": "car"}
+WEIGHT_0 = {"pairs": PAIRS, "weight": 0.0}
+# An untrained RT-DETR has small boxes: next to none is punished, but each has a loss of its own.
+STRONG = {"pairs": PAIRS, "weight": 3.0, "box_term": 1.0}
+ACCELERATED = {
+    "yolov8n": {"family": "yolov8n"},
+    "assigner": {"family": "yolov8n", "accelerate": {}},
+    "loss-and-term": {"family": "yolov8n", "accelerate": {"criterion": True}, "enable": WEIGHT_0},
+}
+TWO = {"family": "yolov8n", "enable": {"pairs": PAIRS}, "on_two_cpus": True, "train": {"epochs": 1}}
+RANKS = {"ranks": {**TWO, "accelerate": {"criterion": True}}}
 
 
-class Program:
-    """Trainings with one version: its settings, and its data, because label caches differ."""
-
-    def __init__(self, folder: Path, version: str) -> None:
-        place = PLACES.get(version, folder)
-        if version != INSTALLED and not place.exists():
-            reason = f"{place} is missing; `make test` installs it"
-            if ALL:
-                raise ModuleNotFoundError(reason)
-            pytest.skip(reason)
-        (folder / "site").mkdir()
-        # In the processes of the ranks too, before anything is imported.
-        (folder / "site/sitecustomize.py").write_text(
-            "import ultralytics_training as of\nof.make_older_versions_run()\n"
-        )
-        self.version = version
-        self.folder = folder
-        self.data = data_set(folder / "data")
-        self.environment = {
-            **os.environ,
-            **environment(folder / "settings"),
-            "PYTHONPATH": os.pathsep.join(map(str, (folder / "site", SUPPORT, ROOT))),
-            "ULTRALYTICS_PLACE": str(place),
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def train(self, name: str, family: str, fails: bool = False, **task) -> "Run":
-        folder = self.folder / name
-        folder.mkdir()
-        done = subprocess.run(
-            [
-                sys.executable,
-                SUPPORT / "ultralytics_training.py",
-                folder,
-                self.data,
-                json.dumps({"family": family, **task}),
-            ],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        )
-        output = done.stdout + done.stderr
-        assert (done.returncode != 0) == fails, output[-4000:]
-        return Run(folder / "run", output)
+def with_term(family: str) -> dict[str, dict]:
+    return {
+        family: {"family": family},
+        "weight-0": {"family": family, "enable": WEIGHT_0},
+        "weight-3": {"family": family, "enable": STRONG},
+        "resumed": {"family": family, "enable": STRONG, "resumes": "weight-3"},
+    }
 
 
-class Run:
-    def __init__(self, folder: Path, output: str) -> None:
-        self.folder = folder
-        self.output = output
+TASKS = {
+    "8.0.201": with_term("yolov8n-rtdetr") | ACCELERATED,
+    "8.3.63": {
+        **with_term("yolov8n"),
+        **ACCELERATED,
+        "own-train": {"own_train": True},
+        # Two processes change what a module of Ultralytics has, and come last.
+        "wrong": {**TWO, "enable": {"pairs": {"licence": "car"}}},
+        "own-loss": {**TWO, "enable": None, "own_loss": True},
+        **RANKS,
+    },
+    INSTALLED: RANKS,
+}
+
+
+class Run(NamedTuple):
+    version: str
+    folder: Path
+    output: str
+
+    @property
+    def done(self) -> dict:
+        lines = [each for each in self.output.splitlines() if each.startswith("DONE ")]
+        assert len(lines) == 1, self.output[-4000:]
+        return json.loads(lines[0].removeprefix("DONE "))
 
     @property
     def statistics(self) -> dict:
-        (line,) = [each for each in self.output.splitlines() if each.startswith("DONE ")]
-        return json.loads(line.removeprefix("DONE "))["statistics"]
+        return self.done["statistics"]
 
     @property
     def losses(self) -> list[dict[str, float]]:
         of_losses = ("train/", "val/")
-        return [{k: float(v) for k, v in row.items() if k.startswith(of_losses)} for row in logged(self.folder)]
+        return [{k: float(v) for k, v in row.items() if k.startswith(of_losses)} for row in self.done["losses"]]
 
     @property
     def ranks(self) -> list[dict]:
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("rank*.json"))]
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("run/rank*.json"))]
+
+
+def trained(version: str, folder: Path) -> dict[str, Run]:
+    """The trainings of a version; with settings and data of its own, because label caches differ."""
+    place = PLACES.get(version, folder)
+    if version != INSTALLED and not place.exists():
+        reason = f"{place} is missing; `make test` installs it"
+        if ALL:
+            raise ModuleNotFoundError(reason)
+        pytest.skip(reason)
+    (folder / "site").mkdir()
+    # In the processes of the ranks too, before anything is imported.
+    (folder / "site/sitecustomize.py").write_text("import ultralytics_training as of\nof.make_older_versions_run()\n")
+    tasks = json.dumps(TASKS[version])
+    done = subprocess.run(
+        [sys.executable, SUPPORT / "ultralytics_training.py", folder, data_set(folder / "data"), tasks],
+        env={
+            **os.environ,
+            **environment(folder / "settings"),
+            "PYTHONPATH": os.pathsep.join(map(str, (folder / "site", SUPPORT, ROOT))),
+            "PYTHONUNBUFFERED": "1",
+            "ULTRALYTICS_PLACE": str(place),
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    _, *outputs = re.split(r"^BEGIN .*\n", done.stdout, flags=re.MULTILINE)
+    return {name: Run(version, folder / name, each) for name, each in zip(TASKS[version], outputs, strict=True)}
 
 
 @pytest.fixture(scope="module")
-def program(request, tmp_path_factory) -> Program:
-    return Program(tmp_path_factory.mktemp("version"), request.param)
+def trained_once(tmp_path_factory) -> Callable[[str], dict[str, Run]]:
+    return functools.cache(lambda version: trained(version, tmp_path_factory.mktemp("version")))
+
+
+@pytest.fixture
+def runs(request, trained_once) -> dict[str, Run]:
+    return trained_once(request.param)
 
 
 def versions(*names: str):
-    return pytest.mark.parametrize("program", names, indirect=True)
+    return pytest.mark.parametrize("runs", names, indirect=True)
 
 
-@pytest.mark.parametrize(
-    ("program", "family"), [("8.0.201", "yolov8n-rtdetr"), ("8.3.63", "yolov8n")], indirect=["program"]
-)
-def test_older_versions(program, family):
+@pytest.mark.parametrize(("runs", "family"), [("8.0.201", "yolov8n-rtdetr"), ("8.3.63", "yolov8n")], indirect=["runs"])
+def test_older_versions(runs, family):
     """Of weight 0 every loss that is printed is the stock one; the terms are in one column, in training and validation;
     a checkpoint is stock, and a run is resumed from it."""
-    # An untrained RT-DETR has small boxes: next to none is punished, but each has a loss of its own.
-    strong = {"pairs": PAIRS, "weight": 3.0, "box_term": 1.0}
+    stock, run, resumed = (runs[name] for name in (family, "weight-3", "resumed"))
     column = "giou_loss" if "rtdetr" in family else "box_loss"
-    stock = program.train("stock", family)
-    assert program.train("weight-0", family, enable={"pairs": PAIRS, "weight": 0.0}).losses == stock.losses
-    run = program.train("weight-3", family, enable=strong)
+    assert runs["weight-0"].losses == stock.losses
     assert f"ICR penalty: plate in car, weight 3 (uniform), in {column}" in run.output
     assert run.statistics["steps"] == 4 and run.statistics["paired"] > 0
     for row, of_stock in zip(run.losses, stock.losses, strict=True):
@@ -122,37 +150,28 @@ def test_older_versions(program, family):
     # The rate of learning is next to nothing in the first epoch: the terms move no other loss yet.
     others = {name: value for name, value in stock.losses[0].items() if not name.endswith(column)}
     assert {name: run.losses[0][name] for name in others} == pytest.approx(others, rel=0.02)
-    first = run.folder.parent / "first.pt"
-    assert "icr_kernels" not in globals_of(first)
-    resumed = program.train("resumed", family, enable=strong, resume=str(first))
+    assert "icr_kernels" not in globals_of(run.folder / "first.pt")
     assert resumed.statistics["steps"] == 2 and resumed.statistics["paired"] > 0
 
 
 @versions("8.0.201", "8.3.63")
-def test_an_accelerated_training_of_older_versions(program):
+def test_an_accelerated_training_of_older_versions(runs):
     """Every loss that is printed is the stock one, with the assigner alone, and with the whole loss and a term of
     weight 0."""
-    stock = program.train("not-accelerated", "yolov8n")
-    for name, task in {
-        "assigner": {"accelerate": {}},
-        "loss-and-term": {"accelerate": {"criterion": True}, "enable": {"pairs": PAIRS, "weight": 0.0}},
-    }.items():
-        run = program.train(name, "yolov8n", **task)
+    stock, *accelerated = (runs[name] for name in ACCELERATED)
+    for run in accelerated:
         assert "Task-aligned assignment of icr_kernels: topk 10" in run.output and "stays the" not in run.output
-        assert ("Detection loss of icr_kernels: reg_max 16" in run.output) == (name != "assigner")
+        assert ("Detection loss of icr_kernels: reg_max 16" in run.output) == (run is runs["loss-and-term"])
         for row, of_stock in zip(run.losses, stock.losses, strict=True):
             assert row == pytest.approx(of_stock, rel=1e-4)
 
 
-TWO = {"family": "yolov8n", "enable": {"pairs": PAIRS}, "on_two_cpus": True, "train": {"epochs": 1}}
-
-
 @versions("8.3.63", INSTALLED)
-def test_every_rank_trains_with_the_term(program):
+def test_every_rank_trains_with_the_term(runs):
     """And with the loss: two processes with gloo, started by Ultralytics' own launcher, with a trainer of the
     user's."""
-    run = program.train("ranks", **TWO, accelerate={"criterion": True})
-    column = "box_loss" if program.version == "8.3.63" else "icr_loss"
+    run = runs["ranks"]
+    column = "box_loss" if run.version == "8.3.63" else "icr_loss"
     assert f"ICR penalty: plate in car, weight 0.5 (uniform), in {column}" in run.output
     assert len(run.ranks) == 2
     assert all(rank["criterion"] == "YoloCriterion" and rank["paired"] > 0 for rank in run.ranks)
@@ -161,28 +180,28 @@ def test_every_rank_trains_with_the_term(program):
 
 
 @versions("8.3.63")
-def test_classes_that_ranks_would_not_find(program):
+def test_classes_that_ranks_would_not_find(runs):
     """Said before they are started."""
-    run = program.train("wrong", **{**TWO, "enable": {"pairs": {"licence": "car"}}}, fails=True)
-    assert run.output.splitlines()[-1] == "ValueError: pairs: expected classes among car, plate, truck, got 'licence'"
-    assert "torch.distributed.run" not in run.output
+    output = runs["wrong"].output
+    assert output.splitlines()[-1] == "ValueError: pairs: expected classes among car, plate, truck, got 'licence'"
+    assert "torch.distributed.run" not in output
 
 
 @versions("8.3.63")
-def test_what_ranks_cannot_import(program):
+def test_what_ranks_cannot_import(runs):
     """Said before they are started."""
-    run = program.train("own-loss", **{**TWO, "enable": None}, own_loss=True, fails=True)
-    assert run.output.splitlines()[-1] == (
+    output = runs["own-loss"].output
+    assert output.splitlines()[-1] == (
         "ValueError: device: expected one, because the processes of several are handed the class of the trainer and "
         "the loss of the uniform term, and one of these cannot be pickled, got 0,1; put it into a module"
     )
-    assert "torch.distributed.run" not in run.output
+    assert "torch.distributed.run" not in output
 
 
 @versions("8.3.63")
-def test_a_train_of_the_users(program):
+def test_a_train_of_the_users(runs):
     """A subclass whose ``train`` has arguments of its own, and one that was put on the model before."""
-    run = program.train("own-train", family="yolov8n", own_train=True)
+    run = runs["own-train"]
     assert "OWN TRAIN 1\n" in run.output and "BEFORE\n" in run.output and run.statistics["paired"] > 0
 
 

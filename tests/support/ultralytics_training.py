@@ -1,5 +1,5 @@
 """Trainings of Ultralytics on generated images, offline and on a CPU: in this process, or as a program, so that another
-version of it can be imported: ``python ultralytics_training.py FOLDER DATA '{"family": "yolo11n", ...}'``."""
+version of it can be imported: ``python ultralytics_training.py FOLDER DATA '{"NAME": {"family": "yolo11n"}, ...}'``."""
 
 import csv
 import importlib
@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import sys
+import traceback
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -108,10 +110,12 @@ def small_detr() -> dict:
 
 
 def make_older_versions_run() -> None:
-    """With a NumPy and a torch that are newer than they are."""
+    """With a NumPy and a torch that are newer than they are; and without a process that is asked for the processor's
+    name, and takes longer than a training."""
     if not hasattr(numpy, "trapz"):
         numpy.trapz = numpy.trapezoid
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    sys.modules["cpuinfo"] = types.SimpleNamespace(get_cpu_info=dict)
     make_importable()
 
 
@@ -146,19 +150,22 @@ def own_train(base: Any, data: Path, folder: Path) -> Any:
     return icr
 
 
-def main(folder: Path, data: Path, task: dict[str, Any]) -> None:
-    make_older_versions_run()
+def train_as(task: dict[str, Any], folder: Path, data: Path) -> Any:
+    """The handle of its term, if it has one."""
     import ultralytics
 
     from icr_kernels.integrations.ultralytics import accelerate, enable_icr, enable_small_object_term
 
+    if task.get("own_train"):
+        return own_train(ultralytics.YOLO, data, folder)
     family = task["family"]
+    checkpoint = "resumes" in task and str(folder.parent / task["resumes"] / "first.pt")
     if "rtdetr" in family:
         architecture = folder / f"{family}.yaml"
         architecture.write_text(json.dumps(small_detr()))
-        model = ultralytics.RTDETR(task.get("resume", str(architecture)))
+        model = ultralytics.RTDETR(checkpoint or str(architecture))
     else:
-        model = ultralytics.YOLO(task.get("resume", f"{family}.yaml"))
+        model = ultralytics.YOLO(checkpoint or f"{family}.yaml")
     icr = enable_icr(model, **task["enable"]) if task.get("enable") else None
     if "accelerate" in task:
         accelerate(model, **task["accelerate"])
@@ -169,18 +176,30 @@ def main(folder: Path, data: Path, task: dict[str, Any]) -> None:
         if trainer.epoch == 0:
             shutil.copy(trainer.last, folder / "first.pt")
 
-    if task.get("own_train"):
-        icr = own_train(ultralytics.YOLO, data, folder)
     model.add_callback("on_model_save", keep_first)
     options = {}
     if task.get("on_two_cpus"):
         options = {"trainer": importlib.import_module("two_cpus").TwoCpus, "device": "0,1"}
-    if task.get("resume"):
+    if checkpoint:
         model.train(resume=True)
-    elif not task.get("own_train"):
+    else:
         train(model, data, folder, **options, **task.get("train", {}))
-    statistics = icr.statistics._asdict() if icr else None
-    print("DONE", json.dumps({"version": ultralytics.__version__, "statistics": statistics}))
+    return icr
+
+
+def main(folder: Path, data: Path, tasks: dict[str, dict[str, Any]]) -> None:
+    """One after the other; what one of them raises is printed, and the next goes on."""
+    make_older_versions_run()
+    for name, task in tasks.items():
+        print("BEGIN", name)
+        (folder / name).mkdir()
+        try:
+            icr = train_as(task, folder / name, data)
+            losses = logged(folder / task.get("resumes", name) / "run")
+        except Exception:
+            traceback.print_exc()
+        else:
+            print("DONE", json.dumps({"statistics": icr and icr.statistics._asdict(), "losses": losses}))
 
 
 if __name__ == "__main__":

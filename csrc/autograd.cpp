@@ -199,10 +199,12 @@ auto make_node() {
 
 // Arguments
 
-struct Names {
-  PyObject *losses, *penalties, *box_formats, *reductions;  // names -> numbers; of penalties with their clamp
+// The losses or the penalties of icr_kernels/specifications.py: their class, and what its objects pack under each name.
+struct Specifications {
+  PyObject *type, *packed;
 };
-Names names{};
+Specifications losses{}, penalties{};
+PyObject *box_formats = nullptr, *reductions = nullptr;  // names -> numbers
 
 struct Backend {
   PyObject* name;
@@ -236,12 +238,35 @@ bool read_place(PyObject* known, PyObject* name, int& place) {
   return place >= 0;
 }
 
-bool read_penalty(PyObject* name, int& place, double& clamp) {
-  if (!PyUnicode_CheckExact(name)) return false;
-  PyObject* const found = PyDict_GetItem(names.penalties, name);
-  if (found == nullptr) return false;
-  place = int(PyLong_AsLong(PyTuple_GET_ITEM(found, 0)));
-  clamp = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(found, 1));
+// The tuple that a name or an object stands for, or nothing.
+pybind11::object packed(const Specifications& known, PyObject* given) {
+  if (PyUnicode_CheckExact(given)) {
+    return pybind11::reinterpret_borrow<pybind11::object>(PyDict_GetItem(known.packed, given));
+  }
+  if (reinterpret_cast<PyObject*>(Py_TYPE(given)) != known.type) return {};
+  PyObject* const found = PyObject_GetAttrString(given, "packed");
+  if (found == nullptr) PyErr_Clear();
+  return pybind11::reinterpret_steal<pybind11::object>(found);
+}
+
+// A loss that waits for a running mean is not ordinary.
+bool read_loss(PyObject* given, FullFormula<double>& formula) {
+  const pybind11::object found = packed(losses, given);
+  if (!found) return false;
+  formula.loss = int(PyLong_AsLong(PyTuple_GET_ITEM(found.ptr(), 0)));
+  formula.modifiers = int(PyLong_AsLong(PyTuple_GET_ITEM(found.ptr(), 1)));
+  const Py_ssize_t choices = 2, count = PyTuple_GET_SIZE(found.ptr()) - choices;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    formula.of_loss[i] = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(found.ptr(), choices + i));
+  }
+  return (formula.modifiers & (kWise2 | kWise3)) == 0;
+}
+
+bool read_penalty(PyObject* given, FullFormula<double>& formula) {
+  const pybind11::object found = packed(penalties, given);
+  if (!found) return false;
+  formula.penalty = int(PyLong_AsLong(PyTuple_GET_ITEM(found.ptr(), 0)));
+  formula.numbers[kClamp] = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(found.ptr(), 1));
   return true;
 }
 
@@ -314,10 +339,9 @@ bool read(PyObject* const* given, Py_ssize_t count, Arguments& a) {
 
   FullFormula<double>& formula = a.formula;
   int reduction;
-  if (!read_place(names.losses, given[kOfLoss], formula.loss) ||
-      !read_penalty(given[kOfPenalty], formula.penalty, formula.numbers[kClamp]) ||
-      !read_place(names.box_formats, given[kOfBoxFormat], formula.box_format) ||
-      !read_place(names.reductions, given[kOfReduction], reduction) || !PyBool_Check(given[kOfRelative]) ||
+  if (!read_loss(given[kOfLoss], formula) || !read_penalty(given[kOfPenalty], formula) ||
+      !read_place(box_formats, given[kOfBoxFormat], formula.box_format) ||
+      !read_place(reductions, given[kOfReduction], reduction) || !PyBool_Check(given[kOfRelative]) ||
       !read_number(given[kOfPenaltyWeight], -double(FLT_MAX), formula.numbers[kPenaltyWeight]) ||
       !read_number(given[kOfEps], 1e-30, formula.numbers[kEps])) {
     return false;
@@ -404,13 +428,15 @@ PyObject* icr_loss_and_grad(PyObject*, PyObject* const* given, Py_ssize_t count)
   END_HANDLE_TH_ERRORS
 }
 
-// set_up(backward_of_any, losses, penalties, box_formats, reductions): what of Python is needed here.
+// set_up(backward_of_any, BoxLoss, losses, Penalty, penalties, box_formats, reductions): what of Python is needed here.
 PyObject* set_up(PyObject*, PyObject* arguments) {
-  if (!PyArg_ParseTuple(arguments, "OO!O!O!O!", &backward_of_any, &PyDict_Type, &names.losses, &PyDict_Type,
-                        &names.penalties, &PyDict_Type, &names.box_formats, &PyDict_Type, &names.reductions)) {
+  if (!PyArg_ParseTuple(arguments, "OO!O!O!O!O!O!", &backward_of_any, &PyType_Type, &losses.type, &PyDict_Type,
+                        &losses.packed, &PyType_Type, &penalties.type, &PyDict_Type, &penalties.packed, &PyDict_Type,
+                        &box_formats, &PyDict_Type, &reductions)) {
     return nullptr;
   }
-  for (PyObject* each : {backward_of_any, names.losses, names.penalties, names.box_formats, names.reductions}) {
+  for (PyObject* each : {backward_of_any, losses.type, losses.packed, penalties.type, penalties.packed, box_formats,
+                         reductions}) {
     Py_INCREF(each);
   }
   Py_RETURN_NONE;

@@ -5,8 +5,8 @@ None, for a call that is not ordinary: it goes the long way.
 """
 
 from . import autograd, builds
-from .specifications import penalty
-from .variants import BOX_FORMAT_IDS, COMMON_LOSS_NAMES, LOSS_IDS, PENALTY_IDS, PENALTY_NAMES, REDUCTION_IDS
+from .specifications import BoxLoss, Penalty
+from .variants import BOX_FORMAT_IDS, LOSS_NAMES, PENALTY_NAMES, REDUCTION_IDS
 
 
 def _no_result(*arguments) -> None:
@@ -16,9 +16,11 @@ def _no_result(*arguments) -> None:
 icr_loss = icr_loss_and_grad = _no_result
 
 if builds.autograd_build is not None:
-    losses = {name: LOSS_IDS[name] for name in COMMON_LOSS_NAMES}
-    penalties = {name: (PENALTY_IDS[name], *(penalty(name).parameters or (0.0,))) for name in PENALTY_NAMES}
-    builds.autograd_build.set_up(autograd.backward_of_any, losses, penalties, BOX_FORMAT_IDS, REDUCTION_IDS)
+    losses = {name: BoxLoss(name).packed for name in LOSS_NAMES}
+    penalties = {name: Penalty(name).packed for name in PENALTY_NAMES}
+    builds.autograd_build.set_up(
+        autograd.backward_of_any, BoxLoss, losses, Penalty, penalties, BOX_FORMAT_IDS, REDUCTION_IDS
+    )
     if builds.cpu_build is not None:
         builds.autograd_build.add_backend("cpu", False, True, builds.cpu_build.direct)
     if builds.cuda_build is not None and builds.CUDA_ERROR is None:

@@ -103,6 +103,11 @@ class BoxLoss:
     def number(self) -> int:
         return LOSS_IDS[self.name]
 
+    @property
+    def packed(self) -> tuple[float, ...]:
+        """As csrc/autograd.cpp reads it."""
+        return self.number, self.modifiers, *self.numbers
+
     def __repr__(self) -> str:
         named = zip(LOSS_BY_NAME[self.name].parameters, self.parameters, strict=True)
         options = [f"{parameter.name}={value!r}" for parameter, value in named if value != parameter.default]
@@ -136,6 +141,11 @@ class Penalty:
     @property
     def number(self) -> int:
         return PENALTY_IDS[self.name]
+
+    @property
+    def packed(self) -> tuple[float, ...]:
+        """As csrc/autograd.cpp reads it."""
+        return self.number, *(self.parameters or (0.0,))
 
     def __repr__(self) -> str:
         values = "".join(f", clamp={value!r}" for value in self.parameters)

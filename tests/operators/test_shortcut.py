@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import icr_kernels as icr
 from icr_kernels import arguments, builds, shortcut
-from icr_kernels.variants import BOX_FORMATS, COMMON_LOSS_NAMES
+from icr_kernels.variants import BOX_FORMATS
 from inputs import (
     EMULATED,
     LOSSES_AND_PENALTIES,
@@ -112,6 +112,14 @@ DTYPES = [(dtype,) * 3 for dtype in (torch.float64, torch.float32, torch.float16
 DTYPES += [(torch.float16, torch.float32, torch.float32), (torch.float32, torch.bfloat16, torch.float64)]
 
 
+SPECIFIED = [
+    (icr.BoxLoss("mpdiou", width=100, height=50.5), "containment"),
+    (icr.BoxLoss("sd", delta=0.7, area=9), icr.Penalty("log", clamp=0.3)),
+    (icr.BoxLoss("ciou", inner=0.7, focaler=(0, 0.95)), icr.Penalty("pull")),
+    ("giou", icr.Penalty("inverse", clamp=1)),
+]
+
+
 @every_direct_backend
 @every_reduction
 @pytest.mark.parametrize("form", ["alone", "pairs", "table", "every argument"])
@@ -123,7 +131,7 @@ def test_it_is_the_same_as_the_long_way(dtypes, form, reduction, backend, the_lo
 
 
 @every_direct_backend
-@pytest.mark.parametrize(("loss", "penalty"), [each for each in LOSSES_AND_PENALTIES if each[0] in COMMON_LOSS_NAMES])
+@pytest.mark.parametrize(("loss", "penalty"), LOSSES_AND_PENALTIES + SPECIFIED)
 def test_every_formula_is_the_same(loss, penalty, backend, the_long_way):
     for box_format in BOX_FORMATS:
         boxes = pairs(37, box_format=box_format, device=device_of(backend))
@@ -214,6 +222,12 @@ def test_what_is_not_ordinary_takes_the_long_way(monkeypatch):
     for options in ({"eps": torch.tensor(1e-7).numpy()[()]}, {"penalty_weight": torch.tensor(2.0).numpy()[()]}):
         assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects, **options))
     assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects, target_index=torch.arange(9)))
+    wise = {"loss": icr.BoxLoss("ciou", wise="v3"), "wise_mean": torch.tensor(0.5)}
+    assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects, **wise))
+    with pytest.raises(ValueError, match="wise_mean: expected the running mean"):
+        icr.icr_loss(pred, target, anchor_objects, loss=wise["loss"])
+    with pytest.raises(AttributeError, match="no attribute .name"):
+        icr.icr_loss(pred, target, anchor_objects, penalty=object.__new__(icr.Penalty))
     with forward_ad.dual_level():
         assert icr.icr_loss(pred, target, anchor_objects).grad_fn.name() not in ("IcrLossBackward", "LossBackward")
     with torch.inference_mode():

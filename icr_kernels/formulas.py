@@ -249,8 +249,11 @@ def wiou(p: Box, g: Box, eps: float) -> Tensor:
 
 
 def interp(p: Box, g: Box, eps: float, interpolation: float) -> Tensor:
-    between = Box(*(b + (1 - interpolation) * (a - b) for a, b in zip(p, g, strict=True)))
-    return iou(p, g, eps) + iou(between, g, eps)
+    # As seen from the target: beside it edges that are next to each other stay apart.
+    x, y = constant(g.x1), constant(g.y1)
+    target = Box(g.x1 - x, g.y1 - y, g.x2 - x, g.y2 - y)
+    between = Box(*(c + (1 - interpolation) * (a - b) for a, b, c in zip(p, g, target, strict=True)))
+    return iou(p, g, eps) + iou(between, target, eps)
 
 
 def sd(p: Box, g: Box, eps: float, delta: float, area: float | Tensor) -> Tensor:

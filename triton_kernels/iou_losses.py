@@ -227,17 +227,16 @@ def wiou(p, g, eps):
 @triton.jit
 def interp(p, g, eps, interpolation):
     """Liu and Watanabe 2025, InterpIoU: with the IoU of a box between both"""
-    share = 1.0 - interpolation
+    # As seen from the target: beside it edges that are next to each other stay apart.
+    x, y, share = -g.x1.value, -g.y1.value, 1.0 - interpolation
+    target = Box(shift(g.x1, x), shift(g.y1, y), shift(g.x2, x), shift(g.y2, y))
     between = Box(
-        mixed(p.x1, g.x1, share), mixed(p.y1, g.y1, share), mixed(p.x2, g.x2, share), mixed(p.y2, g.y2, share)
+        add(target.x1, scale(subtract(p.x1, g.x1), share)),
+        add(target.y1, scale(subtract(p.y1, g.y1), share)),
+        add(target.x2, scale(subtract(p.x2, g.x2), share)),
+        add(target.y2, scale(subtract(p.y2, g.y2), share)),
     )
-    return add(iou(p, g, eps), one_minus(similarity_of_moved(between, g, eps)))
-
-
-@triton.jit
-def mixed(a, b, share):
-    """b + share (a - b)"""
-    return add(b, scale(subtract(a, b), share))
+    return add(iou(p, g, eps), one_minus(similarity_of_moved(between, target, eps)))
 
 
 @triton.jit

@@ -308,6 +308,21 @@ def test_normalised_coordinates(loss, penalty, backend):
 
 
 @every_backend
+@pytest.mark.parametrize("loss", [*LOSS_NAMES, icr.BoxLoss("ciou", inner=0.7), icr.BoxLoss("giou", inner=1.3)], ids=str)
+def test_gradient_where_edges_are_next_to_each_other(loss, backend):
+    """One step of float32 apart, far from the origin: which of them is inside decides the derivative."""
+    pred, target = (500 + rows for rows in pairs(64, dtype=torch.float32)[:2])
+    row, edge = torch.arange(64), torch.arange(64) % 4
+    side = torch.where(row % 8 < 4, 0.0, 2000.0)
+    pred[row, edge] = torch.nextafter(target[row, edge], side)
+    boxes = [rows.to(device_of(backend)) for rows in (pred, target)]
+    options = {"loss": loss, "reduction": "none"}
+    found = evaluate(icr.box_iou_loss, *boxes, **options, backend=backend)
+    truth = evaluate(reference.icr_loss, pred.double(), target.double(), None, **options)
+    torch.testing.assert_close(found.pred.cpu().double(), truth.pred, atol=1e-5, rtol=1e-3)
+
+
+@every_backend
 @full_precision
 def test_gradient_of_pull_on_a_small_plate_far_from_its_car(dtype, backend):
     """By hand: T = (distance out of the car)/side; the derivative of T/(1 + T) is 1/(1 + T)2. So is the difference of

@@ -226,7 +226,7 @@ def test_what_is_not_ordinary_takes_the_long_way(monkeypatch):
     assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects, **wise))
     with pytest.raises(ValueError, match="wise_mean: expected the running mean"):
         icr.icr_loss(pred, target, anchor_objects, loss=wise["loss"])
-    with pytest.raises(AttributeError, match="no attribute .name"):
+    with pytest.raises(AttributeError, match=r"no attribute .name"):
         icr.icr_loss(pred, target, anchor_objects, penalty=object.__new__(icr.Penalty))
     with forward_ad.dual_level():
         assert icr.icr_loss(pred, target, anchor_objects).grad_fn.name() not in ("IcrLossBackward", "LossBackward")

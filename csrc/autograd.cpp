@@ -238,35 +238,27 @@ bool read_place(PyObject* known, PyObject* name, int& place) {
   return place >= 0;
 }
 
-// The tuple that a name or an object stands for, or nothing.
-pybind11::object packed(const Specifications& known, PyObject* given) {
+// The numbers that a name or an object stands for. An object out of a file may be of another version of its class, and
+// reading one runs Python: what that raises, an interrupt too, is for the caller.
+bool read_packed(const Specifications& known, PyObject* given, std::initializer_list<int*> choices, double* numbers,
+                 size_t most) {
+  pybind11::object found;
   if (PyUnicode_CheckExact(given)) {
-    return pybind11::reinterpret_borrow<pybind11::object>(PyDict_GetItem(known.packed, given));
+    found = pybind11::reinterpret_borrow<pybind11::object>(PyDict_GetItem(known.packed, given));
+    if (!found) return false;
+  } else if (reinterpret_cast<PyObject*>(Py_TYPE(given)) == known.type) {
+    found = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttrString(given, "packed"));
+    if (!found) throw pybind11::error_already_set();
+  } else {
+    return false;
   }
-  if (reinterpret_cast<PyObject*>(Py_TYPE(given)) != known.type) return {};
-  PyObject* const found = PyObject_GetAttrString(given, "packed");
-  if (found == nullptr) PyErr_Clear();
-  return pybind11::reinterpret_steal<pybind11::object>(found);
-}
-
-// A loss that waits for a running mean is not ordinary.
-bool read_loss(PyObject* given, FullFormula<double>& formula) {
-  const pybind11::object found = packed(losses, given);
-  if (!found) return false;
-  formula.loss = int(PyLong_AsLong(PyTuple_GET_ITEM(found.ptr(), 0)));
-  formula.modifiers = int(PyLong_AsLong(PyTuple_GET_ITEM(found.ptr(), 1)));
-  const Py_ssize_t choices = 2, count = PyTuple_GET_SIZE(found.ptr()) - choices;
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    formula.of_loss[i] = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(found.ptr(), choices + i));
-  }
-  return (formula.modifiers & (kWise2 | kWise3)) == 0;
-}
-
-bool read_penalty(PyObject* given, FullFormula<double>& formula) {
-  const pybind11::object found = packed(penalties, given);
-  if (!found) return false;
-  formula.penalty = int(PyLong_AsLong(PyTuple_GET_ITEM(found.ptr(), 0)));
-  formula.numbers[kClamp] = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(found.ptr(), 1));
+  const size_t count = size_t(PyTuple_GET_SIZE(found.ptr()));
+  if (count > choices.size() + most) return false;
+  PyObject* const* const items = PySequence_Fast_ITEMS(found.ptr());
+  size_t i = 0;
+  for (int* const choice : choices) *choice = int(PyLong_AsLong(items[i++]));
+  for (; i < count; ++i) numbers[i - choices.size()] = PyFloat_AsDouble(items[i]);
+  if (PyErr_Occurred() != nullptr) throw pybind11::error_already_set();
   return true;
 }
 
@@ -339,7 +331,9 @@ bool read(PyObject* const* given, Py_ssize_t count, Arguments& a) {
 
   FullFormula<double>& formula = a.formula;
   int reduction;
-  if (!read_loss(given[kOfLoss], formula) || !read_penalty(given[kOfPenalty], formula) ||
+  if (!read_packed(losses, given[kOfLoss], {&formula.loss, &formula.modifiers}, formula.of_loss, kLossNumberCount) ||
+      (formula.modifiers & (kWise2 | kWise3)) != 0 ||  // these need a running mean
+      !read_packed(penalties, given[kOfPenalty], {&formula.penalty}, &formula.numbers[kClamp], 1) ||
       !read_place(box_formats, given[kOfBoxFormat], formula.box_format) ||
       !read_place(reductions, given[kOfReduction], reduction) || !PyBool_Check(given[kOfRelative]) ||
       !read_number(given[kOfPenaltyWeight], -double(FLT_MAX), formula.numbers[kPenaltyWeight]) ||

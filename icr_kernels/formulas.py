@@ -249,7 +249,7 @@ def wiou(p: Box, g: Box, eps: float) -> Tensor:
 
 
 def interp(p: Box, g: Box, eps: float, interpolation: float) -> Tensor:
-    # As seen from the target: beside it edges that are next to each other stay apart.
+    # As seen from the target, far fewer edges that are next to each other become one.
     x, y = constant(g.x1), constant(g.y1)
     target = Box(g.x1 - x, g.y1 - y, g.x2 - x, g.y2 - y)
     between = Box(*(c + (1 - interpolation) * (a - b) for a, b, c in zip(p, g, target, strict=True)))

@@ -227,7 +227,7 @@ def wiou(p, g, eps):
 @triton.jit
 def interp(p, g, eps, interpolation):
     """Liu and Watanabe 2025, InterpIoU: with the IoU of a box between both"""
-    # As seen from the target: beside it edges that are next to each other stay apart.
+    # As seen from the target, far fewer edges that are next to each other become one.
     x, y, share = -g.x1.value, -g.y1.value, 1.0 - interpolation
     target = Box(shift(g.x1, x), shift(g.y1, y), shift(g.x2, x), shift(g.y2, y))
     between = Box(

@@ -226,8 +226,15 @@ def test_what_is_not_ordinary_takes_the_long_way(monkeypatch):
     assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects, **wise))
     with pytest.raises(ValueError, match="wise_mean: expected the running mean"):
         icr.icr_loss(pred, target, anchor_objects, loss=wise["loss"])
+    of_another_version = icr.BoxLoss("mpdiou")
+    of_another_version.__dict__["numbers"] += (1.0,) * 1000
+    with pytest.raises(RuntimeError, match="expected a formula of 17 numbers, got 1017"):
+        icr.icr_loss(pred, target, anchor_objects, loss=of_another_version)
     with pytest.raises(AttributeError, match=r"no attribute .name"):
         icr.icr_loss(pred, target, anchor_objects, penalty=object.__new__(icr.Penalty))
+    with pytest.raises(TypeError, match="must be real number, not str"):
+        of_another_version.__dict__["numbers"] = ("640",)
+        icr.icr_loss(pred, target, anchor_objects, loss=of_another_version)
     with forward_ad.dual_level():
         assert icr.icr_loss(pred, target, anchor_objects).grad_fn.name() not in ("IcrLossBackward", "LossBackward")
     with torch.inference_mode():
@@ -236,6 +243,21 @@ def test_what_is_not_ordinary_takes_the_long_way(monkeypatch):
     assert not took_the_short_way(icr.icr_loss(pred, target, anchor_objects))
     with pytest.raises(ValueError, match="finite"):
         icr.icr_loss(pred, target * math.nan, anchor_objects)
+
+
+def test_an_interrupt_is_not_swallowed():
+    """While Python runs for the numbers of a loss."""
+
+    def interrupt(frame, event, argument):
+        if frame.f_code.co_name == "packed":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    pred, target, _ = pairs(9)
+    loss = icr.BoxLoss("mpdiou", width=100)
+    with pytest.raises(KeyboardInterrupt):
+        sys.setprofile(interrupt)
+        icr.box_iou_loss(pred, target, loss=loss)
 
 
 @every_direct_backend

@@ -31,11 +31,11 @@ class Machine(NamedTuple):
 
     def title(self) -> str:
         first = next(row for row in self.rows if row["implementation"] == "cpu")
-        commits = ", ".join(dict.fromkeys(row["commit"] for row in self.rows))
+        commits, dates = (", ".join(dict.fromkeys(row[each] for row in self.rows)) for each in ("commit", "date"))
         busy = "; **on a machine that others used: no number of it is to be quoted**" if is_busy(self.rows) else ""
         return (
             f"{first['device']}, {threads_of(self.threads)}, {first['instruction_set']}, torch {first['torch']}, "
-            f"icr_kernels {first['version']} ({commits}), {first['date']}{busy}"
+            f"icr_kernels {first['version']} ({commits}), {dates}{busy}"
         )
 
 

@@ -255,9 +255,13 @@ def test_an_interrupt_is_not_swallowed():
 
     pred, target, _ = pairs(9)
     loss = icr.BoxLoss("mpdiou", width=100)
-    with pytest.raises(KeyboardInterrupt):
-        sys.setprofile(interrupt)
-        icr.box_iou_loss(pred, target, loss=loss)
+    before = sys.getprofile()
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            icr.box_iou_loss(pred, target, loss=loss)
+    finally:
+        sys.setprofile(before)
 
 
 @every_direct_backend

@@ -165,37 +165,22 @@ ICR_INLINE Overlay<P, Q, S> overlay(const P& p, const Q& q, S eps) {
   return {p, q, eps};
 }
 
-// Corners as seen from a point: of two boxes beside each other, in numbers that are as small as they are.
-template <class B, class S>
-ICR_INLINE auto seen_from(const B& box, S x, S y) {
-  return box_with(box.x1 - x, box.y1 - y, box.x2 - x, box.y2 - y);
-}
-
-// The derivative of y with respect to the box at variable First, by what that box depends on; its value is 0.
-template <int First, class Y, class B>
-ICR_INLINE auto pulled_through(const Y& y, const B& box) {
-  using S = decltype(value_of(box.x1));
-  if constexpr ((vars_of<decltype(box.x1)> | vars_of<decltype(box.y1)>) == 0) {
-    return S(0);
-  } else {
-    return chain(S(0), partial<First>(y), box.x1, partial<First + 1>(y), box.y1) +
-           chain(S(0), partial<First + 2>(y), box.x2, partial<First + 3>(y), box.y2);
-  }
-}
-
-// The IoU of boxes that are functions of other boxes, differentiated with respect to their corners first: of equal
-// boxes that is exactly 0, and so is what it is multiplied by.
-template <class P, class Q, class S>
-ICR_INLINE auto iou_of_moved(const P& p, const Q& q, S eps) {
-  const Box<S> p_there{value_of(p.x1), value_of(p.y1), value_of(p.x2), value_of(p.y2)};
-  const Box<S> q_there{value_of(q.x1), value_of(q.y1), value_of(q.x2), value_of(q.y2)};
-  constexpr unsigned vars = vars_of<decltype(p.x1)> | vars_of<decltype(q.x1)>;
-  if constexpr (vars == 0) {
-    return overlay(p_there, q_there, eps).iou();
-  } else {
-    const auto y = overlay(variables<0>(p_there), variables<4>(q_there), eps).iou();
-    return value_of(y) + (pulled_through<0>(y, p) + pulled_through<4>(y, q));
-  }
+// The IoU of q and a box whose edges lie `by` beyond its own. Which edge is inside is the sign of a difference: edges
+// next to each other stay two. It is differentiated with respect to these differences and the sides first: of equal boxes
+// that is exactly 0, and so is what it is multiplied by.
+template <class D, class Q, class S>
+ICR_INLINE auto displaced_iou(const D& by, const Q& q, S eps) {
+  const auto apart = variables<0>(Box<S>{value_of(by.x1), value_of(by.y1), value_of(by.x2), value_of(by.y2)});
+  const Dual<S, 1u << 4> w{value_of(width(q)), {S(1)}};
+  const Dual<S, 1u << 5> h{value_of(height(q)), {S(1)}};
+  const auto shared = overlap_area(w + (ordered(apart.x2, S(0)).low - ordered(apart.x1, S(0)).high),
+                                   h + (ordered(apart.y2, S(0)).low - ordered(apart.y1, S(0)).high));
+  const auto other = area_of(w + width(apart), h + height(apart));
+  const auto iou = ratio(shared, area_of(w, h) + other - shared, eps);
+  const auto along_x = chain(S(0), partial<0>(iou), by.x1, partial<2>(iou), by.x2);
+  const auto along_y = chain(S(0), partial<1>(iou), by.y1, partial<3>(iou), by.y2);
+  const auto along_sides = chain(S(0), partial<4>(iou), width(q), partial<5>(iou), height(q));
+  return chain(value_of(iou), One{}, along_x, One{}, chain(S(0), One{}, along_y, One{}, along_sides));
 }
 
 // A list of losses or penalties; a variant's number is its place.

@@ -237,12 +237,10 @@ struct InterpIoU {
   static constexpr Parameter parameters[] = {{"interpolation"}};
   template <class P, class G, class S>
   ICR_INLINE static auto value(const P& p, const G& g, S eps, const S* n) {
-    const S x = constant(g.x1), y = constant(g.y1), rest = S(1) - n[0];
-    const auto from = seen_from(p, x, y);
-    const auto to = seen_from(g, x, y);
-    const auto between = box_with(to.x1 + (p.x1 - g.x1) * rest, to.y1 + (p.y1 - g.y1) * rest,
-                                  to.x2 + (p.x2 - g.x2) * rest, to.y2 + (p.y2 - g.y2) * rest);
-    return S(1) - overlay(from, to, eps).iou() + (S(1) - iou_of_moved(between, to, eps));
+    const S rest = S(1) - n[0];
+    const auto beyond_target = box_with((p.x1 - g.x1) * rest, (p.y1 - g.y1) * rest,
+                                        (p.x2 - g.x2) * rest, (p.y2 - g.y2) * rest);
+    return S(1) - overlay(p, g, eps).iou() + (S(1) - displaced_iou(beyond_target, g, eps));
   }
 };
 

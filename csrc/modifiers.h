@@ -22,14 +22,12 @@ using icr_kernels::kWiseB;
 // With that length as the unit the sides are what they were and the centres 1/ratio as far apart: nothing overflows.
 template <class P, class G, class S>
 ICR_INLINE auto inner_iou(const P& p, const G& g, S eps, S ratio_of_sides) {
-  const S x = constant(g.x1), y = constant(g.y1), per_side = reciprocal(ratio_of_sides);
-  const auto from = seen_from(p, x, y);
-  const auto to = seen_from(g, x, y);
+  const S per_side = reciprocal(ratio_of_sides);
   const auto apart = overlay(p, g, eps);
   const auto dx = apart.center_dx() * (per_side - S(1));
   const auto dy = apart.center_dy() * (per_side - S(1));
-  const auto moved = box_with(from.x1 + dx, from.y1 + dy, from.x2 + dx, from.y2 + dy);
-  return iou_of_moved(moved, to, eps * (per_side * per_side));
+  const auto beyond_target = box_with(p.x1 - g.x1 + dx, p.y1 - g.y1 + dy, p.x2 - g.x2 + dx, p.y2 - g.y2 + dy);
+  return displaced_iou(beyond_target, g, eps * (per_side * per_side));
 }
 
 // Zhang and Zhang 2024, Focaler-IoU (arXiv 2401.10525): min(max((IoU - d)/(u - d), 0), 1)

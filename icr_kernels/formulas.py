@@ -74,6 +74,11 @@ def center(box: Box) -> tuple[Tensor, Tensor]:
     return (box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2
 
 
+def center_offset(p: Box, q: Box) -> tuple[Tensor, Tensor]:
+    """From the centre of q to that of p, in the precision of how near they are, however far from the origin."""
+    return ((p.x1 - q.x1) + (p.x2 - q.x2)) / 2, ((p.y1 - q.y1) + (p.y2 - q.y2)) / 2
+
+
 def intersection(p: Box, q: Box) -> Tensor:
     overlap_x = torch.minimum(p.x2, q.x2) - torch.maximum(p.x1, q.x1)
     overlap_y = torch.minimum(p.y2, q.y2) - torch.maximum(p.y1, q.y1)
@@ -106,6 +111,20 @@ def iou_similarity(p: Box, q: Box, eps: float) -> Tensor:
     return intersection(p, q) / guard(union(p, q), eps)
 
 
+def displaced_similarity(by: Box, q: Box, eps: float) -> Tensor:
+    """The IoU of q and a box whose edges lie ``by`` beyond its own. Which edge is inside is the sign of a difference:
+    edges next to each other stay two."""
+    zero = torch.zeros_like(by.x1)
+
+    def along(first: Tensor, second: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+        shared = side + torch.minimum(second, zero) - torch.maximum(first, zero)
+        return torch.relu(shared), side + second - first
+
+    (shared_w, w), (shared_h, h) = along(by.x1, by.x2, width(q)), along(by.y1, by.y2, height(q))
+    shared = shared_w * shared_h
+    return shared / guard(area(q) + w * h - shared, eps)
+
+
 def containment(p: Box, a: Box, eps: float) -> Tensor:
     """|P intersected with A| / |P|: 1 exactly when P lies in A."""
     return intersection(p, a) / guard(area(p), eps)
@@ -122,9 +141,9 @@ def giou(p: Box, g: Box, eps: float) -> Tensor:
 
 def center_term(p: Box, g: Box, eps: float) -> Tensor:
     """rho2/c2"""
-    (px, py), (gx, gy) = center(p), center(g)
+    dx, dy = center_offset(p, g)
     c = enclosing(p, g)
-    rho2 = (px - gx) ** 2 + (py - gy) ** 2
+    rho2 = dx**2 + dy**2
     c2 = width(c) ** 2 + height(c) ** 2
     return rho2 / guard(c2, eps)
 
@@ -157,9 +176,8 @@ def side_error(a: Tensor, b: Tensor, eps: float) -> Tensor:
 
 
 def siou(p: Box, g: Box, eps: float) -> Tensor:
-    (px, py), (gx, gy) = center(p), center(g)
+    dx, dy = center_offset(p, g)
     c = enclosing(p, g)
-    dx, dy = px - gx, py - gy
     # The paper's Lambda = 1 - 2 sin2(asin(dy/sigma) - pi/4) is sin(2 asin(dy/sigma)), and that is rational.
     angle_cost = 2 * (dx * dy).abs() / guard(dx**2 + dy**2, eps)
     gamma = 2 - angle_cost
@@ -217,10 +235,10 @@ def shape(p: Box, g: Box, eps: float, exponent: float) -> Tensor:
     # 2 wg^s/(wg^s + hg^s), without powers that overflow.
     lean = bounded(exponent * torch.log(guard(width(g), eps) / guard(height(g), eps)), 40)
     along_y, along_x = 2 * torch.sigmoid(lean), 2 * torch.sigmoid(-lean)
-    (px, py), (gx, gy) = center(p), center(g)
+    dx, dy = center_offset(p, g)
     c = enclosing(p, g)
     c2 = guard(width(c) ** 2 + height(c) ** 2, eps)
-    distance = along_x * (px - gx) ** 2 / c2 + along_y * (py - gy) ** 2 / c2
+    distance = along_x * dx**2 / c2 + along_y * dy**2 / c2
     omega_w, omega_h = along_x * side_error(width(p), width(g), eps), along_y * side_error(height(p), height(g), eps)
     return iou(p, g, eps) + distance + ((1 - torch.exp(-omega_w)) ** 4 + (1 - torch.exp(-omega_h)) ** 4) / 2
 
@@ -242,18 +260,15 @@ def piou2(p: Box, g: Box, eps: float, attention: float) -> Tensor:
 
 
 def wiou(p: Box, g: Box, eps: float) -> Tensor:
-    (px, py), (gx, gy) = center(p), center(g)
+    dx, dy = center_offset(p, g)
     c = enclosing(p, g)
     c2 = constant(guard(width(c) ** 2 + height(c) ** 2, eps))
-    return torch.exp(((px - gx) ** 2 + (py - gy) ** 2) / c2) * iou(p, g, eps)
+    return torch.exp((dx**2 + dy**2) / c2) * iou(p, g, eps)
 
 
 def interp(p: Box, g: Box, eps: float, interpolation: float) -> Tensor:
-    # As seen from the target, far fewer edges that are next to each other become one.
-    x, y = constant(g.x1), constant(g.y1)
-    target = Box(g.x1 - x, g.y1 - y, g.x2 - x, g.y2 - y)
-    between = Box(*(c + (1 - interpolation) * (a - b) for a, b, c in zip(p, g, target, strict=True)))
-    return iou(p, g, eps) + iou(between, target, eps)
+    beyond_target = Box(*((1 - interpolation) * (a - b) for a, b in zip(p, g, strict=True)))
+    return iou(p, g, eps) + 1 - displaced_similarity(beyond_target, g, eps)
 
 
 def sd(p: Box, g: Box, eps: float, delta: float, area: float | Tensor) -> Tensor:
@@ -264,17 +279,17 @@ def sd(p: Box, g: Box, eps: float, delta: float, area: float | Tensor) -> Tensor
 
 
 def nwd(p: Box, g: Box, eps: float, constant: float | Tensor) -> Tensor:
-    (px, py), (gx, gy) = center(p), center(g)
+    dx, dy = center_offset(p, g)
     sides = (width(p) - width(g)) ** 2 + (height(p) - height(g)) ** 2
-    return 1 - torch.exp(-root((px - gx) ** 2 + (py - gy) ** 2 + sides / 4) / constant)
+    return 1 - torch.exp(-root(dx**2 + dy**2 + sides / 4) / constant)
 
 
 def gcd(p: Box, g: Box, eps: float) -> Tensor:
-    (px, py), (gx, gy) = center(p), center(g)
+    dx, dy = center_offset(p, g)
 
     def distance2(of: Box) -> Tensor:
         w, h = guard(width(of), eps), guard(height(of), eps)
-        centers = bounded((px - gx) / w) ** 2 + bounded((py - gy) / h) ** 2
+        centers = bounded(dx / w) ** 2 + bounded(dy / h) ** 2
         return centers + (bounded((width(p) - width(g)) / w) ** 2 + bounded((height(p) - height(g)) / h) ** 2) / 4
 
     return 1 - torch.exp(-root((distance2(p) + distance2(g)) / 2))
@@ -286,14 +301,14 @@ _MOST_SIDES = 1e9
 
 def divergence(p: Box, q: Box, eps: float) -> Tensor:
     """KL(P || Q) of Gaussians with the centres and half the sides of both boxes."""
-    (px, py), (qx, qy) = center(p), center(q)
+    dx, dy = center_offset(p, q)
 
     def along(distance: Tensor, side: Tensor, other: Tensor) -> Tensor:
         other, side = guard(other, eps), guard(side, eps)
         sides, offset = side / other, bounded(2 * distance / other, _MOST_SIDES)
         return offset**2 / 2 + (bounded(sides, _MOST_SIDES) ** 2 - 1) / 2 - torch.log(sides)
 
-    return along(px - qx, width(p), width(q)) + along(py - qy, height(p), height(q))
+    return along(dx, width(p), width(q)) + along(dy, height(p), height(q))
 
 
 def kld(p: Box, g: Box, eps: float, tau: float) -> Tensor:
@@ -307,10 +322,10 @@ def reverse_kld(p: Box, g: Box, eps: float, tau: float) -> Tensor:
 def inner_similarity(p: Box, g: Box, eps: float, ratio: float) -> Tensor:
     """The IoU of both boxes with sides ``ratio`` times as long about their centres. With that length as the unit the
     sides are what they were and the centres 1/ratio as far apart: nothing overflows."""
-    (px, py), (gx, gy) = center(p), center(g)
-    dx, dy = (px - gx) * (1 / ratio - 1), (py - gy) * (1 / ratio - 1)
-    shared = intersection(Box(p.x1 + dx, p.y1 + dy, p.x2 + dx, p.y2 + dy), g)
-    return shared / guard(area(p) + area(g) - shared, eps / ratio**2)
+    dx, dy = center_offset(p, g)
+    x, y = dx * (1 / ratio - 1), dy * (1 / ratio - 1)
+    beyond_target = Box(p.x1 - g.x1 + x, p.y1 - g.y1 + y, p.x2 - g.x2 + x, p.y2 - g.y2 + y)
+    return displaced_similarity(beyond_target, g, eps / ratio**2)
 
 
 def modified_loss(loss: BoxLoss, p: Box, g: Box, eps: float, scale: float | Tensor, mean: Tensor | None) -> Tensor:

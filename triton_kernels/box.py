@@ -13,6 +13,7 @@ from .number import (
     chain,
     greater,
     lesser,
+    literal,
     maximum,
     minimum,
     overlap_area,
@@ -179,17 +180,23 @@ def similarity(p, q, eps):
 
 
 @triton.jit
-def similarity_of_moved(p, q, eps):
-    """IoU of boxes that are functions of other boxes. It is differentiated with respect to their corners first: that
-    derivative of two equal boxes is exactly 0, and so is what it is multiplied by."""
-    y = similarity(variables(values_of(p), 0, 8), variables(values_of(q), 4, 8), eps)
-    of_p = add(
-        chain(y.value, y.partials[0], p.x1, y.partials[1], p.y1), chain(0.0, y.partials[2], p.x2, y.partials[3], p.y2)
+def displaced_similarity(by, q, eps):
+    """IoU of q and a box whose edges lie ``by`` beyond its own. Which edge is inside is the sign of a difference: edges
+    next to each other stay two. It is differentiated with respect to these differences and the sides first: of equal
+    boxes that is exactly 0, and so is what it is multiplied by."""
+    apart = variables(values_of(by), 0, 6)
+    w, h = variable(width(q).value, 4, 6), variable(height(q).value, 5, 6)
+    zero = literal(0.0, w)
+    shared = overlap_area(
+        add(w, subtract(minimum(apart.x2, zero), maximum(apart.x1, zero))),
+        add(h, subtract(minimum(apart.y2, zero), maximum(apart.y1, zero))),
     )
-    of_q = add(
-        chain(0.0, y.partials[4], q.x1, y.partials[5], q.y1), chain(0.0, y.partials[6], q.x2, y.partials[7], q.y2)
-    )
-    return add(of_p, of_q)
+    other = area_of(add(w, width(apart)), add(h, height(apart)))
+    iou = ratio(shared, subtract(add(area_of(w, h), other), shared), eps)
+    along_x = chain(iou.value, iou.partials[0], by.x1, iou.partials[2], by.x2)
+    along_y = chain(0.0, iou.partials[1], by.y1, iou.partials[3], by.y2)
+    along_sides = chain(0.0, iou.partials[4], width(q), iou.partials[5], height(q))
+    return add(along_x, add(along_y, along_sides))
 
 
 @triton.jit

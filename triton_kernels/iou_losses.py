@@ -9,11 +9,11 @@ from .box import (
     Box,
     centre_dx,
     centre_dy,
+    displaced_similarity,
     enclosing_height,
     enclosing_width,
     height,
     similarity,
-    similarity_of_moved,
     union,
     width,
 )
@@ -227,16 +227,14 @@ def wiou(p, g, eps):
 @triton.jit
 def interp(p, g, eps, interpolation):
     """Liu and Watanabe 2025, InterpIoU: with the IoU of a box between both"""
-    # As seen from the target, far fewer edges that are next to each other become one.
-    x, y, share = -g.x1.value, -g.y1.value, 1.0 - interpolation
-    target = Box(shift(g.x1, x), shift(g.y1, y), shift(g.x2, x), shift(g.y2, y))
-    between = Box(
-        add(target.x1, scale(subtract(p.x1, g.x1), share)),
-        add(target.y1, scale(subtract(p.y1, g.y1), share)),
-        add(target.x2, scale(subtract(p.x2, g.x2), share)),
-        add(target.y2, scale(subtract(p.y2, g.y2), share)),
+    rest = 1.0 - interpolation
+    beyond_target = Box(
+        scale(subtract(p.x1, g.x1), rest),
+        scale(subtract(p.y1, g.y1), rest),
+        scale(subtract(p.x2, g.x2), rest),
+        scale(subtract(p.y2, g.y2), rest),
     )
-    return add(iou(p, g, eps), one_minus(similarity_of_moved(between, target, eps)))
+    return add(iou(p, g, eps), one_minus(displaced_similarity(beyond_target, g, eps)))
 
 
 @triton.jit

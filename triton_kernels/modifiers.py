@@ -8,7 +8,7 @@ import triton.language as tl
 
 from icr_kernels import specifications
 
-from .box import Box, centre_dx, centre_dy, similarity, similarity_of_moved
+from .box import Box, centre_dx, centre_dy, displaced_similarity, similarity
 from .number import add, constant, literal, one_minus, power, ratio, relu, scale, shift, subtract
 
 INNER, FOCALER = tl.constexpr(specifications.INNER), tl.constexpr(specifications.FOCALER)
@@ -49,8 +49,13 @@ def inner(p, g, eps, sides):
     none moves."""
     further = 1.0 / sides - 1.0
     dx, dy = scale(centre_dx(p, g), further), scale(centre_dy(p, g), further)
-    moved = Box(add(p.x1, dx), add(p.y1, dy), add(p.x2, dx), add(p.y2, dy))
-    return similarity_of_moved(moved, g, eps / (sides * sides))
+    beyond_target = Box(
+        add(subtract(p.x1, g.x1), dx),
+        add(subtract(p.y1, g.y1), dy),
+        add(subtract(p.x2, g.x2), dx),
+        add(subtract(p.y2, g.y2), dy),
+    )
+    return displaced_similarity(beyond_target, g, eps / (sides * sides))
 
 
 @triton.jit

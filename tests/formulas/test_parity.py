@@ -308,13 +308,27 @@ def test_normalised_coordinates(loss, penalty, backend):
 
 
 @every_backend
-@pytest.mark.parametrize("loss", [*LOSS_NAMES, icr.BoxLoss("ciou", inner=0.7), icr.BoxLoss("giou", inner=1.3)], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *LOSS_NAMES,
+        *(icr.BoxLoss("interp", interpolation=interpolation) for interpolation in (0.0, 0.5)),
+        *(icr.BoxLoss("ciou", inner=0.7), icr.BoxLoss("giou", inner=1.3)),
+    ],
+    ids=str,
+)
 def test_gradient_where_edges_are_next_to_each_other(loss, backend):
-    """One step of float32 apart, far from the origin: which of them is inside decides the derivative."""
-    pred, target = (500 + rows for rows in pairs(64, dtype=torch.float32)[:2])
-    row, edge = torch.arange(64), torch.arange(64) % 4
-    side = torch.where(row % 8 < 4, 0.0, 2000.0)
-    pred[row, edge] = torch.nextafter(target[row, edge], side)
+    """One or three steps of float32 apart, near the origin and far from it: which of them is inside decides the
+    derivative."""
+    row = torch.arange(960)
+    edge, leftwards, steps = row % 4, row // 4 % 2 == 0, 1 + row // 8 % 2 * 2
+    shift = torch.tensor([500.0, 0.0, 100.0, -1000.0, -30.0])[row // 16 % 5, None]
+    pred, target = (shift + rows for rows in pairs(len(row), dtype=torch.float32)[:2])
+    side = torch.where(leftwards, -1e4, 1e4)
+    near = target[row, edge]
+    for step in range(3):
+        near = torch.where(step < steps, torch.nextafter(near, side), near)
+    pred[row, edge] = near
     boxes = [rows.to(device_of(backend)) for rows in (pred, target)]
     options = {"loss": loss, "reduction": "none"}
     found = evaluate(icr.box_iou_loss, *boxes, **options, backend=backend)

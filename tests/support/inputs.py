@@ -66,7 +66,7 @@ RESTING = [
     (loss, backend)
     for backend in BACKENDS
     for loss in LOSS_NAMES
-    if backend != "reference" or loss in (*COMMON_LOSS_NAMES, "mpdiou", "shape", "piou", "wiou", *DISTANCES)
+    if backend != "reference" or loss in (*COMMON_LOSS_NAMES, "mpdiou", "shape", "piou", "wiou", "interp", *DISTANCES)
 ]
 # Each modifier on some losses, and all together.
 MODIFIED = (

@@ -52,13 +52,11 @@ def load_tile(data, rows, keep):
 
 @triton.jit
 def load_columns(boxes, rows, keep):
-    first = boxes.data + rows * boxes.row_stride
-    return Box(
-        tl.load(first, keep, 0.0),
-        tl.load(first + boxes.column_stride, keep, 0.0),
-        tl.load(first + 2 * boxes.column_stride, keep, 0.0),
-        tl.load(first + 3 * boxes.column_stride, keep, 0.0),
-    )
+    x1 = boxes.data + rows * boxes.row_stride
+    y1 = x1 + boxes.column_stride
+    x2 = y1 + boxes.column_stride
+    y2 = x2 + boxes.column_stride
+    return Box(tl.load(x1, keep, 0.0), tl.load(y1, keep, 0.0), tl.load(x2, keep, 0.0), tl.load(y2, keep, 0.0))
 
 
 @triton.jit

@@ -236,9 +236,9 @@ def copies_of(case: Case, count: int) -> list[Inputs]:
     ]
 
 
-def calls_in_graph(name: str, pairs: int) -> int:
+def calls_in_graph(name: str, count_of_bytes: float) -> int:
     """Enough for what is around a graph not to count; eager code makes hundreds of nodes per call."""
-    return 2 if name.startswith("eager") else max(2, min(20, 2**28 // (64 * pairs)))
+    return 2 if name.startswith("eager") else max(2, min(20, int(2**28 // count_of_bytes)))
 
 
 # Rows
@@ -279,12 +279,12 @@ def device_row(case: Case, name: str, quantity: str) -> list[Row]:
     if name == "eager, torchvision":
         note = "not measured: it waits for the device, so no graph can hold it"
         return [row("device", case, quantity, name, "us", note=note)]
-    count = calls_in_graph(name, case.pairs)
     call = functools.partial(CALLS[quantity], case, name)
-    times = quantiles(device_times(call, copies_of(case, count)))
     if case.name in (*SELECTIONS, assignment.NAME):
-        return [row("device", case, quantity, name, "us", **times)]
+        return [row("device", case, quantity, name, "us", **quantiles(device_times(call, copies_of(case, 2))))]
     floor, of_a_pair = floor_of(case, quantity)
+    count = calls_in_graph(name, of_a_pair * case.pairs)
+    times = quantiles(device_times(call, copies_of(case, count)))
     least = floor_time(floor, round(of_a_pair * case.pairs), count)
     return [
         row(
@@ -372,8 +372,9 @@ Job = tuple[str, Callable[[Case, str, str], list[Row]], Case, str, str]
 
 
 def stage(name: str) -> int:
-    """This package comes first; what has to be compiled last, and last of all what is compiled for each shape."""
-    return (name not in OURS) + name.startswith("torch.compile") + name.endswith(", static")
+    """This package comes first, and what takes no time to compile; last of all what is compiled for each shape."""
+    others = name not in OURS
+    return (name == "triton") + 2 * others + name.startswith("torch.compile") + name.endswith(", static")
 
 
 def is_target(figure: str, case: Case, quantity: str) -> bool:

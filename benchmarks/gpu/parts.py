@@ -59,11 +59,16 @@ class Run:
     folder: Path
     rehearses: bool = False
     environment: dict[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
+    imports_from: Path | None = None  # None: what is installed
 
     @property
     def site(self) -> Path:
         """Where a wheel is unpacked."""
         return self.folder / "site"
+
+    def machine(self) -> dict[str, str]:
+        file = self.folder / "machine.json"
+        return json.loads(file.read_text()) if file.exists() else {}
 
     def log(self, name: str) -> Path:
         path = self.folder / "logs" / f"{name}.log"
@@ -77,6 +82,7 @@ class Run:
 
     def import_from(self, site: Path) -> None:
         """The package that lies there comes before the source tree."""
+        self.imports_from = site
         self.environment |= {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
 
 
@@ -199,9 +205,10 @@ def install(run: Run, limit: float) -> Outcome:
         is_new, about_wheel = wheel_to_bring_along()
         return Outcome(is_new or way == "as installed", f"{summary}; {about_wheel}")
     status, output = run.program("machine", [sys.executable, "-c", MACHINE], end - time.monotonic())
-    if status != 0:
+    machine = [line for line in output.splitlines() if line.startswith("{")]  # among what others may print
+    if status != 0 or not machine:
         return Outcome(False, f"{summary}, but torch does not say what machine this is", output.splitlines()[-4:])
-    (run.folder / "machine.json").write_text(output.splitlines()[-1] + "\n")
+    (run.folder / "machine.json").write_text(machine[-1] + "\n")
     differs = difference(run.site) if way.startswith("from") else None
     return Outcome(
         differs is None, summary + (f", whose {differs} is not that of the source tree" if differs else ""), said
@@ -247,22 +254,32 @@ def measure(name: str, *arguments: str) -> Callable[[Run, float], Outcome]:
 # Tests
 
 
-def tests(name: str, *arguments: str, processes: int = 1) -> Callable[[Run, float], Outcome]:
-    """Tests of one backend, on several processes where pytest-xdist is installed."""
+HANGS = 60  # seconds after which a test of a part has hung
+
+
+def tests(name: str, *arguments: str, processes: int) -> Callable[[Run, float], Outcome]:
+    """Tests of one backend, on several processes where pytest-xdist is installed: a kernel that faults takes the device
+    from its process, and another one goes on. So it does after a test that hangs, where pytest-timeout is installed."""
 
     def part(run: Run, limit: float) -> Outcome:
         if importlib.util.find_spec("pytest") is None:
             return Outcome(False, f"pytest is not installed for {sys.executable}")
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--continue-on-collection-errors", *arguments]
-        command += ["-p", "benchmarks.gpu.pytest_plugin"]
+        # The source tree is not on the path: its package, which has no extensions, would come before an unpacked one.
+        command += ["-p", "benchmarks.gpu.pytest_plugin", "-o", "pythonpath=tests/support"]
+        if run.imports_from is not None:
+            command.append(f"--expect-package-in={run.imports_from}")
+        if importlib.util.find_spec("pytest_timeout") is not None:
+            command += [f"--timeout={HANGS}", "--timeout-method=thread"]
         environment = {}
         if run.rehearses:
             status, output = run.program(name, [*command, "--collect-only", "--as-if-there-were-a-gpu"], limit)
             return Outcome(status == 0, (output.splitlines() or ["no output"])[-1], output.splitlines()[-DETAILS:])
         cores = os.cpu_count() or 1
-        if processes > 1 and importlib.util.find_spec("xdist") is not None:
+        if importlib.util.find_spec("xdist") is not None:
             workers = min(processes, cores)
-            command += ["-n", str(workers)]
+            # Few at a time, or one process would have all tests that compile.
+            command += ["-n", str(workers), "--maxschedchunk=4"]
             environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
         record = run.log(name).with_suffix(".jsonl")
         record.unlink(missing_ok=True)
@@ -366,31 +383,48 @@ PARTS = {
     ),
     "gpu-tests": Part(
         "what only a GPU can show, on cuda",
-        tests("gpu-tests", "tests/operators/test_gpu.py", "-k", "not triton"),
+        tests("gpu-tests", "tests/operators/test_gpu.py", "-k", "not triton", processes=2),
         60,
         90,
     ),
     "tests": Part(
         "all other tests that use cuda",
-        tests("tests", "tests", "--ignore=tests/operators/test_gpu.py", "--only-backend", "cuda", processes=12),
+        tests(
+            "tests",
+            *("tests/formulas", "tests/matching", "tests/operators", "--ignore=tests/operators/test_gpu.py"),
+            *("--only-backend", "cuda"),
+            processes=12,
+        ),
         70,
-        100,
+        130,
     ),
-    "sanitizers": Part("compute-sanitizer's four tools", sanitize, 100, 160),
+    "peers": Part(
+        "cuda beside other people's code, eager first, then compiled",
+        measure("peers", "--only", "^(?!triton$)"),
+        130,
+        170,
+    ),
     "triton-tests": Part(
         "what only a GPU can show, on triton",
-        tests("triton-tests", "tests/operators/test_gpu.py", "--only-backend", "triton", processes=4),
+        tests("triton-tests", "tests/operators/test_gpu.py", "--only-backend", "triton", processes=12),
         80,
         110,
     ),
-    "peers": Part(
-        "cuda and triton beside other people's code, eager first, then compiled",
-        measure("peers"),
-        150,
-        170,
+    "sanitizers": Part("compute-sanitizer's four tools", sanitize, 100, 160),
+    "triton-formulas": Part(
+        "every loss and penalty on triton",
+        tests("triton-formulas", "tests/formulas/test_parity.py", "--only-backend", "triton", processes=12),
+        60,
+        100,
+    ),
+    "triton-times": Part(
+        "triton end to end, its launches and its memory",
+        measure("triton-times", "--figures", "end to end", "counts", "--only", "^triton$"),
+        40,
+        60,
     ),
 }
 RUNS = {
     "first": ("install", "times", "gpu-tests", "tests"),
-    "second": ("install", "sanitizers", "triton-tests", "peers"),
+    "second": ("install", "peers", "triton-tests", "sanitizers", "triton-formulas", "triton-times"),
 }

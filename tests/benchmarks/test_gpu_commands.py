@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import emulated
 from benchmarks import readme, results, tables
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import parts
@@ -218,6 +219,18 @@ def test_rehearsal(tmp_path):
     for part, least in (least_of | {"triton-tests": 40, "triton-formulas": 200, "triton-times": 10}).items():
         assert int(re.match(r"\d+", endings[part])[0]) >= least, endings[part]
     assert 140 <= int(re.match(r"\d+", endings["sanitizers"])[0]) <= 170
+
+
+@pytest.mark.skipif(emulated.compiler() is None, reason="the emulation takes g++")
+def test_tests_hand_no_tensors_of_the_cpu_to_a_gpu():
+    """One of each function that the run has on the backend cuda."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests' / 'support'}{os.pathsep}{ROOT}"}
+    command_line = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command_line += ["-p", "imaginary_device", "--only-backend", "emulated"]
+    command_line += ["tests/formulas", "tests/matching", "tests/operators"]
+    finished = subprocess.run(command_line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout[-6000:] + finished.stderr
+    assert int(re.search(r"(\d+) passed", finished.stdout)[1]) > 300
 
 
 def test_tests_are_those_of_the_package_that_was_unpacked(tmp_path):

@@ -111,17 +111,18 @@ def test_terms_without_anchor_objects(loss, dtype, backend):
 def assert_terms_match_reference(*boxes: Tensor | None, backend: str, **options) -> None:
     """With a gradient from above that differs from term to term: none may leak into another."""
 
-    def terms_and_gradients(function, boxes, **more):
+    def terms_and_gradients(function, boxes, **options):
         leaves = [rows if rows is None else rows.detach().requires_grad_() for rows in boxes]
-        terms = function(*leaves, **options, **more)
+        terms = function(*leaves, **options)
         used = [term for term in terms if term.requires_grad]
         upstreams = [weight * upstream(term).flip(0) for weight, term in zip((1.0, -2.0, 3.0, 0.5), used, strict=False)]
         leaves = [rows for rows in leaves if rows is not None]
         return terms, torch.autograd.grad(used, leaves, upstreams)
 
-    terms, gradients = terms_and_gradients(icr.icr_terms, boxes, backend=backend)
+    terms, gradients = terms_and_gradients(icr.icr_terms, boxes, backend=backend, **options)
     wide = [rows if rows is None else rows.cpu().double() for rows in boxes]
-    true_terms, true_gradients = terms_and_gradients(reference.icr_terms, wide)
+    on_cpu = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in options.items()}
+    true_terms, true_gradients = terms_and_gradients(reference.icr_terms, wide, **on_cpu)
     for name, term, truth in zip(terms._fields, terms, true_terms, strict=True):
         assert_close(term.detach(), truth.detach(), name)
     for name, gradient, truth in zip(BOXES, gradients, true_gradients, strict=False):

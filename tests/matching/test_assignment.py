@@ -397,7 +397,7 @@ def test_no_gradient_flows(backend):
 
 @every_quick_backend
 def test_no_tangent_passes(backend):
-    scene = dense_scene("trained", 15)
+    scene = {name: tensor.to(device_of(backend)) for name, tensor in dense_scene("trained", 15).items()}
     boxes = scene.pop("boxes")
     _, tangent = torch.func.jvp(
         lambda boxes: assign(**scene, boxes=boxes, backend=backend).score, (boxes,), (torch.ones_like(boxes),)

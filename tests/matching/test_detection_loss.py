@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import icr_kernels as icr
-from detection_scenes import LOGITS, Scene, assert_as_reference, detection_loss, detection_scene, evaluated, leaves
+from detection_scenes import (
+    LOGITS,
+    Scene,
+    assert_as_reference,
+    detection_loss,
+    detection_scene,
+    evaluated,
+    leaves,
+    on_device_of,
+)
 from frameworks import torchvision
 from icr_kernels import builds
 from inputs import (
@@ -165,6 +174,7 @@ def test_gradients_are_derivatives(backend, bins, loss, weighting):
         scene[name] = icr.Assignment(*first) if name == "assignment" else first[0]
     scene |= {name: scene[name][:9] for name in ("points", "strides")}
     assert (scene["assignment"].index >= 0).sum() > 2
+    scene = on_device_of(backend, scene)
     weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
 
     def function(box_logits: Tensor, class_logits: Tensor) -> icr.DetectionTerms:

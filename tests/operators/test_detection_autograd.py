@@ -16,7 +16,7 @@ from detection_scenes import (
     detection_scene,
     evaluated,
     leaves,
-    moved,
+    on_device_of,
 )
 from inputs import (
     EMULATED,
@@ -32,13 +32,13 @@ from tolerances import assert_close, same_bits
 
 @every_backend
 def test_each_term_has_a_gradient_of_its_own(backend):
-    scene = leaves(detection_scene(17))
+    scene = leaves(on_device_of(backend, detection_scene(17)))
     terms = detection_loss(scene, backend, penalty="containment")
     wanted = [scene[name] for name in LOGITS]
     for number, term in enumerate(terms):
         gradients = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True, materialize_grads=True)
         assert [bool((gradient != 0).any()) for gradient in gradients] == [number != 1, number == 1]
-    gains = torch.tensor([0.5, 2.0, 3.0, 4.0], requires_grad=True)
+    gains = torch.tensor([0.5, 2.0, 3.0, 4.0], device=device_of(backend), requires_grad=True)
     total = (torch.stack(terms) * gains).sum()
     of_gains, *both = torch.autograd.grad(total, (gains, *wanted), retain_graph=True)
     assert_close(of_gains, torch.stack(terms).detach(), "gains")
@@ -75,7 +75,7 @@ def test_only_what_is_wanted(backend, name):
 
 @every_compiled_backend
 def test_a_second_derivative_is_an_error(backend):
-    scene = leaves(detection_scene(19))
+    scene = leaves(on_device_of(backend, detection_scene(19)))
     (gradient,) = torch.autograd.grad(
         detection_loss(scene, backend).box, scene["box_logits"], create_graph=True, retain_graph=True
     )
@@ -93,12 +93,14 @@ def test_tangents_are_those_of_the_reference(backend):
     tangent = torch.randn(scene["box_logits"].shape, dtype=torch.float64)
 
     def box(name: str):
+        given = on_device_of(name, scene | {"tangent": tangent})
+        along = given.pop("tangent")
         return torch.func.jvp(
-            lambda logits: detection_loss(scene | {"box_logits": logits}, name).box, (scene["box_logits"],), (tangent,)
+            lambda logits: detection_loss(given | {"box_logits": logits}, name).box, (given["box_logits"],), (along,)
         )
 
     for found, truth in zip(box(backend), box("reference"), strict=True):
-        torch.testing.assert_close(found, truth)
+        torch.testing.assert_close(found.cpu(), truth)
 
 
 TRANSFORMS = {
@@ -115,8 +117,7 @@ TRANSFORMS = {
 @every_quick_compiled_backend
 def test_under_transforms(backend, name, transform):
     """What autograd makes of the kernels."""
-    scene = detection_scene(20, dtype=torch.float64, size=32, most=4, bins=2, classes=2)
-    scene = {key: moved(value, device_of(backend)) for key, value in scene.items()}
+    scene = on_device_of(backend, detection_scene(20, dtype=torch.float64, size=32, most=4, bins=2, classes=2))
 
     def function(logits: Tensor) -> Tensor:
         return sum(detection_loss(scene | {name: logits}, backend, penalty="log"))
@@ -136,7 +137,9 @@ def test_operators_keep_the_contract_of_the_dispatcher(backend):
     """Schema, fake kernels with static and dynamic shapes, and the way through AOTAutograd, for each operator."""
     with OperatorCalls() as calls:
         for is_channels_first, dtype in ((True, torch.float32), (False, torch.float16)):
-            scene = detection_scene(28, size=32, is_channels_first=is_channels_first, dtype=dtype)
+            scene = on_device_of(
+                backend, detection_scene(28, size=32, is_channels_first=is_channels_first, dtype=dtype)
+            )
             options = {"class_weight": torch.ones(5), "normalizer": torch.tensor(3.0)} if is_channels_first else {}
             evaluated(scene, backend, penalty="containment", **options)
             leaf = scene["box_logits"].clone().requires_grad_()
@@ -161,8 +164,8 @@ def test_few_operators_and_no_synchronisation(backend):
                 self.names.append(operator.name())
             return operator(*args, **(kwargs or {}))
 
-    scene = leaves(detection_scene(29) | {"assignment": None})
-    total = torch.ones(4)
+    scene = leaves(on_device_of(backend, detection_scene(29) | {"assignment": None}))
+    total = torch.ones(4, device=device_of(backend))
     with Calls() as calls:
         terms = detection_loss(scene, backend)
         torch.autograd.backward(terms, tuple(total.unbind()))

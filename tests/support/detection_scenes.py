@@ -68,9 +68,13 @@ def moved(value: Any, device: str) -> Any:
     return icr.Assignment(*(each.to(device) for each in value)) if isinstance(value, icr.Assignment) else value
 
 
+def on_device_of(backend: str, scene: Scene) -> Scene:
+    return {name: moved(value, device_of(backend)) for name, value in scene.items()}
+
+
 def detection_loss(scene: Scene, backend: str, dtype: torch.dtype | None = None, **options: Any) -> icr.DetectionTerms:
     """Of a scene, in another dtype if so asked. Anchor objects count only with a penalty."""
-    arguments = {name: moved(value, device_of(backend)) for name, value in (scene | options).items()}
+    arguments = on_device_of(backend, scene | options)
     if dtype is not None:
         for name in (*LOGITS, "points", "strides", "truth"):
             arguments[name] = arguments[name].to(dtype)

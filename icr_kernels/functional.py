@@ -40,6 +40,8 @@ _LOSS = f"""
 
 _PENALTY = """
         penalty: "containment", "inverse", "log", "pull" or "containment+pull"; or a `Penalty`, for another clamp.
+            "pull" moves the box as a rigid body: sides are constant under differentiation and edges follow the centre.
+            So the gradient of both that have it is not the slope of their value, and gradcheck fails.
         penalty_weight: what the penalty is multiplied by before it is added to the box loss.
         relative: penalise only what exceeds the target's own penalty, relu(pen(P, A) - pen(G, A)), so that a label that
             sticks out of its anchor object stays the optimum."""

@@ -1,5 +1,6 @@
 """The losses as modules: they hold the options and call the functions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from .specifications import BoxLoss, Penalty, box_loss
 _WISE = """
 
     Of a `BoxLoss` that is ``wise`` the module has the running mean of 1 - IoU, the buffer ``wise_mean``, as part of
-    its state. It begins at 1; in training, not in evaluation, each call moves it by ``wise_momentum`` towards the mean
-    of its pairs that count (of those of all processes with ``average_over_ranks``) before it is used."""
+    its state; a model that is cast to half precision keeps it in float32. It begins at 1; in training, not in
+    evaluation, each call moves it by ``wise_momentum`` towards the mean of its pairs that count (of those of all
+    processes with ``average_over_ranks``) before it is used."""
 
 
 class _WithMean(nn.Module):
@@ -29,12 +31,22 @@ class _WithMean(nn.Module):
 
     def _keep_mean(self, loss: str | BoxLoss, momentum: float, average_over_ranks: bool) -> None:
         is_wise = box_loss(loss).wise is not None
-        self.register_buffer("wise_mean", torch.ones(()) if is_wise else None)
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("wise_mean", torch.ones((), dtype=dtype) if is_wise else None)
         arguments.flag("average_over_ranks", average_over_ranks)
         self.of_mean: dict[str, Any] = {
             "momentum": arguments.number("wise_momentum", momentum, 0, 1),
             "average_over_ranks": average_over_ranks,
         }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Half precision would round the steps of the mean away: a cast to it moves the mean to its device alone."""
+        before = self.wise_mean
+        super()._apply(fn, recurse)
+        after: Any = self.wise_mean
+        if before is not None and after.dtype not in (torch.float32, torch.float64):
+            self.wise_mean = before.to(after.device)
+        return self
 
     def _updated_mean(self, pred: Tensor, target: Tensor, **pairs: Any) -> Tensor | None:
         """The mean to use now. A copy: a backward pass that is still to come needs it as it is."""

@@ -180,6 +180,8 @@ LOSSES = (*COMMON_LOSSES, *FURTHER_LOSSES)
 # Those without an IoU, which modifiers change.
 DISTANCES = ("nwd", "gcd", "kld", "reverse_kld")
 
+_RIGID = "w and h in T, whose edges follow the centre"
+
 # s = containment, |P intersected with A| / |P|; T = overhang of P over A, in sides of P, summed over both axes.
 PENALTIES = (
     Variant("containment", "1 - s", "[0, 1]", "idea: Ning and Han 2025, arXiv 2508.14343"),
@@ -197,8 +199,8 @@ PENALTIES = (
         "idea: Ning and Han 2025, arXiv 2508.14343",
         (Parameter("clamp", 0.01, 1e-6, 1.0, "the least containment that counts"),),
     ),
-    Variant("pull", "T/(1 + T)", "[0, 1)", "this package"),
-    Variant("containment+pull", "(1 - s) + T/(1 + T)", "[0, 2)", "this package"),
+    Variant("pull", "T/(1 + T)", "[0, 1)", "this package", held_constant=_RIGID),
+    Variant("containment+pull", "(1 - s) + T/(1 + T)", "[0, 2)", "this package", held_constant=_RIGID),
 )
 
 # Without anchor objects there is no penalty; the kernels know that by this name.

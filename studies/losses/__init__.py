@@ -163,6 +163,14 @@ def penalties() -> str:
             f"`{each.name}` {number(each.default)}, {number(each.least)} to {number(each.most)}"
             for each in variant.parameters
         )
-        return f"`{variant.name}`", variant.formula, parameters, variant.value_range, variant.source
+        return (
+            f"`{variant.name}`",
+            variant.formula,
+            parameters,
+            variant.value_range,
+            variant.held_constant,
+            variant.source,
+        )
 
-    return markdown(("`penalty=`", "value", "parameter", "range", "source"), map(line, PENALTIES))
+    head = ("`penalty=`", "value", "parameter", "range", "constant under differentiation", "source")
+    return markdown(head, map(line, PENALTIES))

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+import icr_kernels as icr
 import studies.losses
 from frameworks import need
 from icr_kernels.variants import FURTHER_LOSSES, LOSS_NAMES, LOSSES, PENALTIES, Parameter
@@ -51,7 +52,48 @@ def test_every_loss_has_a_section_that_says_what_the_registry_does():
 
 def test_every_penalty_has_a_row():
     for variant in PENALTIES:
-        assert any(line.startswith(f"| `{variant.name}` | {variant.formula} |") for line in TEXT.splitlines())
+        (line,) = (line for line in TEXT.splitlines() if line.startswith(f"| `{variant.name}` | {variant.formula} |"))
+        assert f"| {variant.held_constant} |" in line
+
+
+def test_something_is_held_constant_where_the_gradient_is_not_the_slope():
+    """Both are taken of each function on its own, the slope by differences."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 10 * torch.rand(2, 50, 2, generator=generator, dtype=torch.float64)
+    pred, other = torch.cat((corners, corners + 2 + 4 * torch.rand(corners.shape, generator=generator)), -1)
+
+    def losses_of(pred, name):
+        return icr.box_iou_loss(pred, other, loss=name, reduction="none", backend="reference")
+
+    def penalties_of(pred, name):
+        terms = icr.icr_terms(pred, other, other, loss="iou", penalty=name, penalty_weight=0.0, backend="reference")
+        return terms.penalty
+
+    for function, variants in ((losses_of, LOSSES), (penalties_of, PENALTIES)):
+        for variant in variants:
+            leaf = pred.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(function(leaf, variant.name).sum(), leaf)
+            steps = 1e-6 * torch.eye(4, dtype=torch.float64)
+            slope = torch.stack(
+                [(function(pred + h, variant.name) - function(pred - h, variant.name)) / 2e-6 for h in steps], -1
+            )
+            is_slope = torch.allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+            assert is_slope == (variant.held_constant == "nothing"), variant.name
+
+
+def test_who_sees_that_a_gradcheck_fails_finds_why():
+    pred, cars = (torch.tensor([[0.0, 0, 4, 4]], dtype=torch.float64) + shift for shift in (0.0, 3.0))
+
+    def passes(name):
+        def penalty(boxes):
+            return icr.icr_terms(boxes, cars, cars, loss="iou", penalty=name, backend="reference").penalty
+
+        return torch.autograd.gradcheck(penalty, pred.clone().requires_grad_(), raise_exception=False)
+
+    assert passes("containment") and not passes("pull") and not passes("containment+pull")
+    section = squeezed(TEXT.partition("## Penalties")[2].partition("\n## ")[0])
+    for text in (section, squeezed(icr.icr_loss.__doc__)):
+        assert "gradcheck" in text and "rigid body" in text
 
 
 def test_every_further_loss_says_what_it_was_checked_against():

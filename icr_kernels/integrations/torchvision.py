@@ -41,7 +41,8 @@ def enable_icr(
     Args:
         model: a `RetinaNet`, `FCOS` or `FasterRCNN` of torchvision, not wrapped.
         pairs: to each part the name or names of its wholes.
-        names: of the classes, by their label: a sequence (whose first is the background of Faster R-CNN) or a mapping.
+        names: of the classes, by their label: a sequence with one for each class of the model (the first is the
+            background of Faster R-CNN), or a mapping.
         weight: of the term, in the sum of the losses.
         penalty, relative: as of `icr_loss`.
         min_containment: a part of which no whole contains at least this share has no anchor object.
@@ -57,7 +58,7 @@ def enable_icr(
 
     Raises:
         ImportError: torchvision is missing or of a version that is not supported.
-        TypeError, ValueError: another model, an unknown class, a wrong name or number.
+        TypeError, ValueError: another model, an unknown class, a wrong name, number or count of names.
     """
     framework("torchvision", "0.20", "1")
     relations = Relations(pairs, names, min_containment=min_containment)
@@ -68,11 +69,25 @@ def enable_icr(
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
     if isinstance(model, (RetinaNet, FCOS)):
+        classifier = getattr(model.head, "classification_head", None)
+        _one_for_each_class(names, getattr(classifier, "num_classes", None))
         return _enable(terms, model.head, _DenseLoss(model.head, terms), ["compute_loss"])
     if isinstance(model, FasterRCNN):
         heads = model.roi_heads
+        classifier = getattr(heads.box_predictor, "cls_score", None)
+        _one_for_each_class(names, getattr(classifier, "out_features", None))
         return _enable(terms, heads, _RegionLoss(heads, terms), ["forward", "select_training_samples"])
     raise TypeError(f"model: expected a RetinaNet, FCOS or FasterRCNN of torchvision, got {type(model).__name__}")
+
+
+def _one_for_each_class(names: Sequence[str] | Mapping[int, str], classes: int | None) -> None:
+    """A sequence of another length would shift labels; a mapping may leave classes out. ``classes``: None, where a part
+    of the user's own does not say."""
+    if not isinstance(names, Mapping) and classes not in (None, len(names)):
+        raise ValueError(
+            f"names: expected one for each of the {classes} classes of the model, or a mapping from label to name, "
+            f"got {len(names)}"
+        )
 
 
 def _enable(terms: "_Terms", module: Any, loss: Any, methods: list[str]) -> Handle:

@@ -3,7 +3,10 @@
 import copy
 import io
 import pickle
+import re
+import warnings
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,8 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet  # noqa: E4
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
 from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
 
+from icr_kernels import Relations  # noqa: E402
+from icr_kernels.integrations.handle import Record  # noqa: E402
 from icr_kernels.integrations.torchvision import enable_icr  # noqa: E402
 
 NAMES = ["background", "car", "plate", "tree"]
@@ -336,3 +341,37 @@ def test_errors(pairs, options, error, message):
 def test_other_models_are_refused():
     with pytest.raises(TypeError, match="model: expected a RetinaNet, FCOS or FasterRCNN of torchvision, got Backbone"):
         enable_icr(Backbone(), PAIRS, NAMES)
+
+
+@every_model
+@pytest.mark.parametrize("names", [["car", "plate"], [*NAMES, "bus"]], ids=["fewer", "more"])
+def test_names_are_one_for_each_class(name, names):
+    """Labels would be shifted, or some without a name. A mapping may leave some out."""
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+    model = model_of(name)
+    if name == "faster_rcnn":
+        enable_icr(model, PAIRS, names).disable()  # how many classes this predictor has cannot be known
+        model.roi_heads.box_predictor = FastRCNNPredictor(16, 4)
+    message = (
+        f"names: expected one for each of the 4 classes of the model, or a mapping from label to name, got {len(names)}"
+    )
+    with pytest.raises(ValueError, match=rf"^{message}$"):
+        enable_icr(model, PAIRS, names)
+    assert "loss_icr" not in step(model)[0]
+    for accepted in (NAMES, {CAR: "car", PLATE: "plate"}):
+        handle = enable_icr(model, PAIRS, accepted)
+        step(model)
+        assert handle.statistics.paired > 0
+
+
+def test_a_run_without_a_pair_is_warned_of_after_the_steps_that_the_page_names():
+    page = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text()
+    (named,) = re.findall(r"in whose first (\d+) training steps no part is paired", " ".join(page.split()))
+    record = Record(Relations({"plate": "car"}, ["car", "plate"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(int(named) - 1):
+            record.step()
+    with pytest.warns(UserWarning, match=f"in {named} training steps no part was paired"):
+        record.step()

@@ -2,7 +2,7 @@
 query to a target costs. Nothing here makes a matrix of all pairs of a batch, or waits for a device."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,13 @@ class Matcher:
             )
         arguments.flag("allow_low_quality_matches", allow_low_quality_matches)
         self.allow_low_quality_matches = allow_low_quality_matches
-        self._function, self._backend = arguments.pair_function(kind, eps, box_format), backend
+        self._function = arguments.pair_function(kind, eps, box_format)
+        self._given: dict[str, Any] = {"kind": kind, "eps": eps, "box_format": box_format, "backend": backend}
+
+    def __repr__(self) -> str:
+        thresholds = ("high_threshold", "low_threshold", "allow_low_quality_matches")
+        options = {**{name: getattr(self, name) for name in thresholds}, **self._given}
+        return f"Matcher({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
     def __call__(
         self,
@@ -122,14 +128,14 @@ class Matcher:
         of `pairwise_max`; a box in an image without ground truth is -1."""
         names = ("ground_truth", "boxes", "ground_truth_group", "group")
         matrix = arguments.sets(ground_truth, boxes, ground_truth_group, group, names=names)
-        of_boxes = partial(select, matrix, self._function, -2, self._backend)
+        of_boxes = partial(select, matrix, self._function, -2, self._given["backend"])
         values, best = of_boxes()
         matches = torch.where(values < self.high_threshold, self.BETWEEN_THRESHOLDS, best)
         matches = torch.where(values < self.low_threshold, self.BELOW_LOW_THRESHOLD, matches)
         matches = torch.where(best < 0, self.BELOW_LOW_THRESHOLD, matches)
         if not self.allow_low_quality_matches:
             return matches
-        most = select(matrix, self._function, -1, self._backend).values
+        most = select(matrix, self._function, -1, self._given["backend"]).values
         # A box reaches the most of a ground truth where the difference from it is 0.
         reaches = of_boxes(offset=most).values == 0
         return torch.where(reaches, best, matches)

@@ -241,3 +241,18 @@ def test_matcher_errors():
         icr.Matcher(0.5, 0.4, kind="IoU")
     with pytest.raises(ValueError, match="group: expected a tensor, because ground_truth_group is one, got None"):
         icr.Matcher(0.5, 0.4)(torch.ones(2, 4), torch.ones(2, 4), ground_truth_group=torch.zeros(2).long())
+
+
+def test_matcher_shows_its_options():
+    """What it shows is how it is made."""
+    loss = icr.BoxLoss("nwd", constant=3.0)
+    for matcher in (
+        icr.Matcher(0.5, 0.4),
+        icr.Matcher(0.7, 0.3, True, kind=loss, eps=1e-9, box_format="cxcywh", backend="reference"),
+    ):
+        again = eval(repr(matcher), {"Matcher": icr.Matcher, "BoxLoss": icr.BoxLoss})
+        assert vars(again) == vars(matcher)
+    assert repr(matcher) == (
+        "Matcher(high_threshold=0.7, low_threshold=0.3, allow_low_quality_matches=True, "
+        "kind=BoxLoss('nwd', constant=3.0), eps=1e-09, box_format='cxcywh', backend='reference')"
+    )

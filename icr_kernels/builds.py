@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+_NO_CUDA = "this torch was built without CUDA"
+
 
 def _source_tree() -> str | None:
     """Advice, where what was imported is the source tree and not an installation, an editable one included: only there
@@ -38,7 +40,7 @@ def _load(name: str, advice: str) -> tuple[Any, str | None]:
 
 def _load_cuda() -> tuple[Any, str | None]:
     if torch.version.cuda is None:
-        return None, "this torch was built without CUDA"
+        return None, _NO_CUDA
     build, error = _load(
         "_C_cuda", "install the CUDA toolkit (nvcc) and reinstall icr_kernels without build isolation to build it"
     )
@@ -73,6 +75,12 @@ cpu_build, CPU_ERROR = _load("_C", "install a C++17 compiler (GCC or Clang) and 
 cuda_build, CUDA_ERROR = _load_cuda()
 autograd_build, AUTOGRAD_ERROR = _load_autograd()
 
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors: slow, for debugging."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 # Earlier versions lack what the kernels are written with.
 _OLDEST_TRITON = (3, 4)
 
@@ -84,6 +92,8 @@ def _triton_error() -> str | None:
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
+        if torch.version.cuda is None and not triton_interpreted():
+            return _NO_CUDA
         return f"Triton is not installed; `pip install triton` (at least {oldest})"
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST_TRITON:
         return f"Triton {version} is too old; the kernels need at least {oldest}"
@@ -91,8 +101,3 @@ def _triton_error() -> str | None:
 
 
 TRITON_ERROR = _triton_error()
-
-
-def triton_interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, on CPU tensors: slow, for debugging."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -410,7 +410,15 @@ def test_triton_that_is_missing_or_too_old_is_told(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert builds._triton_error() == "Triton is not installed; `pip install triton` (at least 3.4)"
+    # Without CUDA only the interpreter has a use for Triton.
+    for cuda, interpreted, expected in (
+        ("12.8", "0", "Triton is not installed; `pip install triton` (at least 3.4)"),
+        (None, "1", "Triton is not installed; `pip install triton` (at least 3.4)"),
+        (None, "0", "this torch was built without CUDA"),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+        assert builds._triton_error() == expected
 
 
 def test_backend_that_cannot_run_these_tensors_says_why(extension):

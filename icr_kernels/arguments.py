@@ -247,6 +247,9 @@ def matched(
         _device(argument, values, pred_boxes.device, "pred_boxes")
     _device("pred_logits", pred_logits, pred_boxes.device, "pred_boxes")
     _device("target_boxes", target_boxes, pred_boxes.device, "pred_boxes")
+    if CHECK_VALUES:
+        names = "target_boxes", "target_labels", "target_image"
+        _that_exist(names, target_boxes, target_labels, target_image, pred_logits)
 
 
 def labelled(boxes: Tensor, labels: Tensor, image: Tensor | None, parent_idx: Tensor | None) -> None:
@@ -447,14 +450,17 @@ def _ground_truth(truth: Tensor, labels: Tensor, image: Tensor, scores: Tensor, 
     for argument, tensor in (("truth", truth), ("labels", labels), ("image", image)):
         _device(argument, tensor, boxes.device, of)
     if CHECK_VALUES:
-        _assignable(truth, labels, image, *scores.shape[::2])
+        _that_exist(("truth", "labels", "image"), truth, labels, image, scores)
 
 
-def _assignable(truth: Tensor, labels: Tensor, image: Tensor, images: int, classes: int) -> None:
-    """Opt-in: finite boxes, labels and images that there are, in every row that is not negative."""
+def _that_exist(names: tuple[str, str, str], boxes: Tensor, labels: Tensor, image: Tensor, scores: Tensor) -> None:
+    """Opt-in: finite boxes, and labels and images that there are, in every row whose image is not negative. ``scores``
+    are those of the images' classes."""
+    of_boxes, of_labels, of_image = names
+    images, classes = scores.shape[::2]
     counts = image >= 0
-    _finite("truth", truth, counts)
-    for argument, values, count, of in (("labels", labels, classes, "classes"), ("image", image, images, "images")):
+    _finite(of_boxes, boxes, counts)
+    for argument, values, count, of in ((of_labels, labels, classes, "classes"), (of_image, image, images, "images")):
         outside = counts & ((values < 0) | (values >= count))
         if outside.any():
             raise ValueError(f"{argument}: expected one of {count} {of}, got {int(values[outside][0])}")

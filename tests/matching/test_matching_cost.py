@@ -287,3 +287,24 @@ COST_ERRORS = [
 def test_cost_errors(options, error, message):
     with pytest.raises(error, match=message):
         icr.detr_matching_cost(**{**scene(), **options})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("target_labels", 11, "target_labels: expected one of 11 classes, got 11"),
+        ("target_labels", -3, "target_labels: expected one of 11 classes, got -3"),
+        ("target_image", 4, "target_image: expected one of 4 images, got 4"),
+        ("target_boxes", math.nan, "target_boxes: expected finite boxes, got 1 that are not"),
+    ],
+)
+def test_values_are_checked_on_request(argument, value, message, monkeypatch):
+    given = scene()
+    given[argument][2] = value
+    assert icr.detr_matching_cost(**given)[2].isnan().all(), "unasked they are told by a row of NaN"
+    monkeypatch.setattr("icr_kernels.arguments.CHECK_VALUES", True)
+    with pytest.raises(ValueError, match=rf"^{message}$"):
+        icr.detr_matching_cost(**given)
+    assert icr.detr_matching_cost(**scene()).isfinite().all()
+    given["target_image"][2] = -1  # of no image: it may hold anything, as a row of the assignment
+    assert icr.detr_matching_cost(**given)[2].isnan().all()

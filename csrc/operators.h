@@ -108,8 +108,14 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, Scala
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
-                                                  static_cast<int32_t>(dtype), device_type, device_index, &handle));
+  if (aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), static_cast<int32_t>(dtype),
+                               device_type, device_index, &handle) != AOTI_TORCH_SUCCESS) {
+    double elements = 1;
+    for (const int64_t size : shape) elements *= double(size);
+    // In the words that trainers look for, to try again with a smaller batch.
+    STD_TORCH_CHECK(false, device_type == aoti_torch_device_type_cuda() ? "CUDA" : "CPU",
+                    " out of memory. icr_kernels tried to allocate a tensor of ", elements, " elements");
+  }
   return Tensor(handle);
 }
 
@@ -237,8 +243,9 @@ Tensor scaled_of(const ScalingCall& call) {
   const Backend backend(call.gradient);
   STD_TORCH_CHECK(call.gradient.scalar_type() == ScalarType::Float || call.gradient.scalar_type() == ScalarType::Double,
                   "icr_kernels: gradient: expected float32 or float64");
-  STD_TORCH_CHECK(!call.in_place || call.gradient.is_contiguous(),
-                  "icr_kernels: gradient: expected a contiguous tensor to scale in place");
+  STD_TORCH_CHECK(!call.in_place || (call.gradient.is_contiguous() &&
+                                     reinterpret_cast<uintptr_t>(call.gradient.data_ptr()) % 16 == 0),
+                  "icr_kernels: gradient: expected a contiguous tensor, at a multiple of 16 bytes, to scale in place");
   const Tensor gradient =
       call.gradient.is_contiguous() ? call.gradient : torch::stable::contiguous(call.gradient);
   Inputs inputs(5);

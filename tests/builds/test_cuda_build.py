@@ -109,6 +109,37 @@ def test_extension_serves_every_torch_and_every_cuda_version(cuda_extension):
     assert "aoti_torch_get_current_cuda_stream" in undefined and "cudaLaunchKernel" not in undefined
 
 
+DRIVER = """
+#include <stdlib.h>
+int cuDriverGetVersion(int* version) { *version = 99990; return 0; }  // newer than any runtime
+int cuInit(unsigned flags) { abort(); }
+"""
+VERSIONS = """
+import importlib.util, os, sys, torch
+sys.setdlopenflags(os.RTLD_LAZY)  # a torch without CUDA has no streams of it
+spec = importlib.util.spec_from_file_location("_C_cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(*module.cuda_versions())
+"""
+
+
+def test_driver_is_asked_for_its_version_and_not_initialised(cuda_extension, tmp_path):
+    """Or, once this package is imported, no forked process could use a GPU, and CUDA_VISIBLE_DEVICES would count no
+    more: Ultralytics sets it when it begins to train."""
+    (tmp_path / "driver.c").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", str(tmp_path / "driver.c"), "-o", str(library)], check=True)
+    extension = next((cuda_extension / "lib" / "icr_kernels").glob("_C_cuda*.so"))
+    asked = subprocess.run(
+        [sys.executable, "-c", VERSIONS, str(extension)],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert asked.returncode == 0 and asked.stdout.startswith("99990 "), asked.stderr
+
+
 @needs_nvcc
 @pytest.mark.parametrize("chosen", ["8.0 Nonsense", "7", "native"])
 def test_wrong_architectures_are_refused(chosen):

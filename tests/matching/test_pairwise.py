@@ -1,6 +1,7 @@
 """The matrix of all pairs of two sets of boxes: against the reference, the aligned losses and torchvision."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -308,6 +309,16 @@ def test_operators_keep_their_contract(backend):
     assert names == operators_over_sets(backend)
     for operator, arguments, _ in calls.found:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@every_quick_compiled_backend
+def test_more_than_there_is_memory_for(backend):
+    """In PyTorch's words: trainers look for them, and try again with a smaller batch."""
+    device = device_of(backend)
+    boxes = torch.rand(1, 4, device=device).expand(10**8, 4)
+    message = f"{device.upper()} out of memory. icr_kernels tried to allocate a tensor of 1e+16 elements"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        icr.pairwise_iou(boxes, boxes, backend=backend)
 
 
 @every_quick_compiled_backend

@@ -260,8 +260,9 @@ def test_operators_refuse_what_they_cannot_scale():
     """They are public: nothing is read beyond a factor, and nothing is lost in a copy."""
     operators = torch.ops.icr_kernels
     rows = torch.ones(8, 4)
-    with pytest.raises(RuntimeError, match="gradient: expected a contiguous tensor to scale in place"):
-        operators.scaled_(torch.ones(4, 8).t(), torch.tensor(3.0), None)
+    for misplaced in (torch.ones(4, 8).t(), torch.ones(33)[1:].view(8, 4)):
+        with pytest.raises(RuntimeError, match="gradient: expected a contiguous tensor, at a multiple of 16 bytes"):
+            operators.scaled_(misplaced, torch.tensor(3.0), None)
     with pytest.raises(RuntimeError, match="gradient: expected float32 or float64"):
         operators.scaled_(rows.half(), torch.tensor(3.0), None)
     with pytest.raises(RuntimeError, match="table_index: expected one for each of 8 pairs"):

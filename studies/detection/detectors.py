@@ -170,7 +170,8 @@ def _enabled(model: Any, training: Training) -> Handle:
 
         def mislead(trainer: Any) -> None:
             criterion = trainer.model.criterion
-            criterion.terms = criterion.terms._replace(relations=InAnother(pairs, trainer.model.names))
+            terms = criterion.changes.terms._replace(relations=InAnother(pairs, trainer.model.names))
+            criterion.changes = criterion.changes._replace(terms=terms)
 
         model.add_callback(EVENT, mislead)
     return handle

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.torchvision_without_extension import make_importable
+from icr_kernels.integrations.ultralytics.start import EVENT
 from ultralytics_training import (
     data_set,
     environment,
@@ -23,9 +24,16 @@ def ultralytics(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def yolo(ultralytics):
-    """What `enable_icr` is given where a test trains a network without its trainer."""
+def _yolo(ultralytics):
     return ultralytics.YOLO("yolo11n.yaml")
+
+
+@pytest.fixture
+def yolo(_yolo):
+    """What `enable_icr` is given where a test trains a network without its trainer. What it has switched on ends with
+    it."""
+    yield _yolo
+    _yolo.callbacks[EVENT].clear()
 
 
 @pytest.fixture(scope="module")

@@ -123,11 +123,15 @@ def test_the_sum_by_hand(yolo):
 
 
 def test_the_last_call_counts(yolo):
-    """A model has the penalty or the small-object term, and either is switched off by what switched it on."""
+    """A model has the penalty or the small-object term, and either is switched off by what switched it on. That one
+    replaces the other is said, where the line of the user is."""
     model, given = network("yolo11n"), batch()
     stock, *_ = step(model, given)
     begin(yolo, model, weight=5.0)
-    small = begin(yolo, model, enable=enable_small_object_term, weight=0.0)
+    message = "^icr_kernels: enable_small_object_term replaces the term of enable_icr: a model has one$"
+    with pytest.warns(UserWarning, match=message) as caught:
+        small = begin(yolo, model, enable=lambda yolo: enable_small_object_term(yolo, weight=0.0))
+    assert [each.filename for each in caught] == [__file__]
     assert step(model, given)[0] == stock
     assert repr(small).startswith("Handle(Statistics(steps=1")
 

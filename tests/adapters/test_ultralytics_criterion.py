@@ -15,11 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import icr_kernels as icr
 from assigner_scenes import ties_as_on_a_gpu
 from frameworks import need
-from icr_kernels.integrations.ultralytics import accelerate, detection, enable_icr, enable_small_object_term
+from icr_kernels.integrations.ultralytics import (
+    accelerate,
+    detection,
+    enable_box_loss,
+    enable_icr,
+    enable_small_object_term,
+)
 from icr_kernels.integrations.ultralytics.assigner import AssignerInPlace
 from icr_kernels.integrations.ultralytics.detection import LossInPlace
 from icr_kernels.integrations.ultralytics.in_place import heads
-from icr_kernels.integrations.ultralytics.start import EVENT
 from ultralytics_steps import PAIRS, batch, begin, network, random_batch, step
 from ultralytics_training import NAMES, SIZE, assert_same_losses, globals_of, logged, train
 
@@ -35,13 +40,11 @@ accelerated = functools.partial(accelerate, criterion=True)
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(request):
-    """Whatever a test has switched on is of its own trainings alone. Equals are taken as the stock assigner takes them
-    on a GPU, the first: on a CPU it takes any, and the test of the assigner counts what comes of that."""
+def the_first_of_equals():
+    """As the stock assigner takes it on a GPU: on a CPU it takes any, and the test of the assigner counts what comes of
+    that."""
     with ties_as_on_a_gpu():
         yield
-    if "yolo" in request.fixturenames:
-        request.getfixturevalue("yolo").callbacks[EVENT].clear()
 
 
 def is_accelerated(model) -> bool:
@@ -388,6 +391,9 @@ TERMS = {
     "another loss": functools.partial(
         enable_icr, pairs=PAIRS, iou_loss=icr.BoxLoss("mpdiou", width=SIZE, height=SIZE, inner=0.8)
     ),
+    "another loss alone": functools.partial(
+        enable_box_loss, loss=icr.BoxLoss("mpdiou", width=SIZE, height=SIZE, focaler=(0.1, 0.9))
+    ),
     "small objects": functools.partial(
         enable_small_object_term, weight=3.0, loss=lambda pred, target: (pred - target).abs().mean(-1) / SIZE
     ),
@@ -413,7 +419,7 @@ def test_together_with_a_term(yolo, family, term, term_first):
     assert handles[term].statistics == pytest.approx(of_alone.statistics, rel=ROUNDING, nan_ok=True)
     assert handles[term].statistics.positives > 0
     for head in heads(model.criterion.stock):
-        assert "terms" not in vars(head)
+        assert "changes" not in vars(head)
 
     of_stock = results(model.init_criterion(), found, given)
     for number, each in enumerate(order):

@@ -87,8 +87,9 @@ def test_penalty_and_uniform_term_add_up(yolo, family):
     parts = {"enable": enable_small_object_term, "names": ["plate"], "weight": 0.7}
     alone = []
     for options in ({"weight": 0.3}, parts):
-        begin(yolo, model, **options)
+        term = begin(yolo, model, **options)
         alone.append(step(model, given)[:2])
+        term.disable()
     term = begin(yolo, model, weight=0.3, box_term=0.7)
     ours, items, _ = step(model, given)
     assert ours - stock == pytest.approx(sum(each - stock for each, _ in alone), rel=1e-3)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from frameworks import need
-from icr_kernels.integrations.ultralytics import enable_icr, enable_small_object_term
+from icr_kernels.integrations.ultralytics import enable_box_loss, enable_icr, enable_small_object_term
 from ultralytics_steps import batch, is_dict, network
 from ultralytics_training import (
     NAMES,
+    assert_same_losses,
     globals_of,
     logged,
     small_detr,
@@ -66,6 +67,19 @@ def test_training_with_a_small_object_term(ultralytics, data, tmp_path):
     if is_dict(network("yolo11n"), batch()):
         assert all(float(row[f"{part}/uniform_loss"]) > 0 for row in rows for part in ("train", "val"))
         assert not any("icr_loss" in name for name in rows[0])
+    assert "icr_kernels" not in globals_of(run / "weights/last.pt")
+
+
+def test_training_with_a_box_loss(ultralytics, data, tmp_path):
+    """That of the stock criterion by its name: every loss that is logged is the stock one, in columns of that name."""
+    stock = logged(train(ultralytics.YOLO("yolo11n.yaml"), data, tmp_path / "stock"))
+    model = ultralytics.YOLO("yolo11n.yaml")
+    other = enable_box_loss(model, "ciou")
+    run = train(model, data, tmp_path / "ours")
+    assert other.statistics.steps == 4 and other.statistics.positives > 0
+    rows = logged(run)
+    assert [list(row) for row in rows] == [list(row) for row in stock]
+    assert_same_losses(rows, stock)
     assert "icr_kernels" not in globals_of(run / "weights/last.pt")
 
 

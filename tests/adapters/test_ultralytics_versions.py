@@ -19,7 +19,7 @@ import pytest
 
 from frameworks import ALL, need
 from icr_kernels.integrations.ultralytics import ranks
-from icr_kernels.integrations.ultralytics.start import EVENT, TermsStart
+from icr_kernels.integrations.ultralytics.start import EVENT, Start
 from ultralytics_training import data_set, environment, globals_of
 
 need("ultralytics")
@@ -32,12 +32,14 @@ PAIRS = {"plate": "car"}
 WEIGHT_0 = {"pairs": PAIRS, "weight": 0.0}
 # An untrained RT-DETR has small boxes: next to none is punished, but each has a loss of its own.
 STRONG = {"pairs": PAIRS, "weight": 3.0, "box_term": 1.0}
+# Of 8.0.201 an RT-DETR is trained, of 8.3.63 a YOLO: the stock losses of their boxes.
+OF_STOCK = {"yolov8n-rtdetr": "giou", "yolov8n": "ciou"}
 ACCELERATED = {
     "yolov8n": {"family": "yolov8n"},
     "assigner": {"family": "yolov8n", "accelerate": {}},
     "loss-and-term": {"family": "yolov8n", "accelerate": {"criterion": True}, "enable": WEIGHT_0},
 }
-TWO = {"family": "yolov8n", "enable": {"pairs": PAIRS}, "on_two_cpus": True, "train": {"epochs": 1}}
+TWO = {"family": "yolov8n", "enable": {"pairs": PAIRS}, "box_loss": "siou", "on_two_cpus": True, "train": {"epochs": 1}}
 RANKS = {"ranks": {**TWO, "accelerate": {"criterion": True}}}
 
 
@@ -47,6 +49,9 @@ def with_term(family: str) -> dict[str, dict]:
         "weight-0": {"family": family, "enable": WEIGHT_0},
         "weight-3": {"family": family, "enable": STRONG},
         "resumed": {"family": family, "enable": STRONG, "resumes": "weight-3"},
+        "stock-box-loss": {"family": family, "box_loss": OF_STOCK[family]},
+        "box-loss": {"family": family, "box_loss": "nwd"},
+        "box-loss-resumed": {"family": family, "box_loss": "nwd", "resumes": "box-loss"},
     }
 
 
@@ -154,6 +159,23 @@ def test_older_versions(runs, family):
     assert resumed.statistics["steps"] == 2 and resumed.statistics["paired"] > 0
 
 
+@pytest.mark.parametrize(("runs", "family"), [("8.0.201", "yolov8n-rtdetr"), ("8.3.63", "yolov8n")], indirect=["runs"])
+def test_a_box_loss_of_older_versions(runs, family):
+    """The one that is stock anyway leaves every loss as it is but for rounding; another is in its column, in training
+    and validation; a checkpoint is stock, and a run is resumed from it."""
+    stock, same, other, resumed = (runs[name] for name in (family, "stock-box-loss", "box-loss", "box-loss-resumed"))
+    column = "giou_loss" if "rtdetr" in family else "box_loss"
+    for row, of_stock in zip(same.losses, stock.losses, strict=True):
+        assert row == pytest.approx(of_stock, rel=1e-3)
+    assert f"Loss of boxes: {OF_STOCK[family]}, in {column}\n" in same.output and "ICR penalty" not in same.output
+    assert other.losses[0].keys() == stock.losses[0].keys()
+    for part in ("train", "val"):
+        assert abs(other.losses[0][f"{part}/{column}"] / stock.losses[0][f"{part}/{column}"] - 1) > 0.01
+    assert "icr_kernels" not in globals_of(other.folder / "first.pt")
+    assert (other.statistics["steps"], resumed.statistics["steps"]) == (4, 2)
+    assert resumed.statistics["positives"] > 0 and f"Loss of boxes: nwd, in {column}\n" in resumed.output
+
+
 @versions("8.0.201", "8.3.63")
 def test_an_accelerated_training_of_older_versions(runs):
     """Every loss that is printed is the stock one, with the assigner alone, and with the whole loss and a term of
@@ -168,14 +190,14 @@ def test_an_accelerated_training_of_older_versions(runs):
 
 @versions("8.3.63", INSTALLED)
 def test_every_rank_trains_with_the_term(runs):
-    """And with the loss: two processes with gloo, started by Ultralytics' own launcher, with a trainer of the
+    """And with the losses: two processes with gloo, started by Ultralytics' own launcher, with a trainer of the
     user's."""
     run = runs["ranks"]
     column = "box_loss" if run.version == "8.3.63" else "icr_loss"
     assert f"ICR penalty: plate in car, weight 0.5 (uniform), in {column}" in run.output
     assert len(run.ranks) == 2
     assert all(rank["criterion"] == "YoloCriterion" and rank["paired"] > 0 for rank in run.ranks)
-    assert all(rank["is_accelerated"] for rank in run.ranks)
+    assert all(rank["is_accelerated"] and rank["box_loss"] == "siou" for rank in run.ranks)
     assert run.statistics["steps"] == 0  # they stay in the ranks
 
 
@@ -210,7 +232,7 @@ def test_ranks_that_the_user_starts(monkeypatch):
 
     class Trainer:
         def __init__(self):
-            self.callbacks = {EVENT: [TermsStart(None)]}
+            self.callbacks = {EVENT: [Start("enable_icr")]}
             self.args = types.SimpleNamespace(device="0,1")
 
         def train(self):

@@ -44,10 +44,12 @@ class TwoCpus(DetectionTrainer):
     def _do_train(self, *world_size: int) -> None:
         super()._do_train(*world_size)
         criterion = self.model.module.criterion
-        terms, stock = getattr(criterion, "terms", None), getattr(criterion, "stock", criterion)
+        terms, other = getattr(criterion, "changes", (None, None))
+        stock = getattr(criterion, "stock", criterion)
         note = {
             "criterion": type(criterion).__name__,
             "is_accelerated": all(isinstance(each, InPlace) for each in (stock, stock.assigner)),
-            "paired": terms.options.record.statistics().paired if terms else None,
+            "paired": terms.record.statistics().paired if terms else None,
+            "box_loss": other.loss if other else None,
         }
         Path(self.save_dir, f"rank{os.environ['RANK']}.json").write_text(json.dumps(note))

@@ -151,10 +151,15 @@ def own_train(base: Any, data: Path, folder: Path) -> Any:
 
 
 def train_as(task: dict[str, Any], folder: Path, data: Path) -> Any:
-    """The handle of its term, if it has one."""
+    """The handle of its term, if it has one, or of its box loss."""
     import ultralytics
 
-    from icr_kernels.integrations.ultralytics import accelerate, enable_icr, enable_small_object_term
+    from icr_kernels.integrations.ultralytics import (
+        accelerate,
+        enable_box_loss,
+        enable_icr,
+        enable_small_object_term,
+    )
 
     if task.get("own_train"):
         return own_train(ultralytics.YOLO, data, folder)
@@ -166,7 +171,9 @@ def train_as(task: dict[str, Any], folder: Path, data: Path) -> Any:
         model = ultralytics.RTDETR(checkpoint or str(architecture))
     else:
         model = ultralytics.YOLO(checkpoint or f"{family}.yaml")
-    icr = enable_icr(model, **task["enable"]) if task.get("enable") else None
+    icr = enable_box_loss(model, task["box_loss"]) if "box_loss" in task else None
+    if task.get("enable"):
+        icr = enable_icr(model, **task["enable"])
     if "accelerate" in task:
         accelerate(model, **task["accelerate"])
     if task.get("own_loss"):

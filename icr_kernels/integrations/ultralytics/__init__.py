@@ -7,7 +7,8 @@ not installed. docs/frameworks.md says which versions and forks were tried.
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
@@ -22,10 +23,10 @@ from ..handle import Handle, Record, framework, place_of
 from ..uniform import LossFunction, UniformTerm
 from . import ranks
 from .assigner import TaskAlignedAssigner
-from .start import EVENT, AcceleratedStart, Start, TermsStart
+from .start import EVENT, AcceleratedStart, BoxLossStart, Start, TermsStart
 from .terms import Options, Penalty
 
-__all__ = ["TaskAlignedAssigner", "accelerate", "enable_icr", "enable_small_object_term"]
+__all__ = ["TaskAlignedAssigner", "accelerate", "enable_box_loss", "enable_icr", "enable_small_object_term"]
 
 SMALL = 32.0
 
@@ -81,16 +82,13 @@ def enable_icr(
             training, and for small parts, they make the term a thousand times smaller.
         replace_iou_loss: the CIoU (RT-DETR: GIoU) loss of this package in place of the stock one: the same but for
             rounding and degenerate boxes. A model with another box loss, as forks have it, is refused.
-        iou_loss: another loss of the boxes in place of the stock one, whichever that is, as `box_iou_loss` takes it:
-            ``"siou"``, ``BoxLoss("mpdiou", width=640, height=640)``. It is weighted as the stock one, and column and
-            gain stay the same. Its parameters are in pixels: each prediction is brought there by its stride (RT-DETR:
-            by ``imgsz``). The running mean of one that is ``wise`` is of the predictions with a target, of each head
-            and process on its own; it begins anew with a run, and validation leaves it alone.
+        iou_loss: another loss of the boxes in place of the stock one, as `enable_box_loss` alone puts it there.
         auxiliary: RT-DETR: also at the outputs of the decoder's earlier layers and of the encoder.
         denoising: RT-DETR: also at the denoising queries.
         min_containment: a part of which no whole contains at least this share has no anchor object.
         box_term: the weight of the uniform term of the parts, as `enable_small_object_term` adds it for ``names=`` the
-            parts, with a column of its own. One model has one of the two functions: the last call counts.
+            parts, with a column of its own. A model has the terms of one of the two functions: the last call counts,
+            and a warning says so.
 
     Returns:
         A `Handle`: statistics (of the training steps; of both heads of an end-to-end model), reset, disable.
@@ -116,8 +114,48 @@ def enable_icr(
     formula = {"penalty": penalty, "relative": relative}
     added = Penalty(dict(pairs), min_containment, weight, formula, weighting)
     record = Record(mentioned, uniform)
-    options = Options(added, uniform, replace_iou_loss, iou_loss, auxiliary, denoising, record)
-    return _enable(model, TermsStart(options), record)
+    starts: list[Start] = [TermsStart("enable_icr", Options(added, uniform, auxiliary, denoising, record))]
+    if replace_iou_loss or iou_loss is not None:
+        # Before the terms: one that is refused leaves nothing behind.
+        starts.insert(0, BoxLossStart("enable_icr", record, iou_loss))
+    return _enable(model, record, *starts)
+
+
+def enable_box_loss(model: Any, loss: str | BoxLoss) -> Handle:
+    """Puts another loss of the boxes in the place of the stock one, whichever that is, in every training run of this
+    model that begins from now on.
+
+    ::
+
+        model = YOLO("yolo11n.pt")
+        enable_box_loss(model, BoxLoss("mpdiou", width=640, height=640, inner=0.7))
+        model.train(data="plates.yaml", epochs=100)
+
+    It is weighted as the stock one; its gain, its column in the log and the other losses stay what they are. It goes
+    together with a term of `enable_icr` or `enable_small_object_term` and with `accelerate`, in any order. A model has
+    one loss of the boxes: the last call counts, and where it is of another function a warning says so. Nothing of the
+    model's weights and checkpoints changes, a resumed run needs another call, and every process of several GPUs trains
+    with it, as with `enable_icr`.
+
+    The running mean of a loss that is ``wise`` is of the predictions with a target, of each head and process on its own
+    (RT-DETR: of all outputs together). It begins anew with a run, and validation leaves it alone.
+
+    Args:
+        model: as of `enable_icr`.
+        loss: as `box_iou_loss` takes it: ``"siou"``, or a `BoxLoss`. Its parameters are in pixels of the image that the
+            network sees: each prediction is brought there by its stride (RT-DETR: by ``imgsz``).
+
+    Returns:
+        A `Handle`, in whose statistics are ``steps`` and ``positives``.
+
+    Raises:
+        ImportError: ultralytics is missing, of a version that is not supported, or without what is hooked into.
+        TypeError, ValueError: not such a model, or not such a loss.
+    """
+    _check_model(model)
+    arguments.formula(*Formula(loss))
+    record = Record(None)
+    return _enable(model, record, BoxLossStart("enable_box_loss", record, loss))
 
 
 def enable_small_object_term(
@@ -144,8 +182,9 @@ def enable_small_object_term(
     to detectors is measured in docs/evidence.md. ``weight=0`` is the stock loss.
 
     For YOLO the term has a column of its own, ``uniform_loss``, where the loss items of a version have names; in older
-    versions it is part of ``box_loss``, and for RT-DETR of ``giou_loss``. A model has this or `enable_icr`: the last
-    call counts. As there, nothing of the model's weights and checkpoints changes, and a resumed run needs another call.
+    versions it is part of ``box_loss``, and for RT-DETR of ``giou_loss``. A model has this or the terms of
+    `enable_icr`: the last call counts, and a warning says so. As there, nothing of the model's weights and checkpoints
+    changes, and a resumed run needs another call.
 
     Args:
         model: as of `enable_icr`.
@@ -171,8 +210,9 @@ def enable_small_object_term(
     if names is None and max_side is None:
         max_side = SMALL
     uniform = UniformTerm.of_objects(weight, loss, names, max_side)
-    options = Options(None, uniform, False, None, auxiliary, denoising, Record(None, uniform))
-    return _enable(model, TermsStart(options), options.record)
+    record = Record(None, uniform)
+    options = Options(None, uniform, auxiliary, denoising, record)
+    return _enable(model, record, TermsStart("enable_small_object_term", options))
 
 
 def accelerate(model: Any, *, criterion: bool = False) -> Handle:
@@ -198,9 +238,9 @@ def accelerate(model: Any, *, criterion: bool = False) -> Handle:
     does one of another class, with a box loss or a cross-entropy of another class, or whose assigner stays; a warning
     says which and why. While another takes the place of one of these in mid-run, the loss is the stock one.
 
-    It goes together with `enable_icr` and `enable_small_object_term`, in any order. As there, nothing of the model's
-    weights and checkpoints changes, a resumed run needs another call, and every process of several GPUs takes part. The
-    last call counts.
+    It goes together with `enable_icr` and its like, in any order. As there, nothing of the model's weights and
+    checkpoints changes, a resumed run needs another call, and every process of several GPUs takes part. The last call
+    counts.
 
     Args:
         model: as of `enable_icr`, but no RT-DETR, which has no such assigner.
@@ -220,7 +260,7 @@ def accelerate(model: Any, *, criterion: bool = False) -> Handle:
     detr = getattr(importlib.import_module("ultralytics.models"), "RTDETR", ())
     if isinstance(model, detr):
         raise ValueError(f"model: expected one with a task-aligned assigner, got {type(model).__name__}")
-    return _enable(model, AcceleratedStart(criterion), Record(None))
+    return _enable(model, Record(None), AcceleratedStart("accelerate", criterion))
 
 
 def _check_model(model: Any) -> None:
@@ -256,22 +296,31 @@ def _check_symbols(ultralytics: ModuleType) -> None:
     )
 
 
-def _enable(model: Any, start: Start, record: Record) -> Handle:
+def _enable(model: Any, record: Record, *starts: Start) -> Handle:
     def disable() -> None:
-        _remove_callbacks(model, lambda each: each is start)
-        start.end(getattr(model, "trainer", None))
+        _remove_callbacks(model, starts)
+        for start in starts:
+            start.end(getattr(model, "trainer", None))
 
-    _remove_callbacks(model, lambda each: type(each) is type(start))
-    model.add_callback(EVENT, start)
+    replaced = [each for each in model.callbacks[EVENT] if any(start.replaces(each) for start in starts)]
+    for each in replaced:
+        if each.caller != starts[0].caller:
+            warnings.warn(
+                f"icr_kernels: {starts[0].caller} replaces the {each.thing} of {each.caller}: a model has one",
+                stacklevel=3,
+            )
+    _remove_callbacks(model, replaced)
+    for start in starts:
+        model.add_callback(EVENT, start)
     if not ranks.carry_callbacks() and not isinstance(vars(model).get("train"), ranks.Launch):
         # Of the instance: a class of its own would be in the way of copies and pickles.
         model.train = ranks.Launch(model)
     return Handle(record, disable)
 
 
-def _remove_callbacks(model: Any, are_removed: Callable[[Any], bool]) -> None:
+def _remove_callbacks(model: Any, removed: Sequence[Start]) -> None:
     callbacks = model.callbacks[EVENT]
-    callbacks[:] = [each for each in callbacks if not are_removed(each)]
+    callbacks[:] = [each for each in callbacks if each not in removed]
     launch = vars(model).get("train")
     if isinstance(launch, ranks.Launch) and not any(isinstance(each, Start) for each in callbacks):
         del model.train

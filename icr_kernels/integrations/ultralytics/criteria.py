@@ -1,4 +1,4 @@
-"""Around a stock criterion, of YOLO or of RT-DETR: it is watched while it runs, and the terms join its box loss."""
+"""Around a stock criterion, of YOLO or of RT-DETR: it is watched while it runs, and its box loss is changed."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ from ..handle import Losses, are_same, trial_boxes
 from ..set_criterion import EPS
 from .detection import LossInPlace
 from .in_place import heads, named
-from .terms import Assigned, HeadTerms, Terms
+from .terms import Assigned, Changes, HeadChanges
 
 # What is read of the arguments of a head's modules, by the names that they have since 8.0.
 READ = {
@@ -23,10 +23,10 @@ READ = {
 }
 
 
-def criterion_of(stock: Any, terms: Terms) -> "Criterion":
-    """An error where it is not of a kind that is known."""
+def criterion_of(stock: Any) -> "Criterion":
+    """Without changes yet. An error where it is not of a kind that is known."""
     if all(hasattr(stock, name) for name in ("_get_loss_bbox", "_get_loss_aux", "_get_index")):
-        return DetrCriterion(stock, terms)
+        return DetrCriterion(stock, Changes())
     if not all(isinstance(getattr(head, name, None), nn.Module) for head in heads(stock) for name in READ):
         raise ValueError(
             "model: expected one whose criterion has an assigner and a box loss, or is that of RT-DETR, got one with "
@@ -41,27 +41,32 @@ def criterion_of(stock: Any, terms: Terms) -> "Criterion":
                     f"model: expected one with {name}.forward({', '.join(read)}, ...), got one with {named(module)}, "
                     f"which takes ({', '.join(taken)})"
                 )
-    return YoloCriterion(stock, terms)
+    return YoloCriterion(stock, Changes())
 
 
 class Criterion:
     """Around a criterion of Ultralytics. Copied it is another such; pickled it is the stock criterion."""
 
     iou_loss: str
+    column: str  # of the log, in which the box loss is
 
-    def __init__(self, stock: Any, terms: Terms) -> None:
+    def __init__(self, stock: Any, changes: Changes) -> None:
         self.stock = stock
-        self.terms = terms
+        self.changes = changes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stock, name)
 
     def __deepcopy__(self, memo: dict) -> "Criterion":
-        return type(self)(copy.deepcopy(self.stock, memo), self.terms)
+        return type(self)(copy.deepcopy(self.stock, memo), self.changes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # From protocol 2 on pickle insists that an object is pickled as one of its own class.
         return self.stock.__reduce_ex__(1)
+
+    def end_step(self) -> None:
+        for record in self.changes.records:
+            record.step()
 
     def check_iou_loss(self, device: torch.device) -> None:
         """An error where the stock box loss is not the one that would take its place. Nothing is trained yet."""
@@ -82,6 +87,7 @@ class YoloCriterion(Criterion):
     """Around a `v8DetectionLoss`, or around a criterion that holds one for each of two heads."""
 
     iou_loss = "CIoU"
+    column = "box_loss"
 
     def has_iou_loss(self, pred: Tensor, target: Tensor) -> bool:
         # In cells of a level, as corners.
@@ -91,24 +97,24 @@ class YoloCriterion(Criterion):
         return all(_has_ciou(head, pred, target) for head in heads(self.stock))
 
     def __call__(self, preds: Any, batch: Any) -> tuple[Tensor, Any]:
-        of_heads = [HeadTerms(self.terms, head.hyp.box, number) for number, head in enumerate(heads(self.stock))]
+        of_heads = [HeadChanges(self.changes, head.hyp.box, number) for number, head in enumerate(heads(self.stock))]
         # They are there during this call only: nothing that belongs to a graph stays behind.
         with ExitStack() as call:
-            for head, terms in zip(heads(self.stock), of_heads, strict=True):
-                # One that calls neither of the two modules takes the terms itself.
+            for head, changes in zip(heads(self.stock), of_heads, strict=True):
+                # One that calls neither of the two modules takes the changes itself.
                 if isinstance(head, LossInPlace):
-                    call.enter_context(head.joined_by(terms))
-                watch = Watch(terms)
+                    call.enter_context(head.changed_by(changes))
+                watch = Watch(changes)
                 for module, hook in (
                     (head.assigner, watch.after_assigner),
                     (head.bbox_loss, watch.after_box_loss),
                 ):
                     call.enter_context(module.register_forward_hook(hook, with_kwargs=True))
             loss, items = self.stock(preds, batch)
-        self.terms.options.record.step()
+        self.end_step()
         if isinstance(items, dict):
             # The items of an end-to-end model are those of its last head.
-            for column in self.terms.columns:
+            for column in self.changes.columns:
                 term = of_heads[-1].added.get(column, torch.zeros_like(items["box_loss"]))
                 items = {**items, "box_loss": items["box_loss"] - term, column: term}
         return loss, items
@@ -140,10 +146,10 @@ def _has_ciou(head: Any, pred: Tensor, target: Tensor) -> bool:
 
 
 class Watch:
-    """Of the assigner and the box loss of one head, once each: adds the terms to the latter."""
+    """Of the assigner and the box loss of one head, once each: changes the latter."""
 
-    def __init__(self, terms: HeadTerms) -> None:
-        self.terms = terms
+    def __init__(self, changes: HeadChanges) -> None:
+        self.changes = changes
 
     def after_assigner(self, module: nn.Module, arguments: tuple, named: dict, outputs: tuple) -> None:
         # It alone sees which ground truth each prediction is assigned to, and the labels.
@@ -168,19 +174,18 @@ class Watch:
             # Rows of padding are boxes of no image.
             image=torch.where(self.is_box[..., 0] > 0, image, -1).flatten(),
         )
-        iou_loss, options = outputs[0], self.terms.terms.options
-        if options.replace_iou_loss or options.iou_loss is not None:
-            pairs = {"target_index": found.index}
+        self.changes.count(found.index)
+        iou_loss, other = outputs[0], self.changes.box_loss(found.pred, found.table, found.index)
+        if other:
             iou_loss = box_iou_loss(
                 found.pred,
                 found.table,
-                **pairs,
-                loss=options.iou_loss or "ciou",
+                target_index=found.index,
                 weight=found.score,
                 normalizer=found.normalizer,
-                wise_mean=self.terms.terms.mean_of(self.terms.head, found.pred, found.table, **pairs),
+                **other,
             )
-        return iou_loss + self.terms.of(found), *outputs[1:]
+        return iou_loss + self.changes.of(found), *outputs[1:]
 
 
 def _read(name: str, module: nn.Module, arguments: tuple, named: dict) -> list[Any]:
@@ -192,6 +197,7 @@ class DetrCriterion(Criterion):
     """Around an `RTDETRDetectionLoss`."""
 
     iou_loss = "GIoU"
+    column = "giou_loss"
 
     def has_iou_loss(self, pred: Tensor, target: Tensor) -> bool:
         def stock(pred: Tensor) -> Losses:
@@ -207,13 +213,13 @@ class DetrCriterion(Criterion):
         # What the stock criterion notes about itself stays its own; what is noted here goes with the call.
         base: Any = type(self.stock)
         self.stock.__class__ = _watched(base)
-        self.stock.batch_terms = BatchTerms(self.terms, batch, self.stock.loss_gain["giou"])
+        self.stock.batch_changes = BatchChanges(self.changes, batch, self.stock.loss_gain["giou"])
         try:
             losses = self.stock(preds, batch, *rest, **named)
         finally:
-            del self.stock.batch_terms
+            del self.stock.batch_changes
             self.stock.__class__ = base
-        self.terms.options.record.step()
+        self.end_step()
         return losses
 
 
@@ -225,17 +231,17 @@ def _watched(base: Any) -> Any:
 class Watched:
     """Before an `RTDETRDetectionLoss`."""
 
-    batch_terms: "BatchTerms"
+    batch_changes: "BatchChanges"
 
     def _get_loss_aux(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
-        self.batch_terms.is_main = False
+        self.batch_changes.is_main = False
         losses = super()._get_loss_aux(*arguments, **named)  # type: ignore[misc]
-        self.batch_terms.is_main = True
+        self.batch_changes.is_main = True
         return losses
 
     def _get_index(self, match_indices: list[tuple]) -> tuple:
         index = super()._get_index(match_indices)  # type: ignore[misc]
-        self.batch_terms.rows = index[1]
+        self.batch_changes.rows = index[1]
         return index
 
     def _get_loss_bbox(self, pred: Tensor, target: Tensor, postfix: str = "") -> dict[str, Tensor]:
@@ -244,67 +250,66 @@ class Watched:
             return losses
         # The key of the stock loss, because only those are added up.
         name = f"loss_giou{postfix}"
-        return {**losses, name: self.batch_terms.added(losses[name], pred, target, is_denoising=bool(postfix))}
+        return {**losses, name: self.batch_changes.added(losses[name], pred, target, is_denoising=bool(postfix))}
 
 
-class BatchTerms:
-    """The terms of a batch: boxes come normalised, as cxcywh, ground truth in one table."""
+class BatchChanges:
+    """The changes of a batch: boxes come normalised, as cxcywh, ground truth in one table."""
 
-    def __init__(self, terms: Terms, batch: dict[str, Any], gain: float) -> None:
-        self.terms = terms
-        self.options = terms.options
+    def __init__(self, changes: Changes, batch: dict[str, Any], gain: float) -> None:
+        self.changes = changes
         self.gain = gain
         self.table = batch["bboxes"]
         self.is_main = True
         # Which row of the table each matched prediction has as its target.
         self.rows = torch.empty(0, dtype=torch.int64)
-        labels = batch["cls"]
-        if terms.relations is not None:
+        terms, labels = changes.terms, batch["cls"]
+        if terms is not None and terms.relations is not None:
             self.is_part = terms.relations.is_part(labels)
             self.anchor_index = terms.relations.anchor_index(
                 self.table, labels, batch["batch_idx"], eps=EPS, box_format="cxcywh"
             )
-        if terms.chooser is not None:
+        if terms is not None and terms.chooser is not None:
             self.is_chosen = terms.chooser(labels, terms.image_size * self.table[:, 2:])
 
     def added(self, loss: Tensor, pred: Tensor, target: Tensor, is_denoising: bool) -> Tensor:
-        """The GIoU loss of an output with the terms."""
-        options, gain = self.options, self.gain
-        wanted = (options.denoising or not is_denoising) and (options.auxiliary or self.is_main)
-        is_replaced = options.replace_iou_loss or options.iou_loss is not None
-        if not (wanted or is_replaced):
-            return loss
+        """The GIoU loss of an output, or what is in its place, with the terms."""
+        (terms, other), gain = self.changes, self.gain
         rows = self.rows.to(self.table.device)
         is_recorded = self.is_main and not is_denoising
         if is_recorded:
-            options.record.add_positives(rows >= 0)
+            for record in self.changes.records:
+                record.add_positives(rows >= 0)
+        form: dict[str, Any] = {"eps": EPS, "box_format": "cxcywh"}
+        if other is not None:
+            mean = other.mean_of(0, pred, target, **form)
+            scale = float(other.image_size)
+            loss = gain * box_iou_loss(pred, target, loss=other.loss, scale=scale, wise_mean=mean, **form)
+        if terms is None:
+            return loss
+        options = terms.options
+        if (is_denoising and not options.denoising) or not (self.is_main or options.auxiliary):
+            return loss
         if options.penalty is not None:
             anchor_index = self.anchor_index[rows]
-            terms = icr_terms(
+            penalty = icr_terms(
                 pred,
                 target,
                 self.table,
                 anchor_index=anchor_index,
-                loss=options.iou_loss or "giou",
+                loss="iou",
                 penalty_weight=0.0,
-                scale=float(self.terms.image_size),
-                wise_mean=self.terms.mean_of(0, pred, target, eps=EPS, box_format="cxcywh"),
-                eps=EPS,
-                box_format="cxcywh",
                 **options.penalty.formula,
-            )
-            if is_replaced:
-                loss = gain * terms.loss.mean()
-            if not wanted:
-                return loss
+                **form,
+            ).penalty
             is_paired = anchor_index >= 0
             count = is_paired.sum().clamp(min=1) if options.penalty.weighting == "uniform" else len(target)
-            loss = loss + gain * options.penalty.weight * terms.penalty.sum() / count
+            loss = loss + gain * options.penalty.weight * penalty.sum() / count
             if is_recorded:
-                options.record.add_penalty(self.is_part[rows], is_paired, terms.penalty)
+                options.record.add_penalty(self.is_part[rows], is_paired, penalty)
         if options.uniform is not None:
             is_chosen = self.is_chosen[rows]
-            mean = options.uniform.mean(pred, target, is_chosen, eps=EPS, box_format="cxcywh")
+            mean = options.uniform.mean(pred, target, is_chosen, **form)
             loss = loss + gain * options.uniform.weight * mean
             if is_recorded:
                 options.record.add_uniform(is_chosen, mean)

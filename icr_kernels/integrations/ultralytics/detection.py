@@ -15,7 +15,7 @@ from ...detection import decode_boxes, dense_detection_loss
 from ..handle import ROUNDING
 from .assigner import TRIAL_SIZE, AssignerInPlace, trial_scene
 from .in_place import InPlace, before, heads, named
-from .terms import Assigned, HeadTerms
+from .terms import Assigned, HeadChanges
 
 # So many sizes of images, as training on several scales has them, are kept of each criterion.
 MOST_GRIDS = 64
@@ -43,16 +43,16 @@ class LossInPlace(InPlace):
     nc: int
     stride: Tensor
     hyp: Any
-    # What joins the box loss of the step that is on.
-    terms: HeadTerms | None = None
+    # What changes the box loss of the step that is on.
+    changes: HeadChanges | None = None
 
     @contextmanager
-    def joined_by(self, terms: HeadTerms) -> Iterator[None]:
-        self.terms = terms
+    def changed_by(self, changes: HeadChanges) -> Iterator[None]:
+        self.changes = changes
         try:
             yield
         finally:
-            del self.terms
+            del self.changes
 
     def _is_as_tried(self) -> bool:
         """Whether nobody has given it another part since; then what it was made of computes, with a warning."""
@@ -74,8 +74,8 @@ class LossInPlace(InPlace):
         image = image.masked_fill(truth[:, :2].sum(1) <= 0, -1)
         box_logits, class_logits = boxes.mT, scores.mT
         # One decoding serves the assignment and the terms; without these nothing asks for its gradient.
-        is_joined = self.terms is not None
-        decoded = decode_boxes(box_logits if is_joined else box_logits.detach(), points, strides)
+        has_terms = self.changes is not None and self.changes.terms is not None
+        decoded = decode_boxes(box_logits if has_terms else box_logits.detach(), points, strides)
         assignment = task_aligned_assign(
             class_logits.detach(),
             decoded.detach(),
@@ -89,10 +89,11 @@ class LossInPlace(InPlace):
         )
         class_weights = getattr(self, "class_weights", None)
         of_boxes = {}
-        if self.terms is not None:
+        if self.changes is not None:
             centre, half = truth[:, :2], truth[:, 2:] / 2
             table = torch.cat((centre - half, centre + half), 1)
-            of_boxes = self.terms.box_loss(decoded.detach(), table, assignment.index)
+            self.changes.count(assignment.index)
+            of_boxes = self.changes.box_loss(decoded.detach(), table, assignment.index)
         # Gains of B times as much save a multiplication forward and one backward.
         gains = images * self.hyp.box, images * self.hyp.cls, images * self.hyp.dfl
         found = dense_detection_loss(
@@ -111,10 +112,10 @@ class LossInPlace(InPlace):
             **of_boxes,
         )
         box = found.box
-        if self.terms is not None:
+        if self.changes is not None and has_terms:
             normalizer = assignment.score.sum().clamp(min=1)
             assigned = Assigned(decoded, assignment.index, assignment.score, normalizer, table, labels, image)
-            box = box + gains[0] * self.terms.of(assigned)
+            box = box + gains[0] * self.changes.of(assigned)
         losses = torch.stack((box, found.classification, found.distribution))
         return losses, losses.detach() / images
 

@@ -1,6 +1,6 @@
-"""What is added to the box loss of a model, what that means on a data set, and for what a head predicts."""
+"""What is changed in the box loss of a model, what that means on a data set, and for what a head predicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,21 +28,18 @@ class Penalty(NamedTuple):
 class Options(NamedTuple):
     penalty: Penalty | None
     uniform: UniformTerm | None
-    replace_iou_loss: bool
-    iou_loss: str | BoxLoss | None
     auxiliary: bool
     denoising: bool
     record: Record
 
 
 class Terms(NamedTuple):
-    """The options of a training run with what it is on."""
+    """What joins the box loss of a training run: the options with what it is on."""
 
     options: Options
     relations: Relations | None
     chooser: Chooser | None
     image_size: float
-    means: dict[int, Tensor]  # of each head, where its loss is wise
 
     @classmethod
     def of(cls, options: Options, trainer: Any, names: Mapping[int, str]) -> "Terms":
@@ -53,16 +50,11 @@ class Terms(NamedTuple):
         if penalty is not None:
             relations = Relations(penalty.pairs, names, min_containment=penalty.min_containment)
         chooser = None if uniform is None else uniform.chooser(names)
-        return cls(options, relations, chooser, trainer.args.imgsz, {})
+        return cls(options, relations, chooser, trainer.args.imgsz)
 
-    def mean_of(self, head: int, pred: Tensor, target: Tensor, **pairs: Any) -> Tensor | None:
-        """The running mean of 1 - IoU of a head, updated by these pairs in training."""
-        if self.options.iou_loss is None or box_loss(self.options.iou_loss).wise is None:
-            return None
-        mean = self.means.setdefault(head, torch.ones((), device=pred.device))
-        if torch.is_grad_enabled():
-            wise.update(mean, pred, target, **pairs)
-        return mean.clone()
+    @property
+    def record(self) -> Record:
+        return self.options.record
 
     @property
     def columns(self) -> list[str]:
@@ -82,6 +74,45 @@ class Terms(NamedTuple):
         return found
 
 
+class OtherLoss(NamedTuple):
+    """What is in the place of the stock box loss in a training run."""
+
+    loss: str | BoxLoss
+    image_size: float
+    means: dict[int, Tensor]  # of each head, where the loss is wise
+    record: Record
+
+    def mean_of(self, head: int, pred: Tensor, target: Tensor, **pairs: Any) -> Tensor | None:
+        """The running mean of 1 - IoU of a head, updated by these pairs in training."""
+        if box_loss(self.loss).wise is None:
+            return None
+        mean = self.means.setdefault(head, torch.ones((), device=pred.device))
+        if torch.is_grad_enabled():
+            wise.update(mean, pred, target, **pairs)
+        return mean.clone()
+
+
+class Changes(NamedTuple):
+    """What of the box loss of a model is not stock."""
+
+    terms: Terms | None = None
+    box_loss: OtherLoss | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        return [] if self.terms is None else self.terms.columns
+
+    @property
+    def records(self) -> Iterable[Record]:
+        """Once each: both may be of one call."""
+        return dict.fromkeys(each.record for each in self if each is not None)
+
+    def without(self, record: Record) -> "Changes":
+        """What other calls have changed of it."""
+        of_record = [name for name, each in self._asdict().items() if each is not None and each.record is record]
+        return self._replace(**dict.fromkeys(of_record))
+
+
 class Assigned(NamedTuple):
     """What a head predicts for B images, at A points each, and is trained towards."""
 
@@ -94,33 +125,37 @@ class Assigned(NamedTuple):
     image: Tensor  # (M,), -1 for padding
 
 
-class HeadTerms:
-    """The terms of one head, in one step."""
+class HeadChanges:
+    """The changes of one head's box loss, in one step."""
 
-    def __init__(self, terms: Terms, gain: float, head: int) -> None:
-        self.terms = terms
+    def __init__(self, changes: Changes, gain: float, head: int) -> None:
+        self.terms, self.other = changes
+        self.records = changes.records
         self.gain = gain
         self.head = head
         # To each column what is added to the head's box_loss, with its gain, without gradient.
         self.added: dict[str, Tensor] = {}
 
-    def box_loss(self, decoded: Tensor, table: Tensor, index: Tensor) -> dict[str, Any]:
-        """That of the boxes, where it is not the stock one, as options of `dense_detection_loss`."""
-        loss = self.terms.options.iou_loss
-        if loss is None:
+    def count(self, index: Tensor) -> None:
+        """Which predictions have a target, as `Assigned` has it."""
+        for record in self.records:
+            record.add_positives(index >= 0)
+
+    def box_loss(self, pred: Tensor, table: Tensor, index: Tensor) -> dict[str, Any]:
+        """That of the boxes, where it is not the stock one, as options of `box_iou_loss` and `dense_detection_loss`."""
+        if self.other is None:
             return {}
-        return {"loss": loss, "wise_mean": self.terms.mean_of(self.head, decoded, table, target_index=index)}
+        return {"loss": self.other.loss, "wise_mean": self.other.mean_of(self.head, pred, table, target_index=index)}
 
     def of(self, found: Assigned) -> Tensor | float:
-        """Their sum, before the gain of the box loss."""
+        """The sum of the terms, before the gain of the box loss."""
         total: Tensor | float = 0.0
-        if len(found.table) == 0:
+        if self.terms is None or len(found.table) == 0:
             return total
         options, relations, chooser = self.terms.options, self.terms.relations, self.terms.chooser
         is_positive = found.index >= 0
         # Background gets the first row; the masks leave it out.
         row = found.index.clamp(min=0)
-        options.record.add_positives(is_positive)
         if options.penalty is not None and relations is not None:
             anchor_index = relations.anchor_index(found.table, found.labels, found.image)[row]
             is_paired = is_positive & (anchor_index >= 0)

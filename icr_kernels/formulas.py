@@ -115,14 +115,16 @@ def displaced_similarity(by: Box, q: Box, eps: float) -> Tensor:
     """The IoU of q and a box whose edges lie ``by`` beyond its own. Which edge is inside is the sign of a difference:
     edges next to each other stay two."""
     zero = torch.zeros_like(by.x1)
+    # Of each pair, or in a matrix the derivatives that cancel would be summed before they do.
+    w, h = width(q).expand_as(zero), height(q).expand_as(zero)
 
     def along(first: Tensor, second: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
         shared = side + torch.minimum(second, zero) - torch.maximum(first, zero)
         return torch.relu(shared), side + second - first
 
-    (shared_w, w), (shared_h, h) = along(by.x1, by.x2, width(q)), along(by.y1, by.y2, height(q))
+    (shared_w, other_w), (shared_h, other_h) = along(by.x1, by.x2, w), along(by.y1, by.y2, h)
     shared = shared_w * shared_h
-    return shared / guard(area(q) + w * h - shared, eps)
+    return shared / guard(w * h + other_w * other_h - shared, eps)
 
 
 def containment(p: Box, a: Box, eps: float) -> Tensor:

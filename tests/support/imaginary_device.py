@@ -31,6 +31,7 @@ FUNCTIONS = (
     "test_export",
     "test_in_a_graph",
     "test_linearized",
+    "test_more_than_there_is_memory_for",
     "test_one_graph_for_all_sizes",
     "test_operators_keep_the_contract_of_the_dispatcher",
     "test_operators_keep_their_contract",

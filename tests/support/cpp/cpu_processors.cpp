@@ -64,10 +64,9 @@ std::vector<Processor> processors() {
   std::vector<Processor> found = {processor<generic>()};
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(processor<avx2>());
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
-    found.push_back(processor<avx512>());
-  }
+#endif
+#if defined(WITH_AVX512)
+  found.push_back(processor<avx512>());
 #endif
   return found;
 }

@@ -166,8 +166,8 @@ ICR_INLINE Overlay<P, Q, S> overlay(const P& p, const Q& q, S eps) {
 }
 
 // The IoU of q and a box whose edges lie `by` beyond its own. Which edge is inside is the sign of a difference: edges
-// next to each other stay two. It is differentiated with respect to these differences and the sides first: of equal boxes
-// that is exactly 0, and so is what it is multiplied by.
+// next to each other stay two. It is differentiated with respect to these differences and the sides first: of equal
+// boxes that is exactly 0, and so is what it is multiplied by.
 template <class D, class Q, class S>
 ICR_INLINE auto displaced_iou(const D& by, const Q& q, S eps) {
   const auto apart = variables<0>(Box<S>{value_of(by.x1), value_of(by.y1), value_of(by.x2), value_of(by.y2)});

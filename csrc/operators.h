@@ -112,9 +112,10 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, Scala
                                device_type, device_index, &handle) != AOTI_TORCH_SUCCESS) {
     double elements = 1;
     for (const int64_t size : shape) elements *= double(size);
-    // In the words that trainers look for, to try again with a smaller batch.
+    // In the words that trainers look for, to try again with a smaller batch. Why PyTorch refused is not known here.
     STD_TORCH_CHECK(false, device_type == aoti_torch_device_type_cuda() ? "CUDA" : "CPU",
-                    " out of memory. icr_kernels tried to allocate a tensor of ", elements, " elements");
+                    " out of memory. icr_kernels tried to allocate a tensor of ", elements, " elements, ",
+                    "and PyTorch refused; where memory is free, the reason is an earlier error of the device");
   }
   return Tensor(handle);
 }

@@ -372,7 +372,8 @@ Job = tuple[str, Callable[[Case, str, str], list[Row]], Case, str, str]
 
 
 def stage(name: str) -> int:
-    """This package comes first, and what takes no time to compile; last of all what is compiled for each shape."""
+    """This package comes first, and of it what need not be compiled; then eager code, then what torch compiles, and
+    last of all what it compiles for each shape."""
     others = name not in OURS
     return (name == "triton") + 2 * others + name.startswith("torch.compile") + name.endswith(", static")
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 CPP = ROOT / "tests" / "support" / "cpp"
@@ -26,11 +27,10 @@ LOOPS = {"generic": []}
 if platform.machine() == "x86_64":
     # Pointers are computed by the same source for each of them: for one of them that is checked, which takes a third.
     AVX2 = ["-fno-sanitize=pointer-overflow", "-mavx2", "-mfma"]
-    AVX512 = ["avx512f", "avx512dq", "avx512bw", "avx512vl"]
     LOOPS["avx2"] = AVX2
     # Compiled where they can run.
-    if set(AVX512) <= set(Path("/proc/cpuinfo").read_text().split()):
-        LOOPS["avx512"] = [*AVX2, *(f"-m{each}" for each in AVX512)]
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        LOOPS["avx512"] = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 CPU = {str(ROOT / "csrc" / "cpu" / f"{name}.cpp"): [*target, *ONE_VARIANT] for name, target in LOOPS.items()}
 CPU[str(ROOT / "csrc" / "cpu" / "table_gradient.cpp")] = []
 CPU[str(CPP / "cpu_processors.cpp")] = ["-DWITH_AVX512"] if "avx512" in LOOPS else []

@@ -22,7 +22,8 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 on_gpu: set[int] = set()
 anywhere: set[int] = set()
 
-# What looks at modes, or runs where none is: compilers, the short way, what is called in the middle of a backward pass.
+# What looks at modes, or runs where none is (compilers, the short way, what is called in the middle of a backward
+# pass), and what names the device that C++ sees.
 MODULES = ("test_compile", "test_shortcut")
 FUNCTIONS = (
     "test_checkpoint",

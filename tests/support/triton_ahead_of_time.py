@@ -531,8 +531,9 @@ def pairwise_cases() -> list[Case]:
     found.append(Case("selected in groups, some, by area, 5", what="selected_by_area", tile="some", k=5))
     found += [Case(f"cost {k}", what="matching_cost", k=k) for k in (0, 1)]
     found.append(Case("cost, double", what="matching_cost", tile="few", dtype=torch.float64))
-    found += [Case(f"assigned {k}", what="assigned", k=k) for k in (0, 3)]
-    found += [Case("assigned, half", capability, "assigned", dtype=torch.float16) for capability in (80, 90, 100)]
+    for capability in (80, 90, 100):
+        found += [Case(f"assigned {k}", capability, "assigned", k=k) for k in (0, 3)]
+        found.append(Case("assigned, half", capability, "assigned", dtype=torch.float16))
     for what in ("decoded", "decoded_backward", "detection_loss", "detection_loss_backward"):
         found += [Case(f"{what} {k}, {tile}", what=what, k=k, tile=tile) for k, tile in ((16, "few"), (5, "many"))]
         found += [Case(f"{what} 1", what=what, k=1), Case(f"{what}, double", what=what, k=16, dtype=torch.float64)]
@@ -540,7 +541,10 @@ def pairwise_cases() -> list[Case]:
             half = {"k": 16, "dtype": torch.float16, "loss": "siou", "penalty": "containment+pull"}
             found.append(Case(f"{what}, half", capability, what, **half))
     for capability in (80, 100):
+        found.append(Case("matrix of siou", capability, "pairwise", kind="siou"))
         found.append(Case("matrix gradient of siou", capability, "pairwise_backward", kind="siou", wanted=2))
+        found.append(Case("cost 0", capability, "matching_cost"))
+        found.append(Case("selected in groups, few, 0", capability, "selected_in_groups", tile="few"))
         found.append(Case("selected in groups, many, 16", capability, "selected_in_groups", tile="many", k=16))
     return found
 
